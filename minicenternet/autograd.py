@@ -1,0 +1,182 @@
+"""Reverse-mode automatic differentiation on a tape: the chain rule, dL/dx = sum over uses of (dy/dx)^T dL/dy.
+
+An op is a function of arrays that returns `(y, backward)`; `backward(dy)` returns one gradient per array argument.
+`@differentiable` lifts it to Tensors and keeps the array form as `op.raw`:
+
+    @differentiable
+    def square(x):
+        def backward(dy):
+            return (2 * x * dy,)
+        return x * x, backward
+
+    square.raw(array)                 -> (y, backward)            bare arrays, nothing recorded
+    square(Tensor(array))             -> Tensor                   recorded if an argument asks for gradients
+
+Each Tensor that an op made holds its Node: the closure `backward` and the Tensors it came from. The closure sees
+arrays, never the Tensor it made, so there is no reference cycle: dropping the last Tensor frees the whole graph at
+once, without the garbage collector.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+from .backend import Array, get_xp, to_cpu
+
+_state = threading.local()  # .recording: False inside no_grad, for this thread only
+_order = itertools.count()  # nodes are numbered as they are made, which is a topological order
+
+
+class Node:
+    """One recorded op: how to go back through it, and to which Tensors."""
+
+    __slots__ = ("backward", "inputs", "name", "order")
+
+    def __init__(self, name: str, backward: Callable, inputs: list[Tensor | None]):
+        self.name, self.backward, self.inputs, self.order = name, backward, inputs, next(_order)
+
+
+class Tensor:
+    """An array, its gradient, and the op that made it.
+
+    data: float32 or float64 numpy or cupy array.  grad: None, or an array like data, filled by `backward` for the
+    Tensors that nobody computed (parameters, inputs).  requires_grad: whether ops on it are recorded.
+    Raises TypeError when gradients are asked of anything but float32 or float64.
+    """
+
+    __slots__ = ("data", "grad", "node", "requires_grad")
+    __array_priority__ = 1000  # so that numpy_array * tensor asks the Tensor
+
+    def __init__(self, data: Array, requires_grad: bool = False):
+        if not hasattr(data, "shape"):
+            data = np.asarray(data, dtype=np.float32)
+        if requires_grad and data.dtype not in (np.float32, np.float64):
+            raise TypeError(f"gradients need float32 or float64, got {data.dtype}; convert with .astype('float32')")
+        self.data = data
+        self.grad: Array | None = None
+        self.node: Node | None = None
+        self.requires_grad = requires_grad
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.data.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.data.dtype
+
+    @property
+    def ndim(self) -> int:
+        return self.data.ndim
+
+    @property
+    def size(self) -> int:
+        return self.data.size
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __repr__(self) -> str:
+        made_by = f", made by {self.node.name}" if self.node else ""
+        return f"Tensor({self.data!r}{made_by}{', requires_grad' if self.requires_grad else ''})"
+
+    def item(self) -> float:
+        """Return the single number of a one-element Tensor (on a GPU: waits for it)."""
+        return self.data.item()
+
+    def numpy(self) -> np.ndarray:
+        """Return the data as a numpy array (a copy when it lies on the GPU)."""
+        return to_cpu(self.data)
+
+    def detach(self) -> Tensor:
+        """Return a Tensor with the same data and no history."""
+        return Tensor(self.data)
+
+    def backward(self, gradient: Array | None = None) -> None:
+        """Add d(self)/d(leaf) to `.grad` of every leaf that asked for it; a scalar needs no `gradient` (1 is meant).
+
+        Each closure is dropped after use, which frees activations while the pass runs.
+        Raises RuntimeError when nothing was recorded or when the graph was used before, ValueError when the
+        gradient's shape is not the Tensor's.
+        """
+        if not self.requires_grad:
+            raise RuntimeError("backward through a Tensor that was not recorded: no input had requires_grad=True")
+        if gradient is None:
+            if self.size != 1:
+                raise ValueError(
+                    f"backward from shape {self.shape} needs a gradient of that shape; only scalars do not"
+                )
+            gradient = get_xp(self.data).ones_like(self.data)
+        if gradient.shape != self.shape:
+            raise ValueError(f"gradient has shape {gradient.shape}, expected {self.shape}")
+        gradients = {id(self): gradient}
+        for tensor in _newest_first(self):
+            gradient, node = gradients.pop(id(tensor), None), tensor.node
+            if node is None:  # a leaf
+                if gradient is not None:
+                    tensor.grad = gradient if tensor.grad is None else tensor.grad + gradient
+                continue
+            if node.backward is None:
+                raise RuntimeError(
+                    f"second backward through {node.name}: its closure was dropped after the first to free memory; "
+                    "compute the loss again, or add losses and call backward once"
+                )
+            backward, inputs = node.backward, node.inputs
+            node.backward, node.inputs = None, []
+            if gradient is None:  # every use of it had a gradient of None
+                continue
+            for parent, part in zip(inputs, backward(gradient), strict=False):
+                if parent is not None and part is not None:
+                    key = id(parent)
+                    gradients[key] = gradients[key] + part if key in gradients else part
+
+
+def _newest_first(root: Tensor) -> list[Tensor]:
+    """Return the recorded Tensors that `root` depends on, every Tensor before those it was computed from."""
+    found, stack = {id(root): root}, [root]
+    while stack:
+        tensor = stack.pop()
+        for parent in tensor.node.inputs if tensor.node else ():
+            if parent is not None and id(parent) not in found:
+                found[id(parent)] = parent
+                stack.append(parent)
+    return sorted(found.values(), key=lambda tensor: tensor.node.order if tensor.node else -1, reverse=True)
+
+
+@contextmanager
+def no_grad() -> Iterator[None]:
+    """Inside, nothing is recorded in this thread: inference keeps no activations."""
+    before = getattr(_state, "recording", True)
+    _state.recording = False
+    try:
+        yield
+    finally:
+        _state.recording = before
+
+
+def differentiable(function: Callable) -> Callable:
+    """Lift an array function returning `(y, backward)` to Tensors; `.raw` is the array function itself.
+
+    Positional arguments may be Tensors, arrays or numbers; gradients flow to the Tensors with requires_grad.
+    """
+
+    @functools.wraps(function)
+    def op(*arguments, **options) -> Tensor:
+        arrays = [a.data if isinstance(a, Tensor) else a for a in arguments]
+        y, backward = function(*arrays, **options)
+        result = Tensor(y)
+        if getattr(_state, "recording", True):
+            inputs = [a if isinstance(a, Tensor) and a.requires_grad else None for a in arguments]
+            if any(tensor is not None for tensor in inputs):
+                result.requires_grad = True
+                result.node = Node(function.__name__, backward, inputs)
+        return result
+
+    op.raw = function
+    return op

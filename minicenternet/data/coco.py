@@ -1,0 +1,207 @@
+"""Coco: a detection data set in COCO's JSON format with a folder of images; anybody's own data fits it.
+
+    {"images":      [{"id": 1, "file_name": "a.jpg", "width": 640, "height": 480}, ...],
+     "categories":  [{"id": 1, "name": "cat"}, ...],
+     "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [x, y, width, height],
+                      "iscrowd": 0, "area": 1234.5}, ...]}          iscrowd and area may be left out
+
+Labels follow the category ids in rising order. Images without annotations stay. Crowd regions stay, flagged. Boxes of
+no area, of which COCO itself has two, are left out and counted in `dropped`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from array import array
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import InputError
+from .annotation import ImageFiles, Problems, leaves_folder, missing_files
+
+
+# Outlines are three quarters of COCO's file, and nothing here needs them. Inside a JSON string the quotes would be
+# escaped, and the numbers end at the next quote or brace: this matches outlines and nothing else.
+OUTLINE = re.compile(rb'"segmentation"\s*:\s*\[[][0-9.,eE+ \t\r\n-]*\]')
+
+
+class Coco(ImageFiles):
+    """The images and annotations of one COCO-format JSON file.
+
+    json_path      the JSON file
+    image_folder   where its images are; when not given, the first of these that holds one of them: as COCO lays it out
+                   (annotations/instances_train2017.json: train2017/ beside annotations/), images/ beside the
+                   JSON file, the JSON file's own folder
+    problems       mistakes are noted here and their records left out; without it the first one raises InputError
+
+    Raises InputError when the file is not JSON or not COCO, lists no images, or no image folder is found; and without
+    `problems` for an annotation of an unknown image or category, a box with a NaN, infinite or negative size, an id
+    given twice, a file_name outside the image folder, a missing image.
+    """
+
+    def __init__(
+        self,
+        json_path: str | os.PathLike,
+        image_folder: str | os.PathLike | None = None,
+        problems: Problems | None = None,
+    ):
+        path = Path(json_path)
+        problems = problems or Problems(refuse=True)
+        content = _load(path)
+        class_names, category_ids, label_of = _categories(content["categories"], path, problems)
+        images, index_of = _images(content["images"], path, problems)
+        folder = _image_folder(path, image_folder, images["file_names"])
+        for name in missing_files(folder, images["file_names"]):
+            problems.add("missing image", f"{path}: there is no {folder / name}")
+        boxes = _boxes(content["annotations"], index_of, label_of, path, problems)
+        super().__init__(folder=folder, class_names=class_names, category_ids=category_ids, **images, **boxes)
+
+
+def _load(path: Path) -> dict:
+    if not path.is_file():
+        raise InputError(f"no annotation file at {path}. Check the name and the folder.")
+    text = path.read_bytes()
+    try:
+        try:
+            content = json.loads(OUTLINE.sub(b'"segmentation":0', text))
+        except ValueError:
+            content = json.loads(text)  # says where in the file itself the mistake is
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not JSON: {error}. Expected a COCO-format annotation file.") from error
+    if not isinstance(content, dict):
+        raise InputError(
+            f"{path} is not a COCO annotation file: it holds a {type(content).__name__}, not an object with "
+            "images, annotations and categories. (A list is what detections look like, not ground truth.)"
+        )
+    absent = [key for key in ("images", "annotations", "categories") if not isinstance(content.get(key), list)]
+    if absent:
+        raise InputError(
+            f"{path} is not a COCO annotation file: it has no list called {' or '.join(absent)}; "
+            f"its keys are {', '.join(map(repr, content)) or 'none'}."
+        )
+    for key in ("images", "categories"):
+        if not content[key]:
+            raise InputError(f"{path} lists no {key}: there is nothing to train on or to evaluate.")
+    return content
+
+
+def _categories(records: list, path: Path, problems: Problems) -> tuple[list[str], list[int], dict[int, int]]:
+    """Class names and category ids in the order of the labels, and the label of each id."""
+    names: dict[int, str] = {}
+    for record in records:
+        try:
+            category, name = record["id"], record["name"]
+            if not isinstance(category, int) or not isinstance(name, str):
+                raise TypeError
+        except (KeyError, TypeError):
+            problems.add("malformed record", f"{path}: category {record!r} has no whole-number id or no name")
+            continue
+        if category in names:
+            problems.add("duplicate id", f"{path}: categories {names[category]!r} and {name!r} both have id {category}")
+        elif name in names.values():
+            problems.add("duplicate id", f"{path}: two categories are called {name!r}")
+        else:
+            names[category] = name
+    category_ids = sorted(names)
+    label_of = {category: label for label, category in enumerate(category_ids)}
+    return [names[category] for category in category_ids], category_ids, label_of
+
+
+def _images(records: list, path: Path, problems: Problems) -> tuple[dict, dict]:
+    """The images as ImageFiles takes them, and each id's index, which is None for an image left out."""
+    image_ids, file_names, sizes = [], [], []
+    index_of: dict[int | str, int | None] = {}
+    for record in records:
+        try:
+            image, name, width, height = record["id"], record["file_name"], record["width"], record["height"]
+            known = image in index_of
+        except (KeyError, TypeError):
+            problems.add("malformed record", f"{path}: image {record!r} lacks an id, file_name, width or height")
+            continue
+        if known:
+            problems.add("duplicate id", f"{path}: two images have id {image!r}, the second is {name!r}")
+            continue
+        index_of[image] = None
+        if not isinstance(name, str) or not name or leaves_folder(name):
+            problems.add("unsafe file name", f"{path}: image {image!r} has file_name {name!r}")
+        elif not (isinstance(width, int) and isinstance(height, int) and width > 0 and height > 0):
+            problems.add("malformed record", f"{path}: image {image!r} ({name}) has size {width!r} x {height!r}")
+        else:
+            index_of[image] = len(image_ids)
+            image_ids.append(image)
+            file_names.append(name)
+            sizes.append((width, height))
+    sizes = np.array(sizes, np.int32).reshape(-1, 2)
+    return {"image_ids": image_ids, "file_names": file_names, "sizes": sizes}, index_of
+
+
+def _image_folder(path: Path, image_folder: str | os.PathLike | None, names: list[str]) -> Path:
+    if image_folder is not None:
+        if not Path(image_folder).is_dir():
+            raise InputError(f"no image folder at {image_folder}. Name the folder that holds the images of {path}.")
+        return Path(image_folder)
+    split = path.stem.rsplit("_", 1)[-1]  # instances_train2017 -> train2017
+    candidates = [path.parent.parent / split, path.parent / "images", path.parent]
+    for folder in candidates:
+        if folder.is_dir() and len(missing_files(folder, names)) < len(names):
+            return folder
+    looked = ", ".join(str(folder) for folder in candidates)
+    first = f", such as {names[0]}," if names else ""
+    raise InputError(f"no image folder for {path}: none of its images{first} is in {looked}. Name the folder.")
+
+
+def _boxes(records: list, index_of: dict, label_of: dict, path: Path, problems: Problems) -> dict:
+    """The annotations as ImageFiles takes them."""
+    ids: list = []
+    seen = set()
+    image_index, labels, crowd, numbers = array("q"), array("q"), array("b"), array("d")
+    for position, record in enumerate(records):
+        try:
+            x, y, width, height = map(float, record["bbox"])
+            area = record.get("area")
+            area = width * height if area is None else float(area)
+            image, category, group = record["image_id"], record["category_id"], bool(record.get("iscrowd"))
+            name = record["id"] if "id" in record else f"number {position + 1} of the file"
+            again, known_image, known_class = name in seen, image in index_of, category in label_of
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            reason = f"it has no {error}" if isinstance(error, KeyError) else error
+            problems.add("malformed record", f"{path}: annotation {str(record)[:200]}: {reason}")
+            continue
+        if again:
+            problems.add("duplicate id", f"{path}: annotation {name!r} has the id of an earlier annotation")
+        elif not known_image:
+            problems.add("unknown image", f"{path}: annotation {name!r} is of image {image!r}, which is not listed")
+        elif not known_class:
+            problems.add(
+                "unknown class", f"{path}: annotation {name!r} is of category {category!r}, which is not listed"
+            )
+        elif not math.isfinite(x + y + width + height + area) or width < 0 or height < 0:
+            problems.add("impossible box", f"{path}: annotation {name!r} has bbox {record['bbox']} and area {area:g}")
+        elif index_of[image] is not None:
+            ids.append(name)
+            image_index.append(index_of[image])
+            labels.append(label_of[category])
+            crowd.append(group)
+            numbers.extend((x, y, width, height, area))
+        seen.add(name)
+
+    numbers = np.array(numbers).reshape(-1, 5)
+    boxes = np.concatenate([numbers[:, :2], numbers[:, :2] + numbers[:, 2:4]], axis=1).astype(np.float32)
+    whole = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    for row in np.flatnonzero(~whole):
+        bbox = ", ".join(f"{value:g}" for value in numbers[row, :4])
+        problems.add("box of no area", f"{path}: annotation {ids[row]!r} has bbox [{bbox}]", tolerated=True)
+    return {
+        "box_image": np.array(image_index, np.int64)[whole],
+        "box_ids": np.array(ids)[whole],
+        "boxes": boxes[whole],
+        "labels": np.array(labels, np.int64)[whole],
+        "crowd": np.array(crowd, bool)[whole],
+        "difficult": np.zeros(np.count_nonzero(whole), bool),
+        "area": numbers[whole, 4],
+        "dropped": int(np.count_nonzero(~whole)),
+    }

@@ -1,0 +1,166 @@
+"""Layers: an op with its parameters, named and shaped as in PyTorch. Maps are (B, H, W, C)."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from .. import ops
+from ..autograd import Tensor
+from . import init
+from .module import Module, Parameter
+
+
+class Conv2d(Module):
+    """Convolution: weight (outputs, inputs/groups, size, size), bias (outputs,) or None.
+
+    Without padding given, none is added. rng: where the initial weights come from (fresh entropy when None); weight
+    and bias are U(±1/√fan_in), PyTorch's default.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        size: int,
+        *,
+        stride: int = 1,
+        padding: int = 0,
+        dilation: int = 1,
+        groups: int = 1,
+        bias: bool = True,
+        rng: np.random.Generator | None = None,
+    ):
+        rng = rng or np.random.default_rng()
+        self.weight = Parameter(init.kaiming_uniform((outputs, inputs // groups, size, size), rng))
+        bound = 1 / math.sqrt(inputs // groups * size * size)
+        self.bias = Parameter(rng.uniform(-bound, bound, outputs).astype(np.float32)) if bias else None
+        self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.conv2d(
+            x,
+            self.weight,
+            self.bias,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            groups=self.groups,
+            input_gradient_wanted=x.requires_grad,
+        )
+
+    def multiply_adds(self, input_shape, output_shape) -> int:
+        return math.prod(output_shape[:3]) * self.weight.size
+
+
+class ConvTranspose2d(Module):
+    """Transposed convolution: weight (inputs, outputs/groups, size, size), bias (outputs,) or None."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        size: int,
+        *,
+        stride: int = 1,
+        padding: int = 0,
+        output_padding: int = 0,
+        dilation: int = 1,
+        groups: int = 1,
+        bias: bool = True,
+        rng: np.random.Generator | None = None,
+    ):
+        rng = rng or np.random.default_rng()
+        self.weight = Parameter(init.kaiming_uniform((inputs, outputs // groups, size, size), rng))
+        bound = 1 / math.sqrt(outputs // groups * size * size)
+        self.bias = Parameter(rng.uniform(-bound, bound, outputs).astype(np.float32)) if bias else None
+        self.stride, self.padding, self.output_padding = stride, padding, output_padding
+        self.dilation, self.groups = dilation, groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.conv_transpose2d(
+            x,
+            self.weight,
+            self.bias,
+            stride=self.stride,
+            padding=self.padding,
+            output_padding=self.output_padding,
+            dilation=self.dilation,
+            groups=self.groups,
+        )
+
+    def multiply_adds(self, input_shape, output_shape) -> int:
+        return math.prod(input_shape[:3]) * self.weight.size
+
+
+class BatchNorm2d(Module):
+    """Batch normalisation with running statistics: weight, bias, running_mean, running_var (C,)."""
+
+    def __init__(self, channels: int, *, momentum: float = 0.1, epsilon: float = 1e-5):
+        self.weight = Parameter(np.ones(channels, np.float32))
+        self.bias = Parameter(np.zeros(channels, np.float32))
+        self.running_mean = np.zeros(channels, np.float32)
+        self.running_var = np.ones(channels, np.float32)
+        self.num_batches_tracked = np.zeros((), np.int64)
+        self.momentum, self.epsilon = momentum, epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.num_batches_tracked += 1
+        return ops.batch_norm(
+            x,
+            self.weight,
+            self.bias,
+            self.running_mean,
+            self.running_var,
+            training=self.training,
+            momentum=self.momentum,
+            epsilon=self.epsilon,
+        )
+
+
+class ReLU(Module):
+    """max(x, 0)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.relu(x)
+
+
+class MaxPool2d(Module):
+    """Maximum over size x size windows, `stride` apart."""
+
+    def __init__(self, size: int = 3, *, stride: int = 2, padding: int = 1):
+        self.size, self.stride, self.padding = size, stride, padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.max_pool2d(x, size=self.size, stride=self.stride, padding=self.padding)
+
+
+class Upsample(Module):
+    """Enlarge a map `factor` times, mode "nearest" or "bilinear"."""
+
+    def __init__(self, factor: int = 2, *, mode: str = "nearest"):
+        self.factor, self.mode = factor, mode
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.upsample2d(x, factor=self.factor, mode=self.mode)
+
+
+class Sequential(Module):
+    """Modules one after another, named "0", "1", ... as in PyTorch."""
+
+    def __init__(self, *modules: Module):
+        for i, module in enumerate(modules):
+            setattr(self, str(i), module)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self.children())
+
+    def __getitem__(self, i: int) -> Module:
+        return [module for _, module in self.children()][i]
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _, module in self.children():
+            x = module(x)
+        return x

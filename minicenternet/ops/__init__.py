@@ -1,0 +1,52 @@
+"""The ops: one file each, with formula, forward and backward. Importing this gives Tensors their operators."""
+
+from ..autograd import Tensor
+from .avg_pool2d import avg_pool2d
+from .batch_norm import batch_norm
+from .conv2d import conv2d
+from .conv_transpose2d import conv_transpose2d
+from .gather_points import gather_points
+from .matmul import matmul
+from .max_pool2d import max_pool2d
+from .pointwise import (
+    abs,
+    add,
+    clip,
+    div,
+    exp,
+    leaky_relu,
+    log,
+    maximum,
+    mul,
+    neg,
+    pow,
+    relu,
+    sigmoid,
+    sqrt,
+    sub,
+)
+from .reduce import max, mean, sum
+from .shape import concatenate, pad, reshape, slice, transpose
+from .upsample2d import upsample2d
+
+__all__ = [
+    "abs", "add", "avg_pool2d", "batch_norm", "clip", "concatenate", "conv2d", "conv_transpose2d", "div", "exp",
+    "gather_points", "leaky_relu", "log", "matmul", "max", "max_pool2d", "maximum", "mean", "mul", "neg", "pad", "pow",
+    "relu", "reshape", "sigmoid", "slice", "sqrt", "sub", "sum", "transpose", "upsample2d",
+]  # fmt: skip
+
+Tensor.__add__ = Tensor.__radd__ = add
+Tensor.__sub__ = sub
+Tensor.__rsub__ = lambda b, a: sub(a, b)
+Tensor.__mul__ = Tensor.__rmul__ = mul
+Tensor.__truediv__ = div
+Tensor.__rtruediv__ = lambda b, a: div(a, b)
+Tensor.__pow__ = pow
+Tensor.__neg__ = neg
+Tensor.__matmul__ = matmul
+Tensor.__getitem__ = slice
+Tensor.sum = sum
+Tensor.mean = mean
+Tensor.max = max
+Tensor.reshape = lambda x, *shape: reshape(x, shape[0] if isinstance(shape[0], tuple) else shape)
+Tensor.transpose = lambda x, *axes: transpose(x, axes or None)

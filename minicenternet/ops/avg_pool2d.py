@@ -1,0 +1,40 @@
+"""Average pooling:  y[b, i, j, c] = 1/K² · sum over u, v of x[b, S*i + u - P, S*j + v - P, c].
+
+x (B, H, W, C) -> y (B, OH, OW, C),  OH = (H + 2P - K) // S + 1; the border counts as zeros (as in PyTorch).
+"""
+
+from __future__ import annotations
+
+from ..autograd import differentiable
+from ..backend import get_xp
+from .max_pool2d import windows
+
+
+@differentiable
+def avg_pool2d(x, *, size=2, stride=2, padding=0):
+    """Return the mean over size x size windows, `stride` apart.
+
+    Raises ValueError when x is not (B, H, W, C), when the window exceeds the padded map, or when padding exceeds half
+    a window.
+    """
+    if x.ndim != 4 or 2 * padding > size or min(x.shape[1:3]) + 2 * padding < size:
+        raise ValueError(f"avg_pool2d: x {x.shape} does not fit size={size}, padding={padding} (at most size / 2)")
+    xp = get_xp(x)
+    border = (padding, padding)
+    padded = xp.pad(x, ((0, 0), border, border, (0, 0))) if padding else x
+    padded_shape = padded.shape
+    out_height, out_width = ((n - size) // stride + 1 for n in padded_shape[1:3])
+    y = xp.zeros((len(x), out_height, out_width, x.shape[3]), x.dtype)
+    for seen in windows(size, stride, out_height, out_width):
+        y += padded[seen]
+    y /= size * size
+    height, width = x.shape[1:3]
+
+    def backward(dy):
+        dx = xp.zeros(padded_shape, dy.dtype)
+        share = dy / (size * size)
+        for seen in windows(size, stride, out_height, out_width):
+            dx[seen] += share
+        return (dx[:, padding : padding + height, padding : padding + width],)
+
+    return y, backward

@@ -1,0 +1,33 @@
+"""Read a map at chosen cells:  y[b, m, c] = x[b, index[b, m] // W, index[b, m] % W, c].
+
+x (B, H, W, C), index (B, M) of flat cells y*W + x -> y (B, M, C). Backward adds each dy back to its cell: a cell that
+was read twice gets both, cells that were not read get zero.
+"""
+
+from __future__ import annotations
+
+from ..autograd import differentiable
+from ..backend import get_xp
+
+
+@differentiable
+def gather_points(x, index):
+    """Return the values of x (B, H, W, C) at the flat cells index (B, M), integers in 0 .. H*W-1.
+
+    Raises ValueError when shapes or dtype do not fit (values of index on a GPU are not read back to check them).
+    """
+    if x.ndim != 4 or index.ndim != 2 or len(index) != len(x) or index.dtype.kind not in "iu":
+        raise ValueError(
+            f"gather_points needs x (B, H, W, C) and an integer index (B, M), got {x.shape} and {index.shape} "
+            f"{index.dtype}"
+        )
+    xp = get_xp(x, index)
+    shape, image = x.shape, xp.arange(len(x))[:, None]  # (B, 1), broadcast against index
+    cells = (shape[0], shape[1] * shape[2], shape[3])
+
+    def backward(dy):
+        dx = xp.zeros(cells, dy.dtype)
+        xp.add.at(dx, (image, index), dy)
+        return dx.reshape(shape), None
+
+    return x.reshape(cells)[image, index], backward

@@ -1,0 +1,48 @@
+"""Reductions over axes:  sum, mean, max.   x (any shape), axis None | int | tuple   ->   y without those axes."""
+
+from __future__ import annotations
+
+from ..autograd import differentiable
+from ..backend import Array, get_xp
+
+
+def _stretch(reduced: Array, x: Array, axis, keepdims: bool) -> Array:
+    """Put the reduced axes back as length 1, so that the array broadcasts against x."""
+    return reduced if keepdims or axis is None else get_xp(x).expand_dims(reduced, axis)
+
+
+@differentiable
+def sum(x, axis=None, keepdims=False):
+    """Return the sum over the axes."""
+    xp = get_xp(x)
+
+    def backward(dy):
+        return (xp.broadcast_to(_stretch(dy, x, axis, keepdims), x.shape),)
+
+    return xp.asarray(x.sum(axis, keepdims=keepdims)), backward
+
+
+@differentiable
+def mean(x, axis=None, keepdims=False):
+    """Return the mean over the axes."""
+    xp = get_xp(x)
+    y = xp.asarray(x.mean(axis, keepdims=keepdims))
+
+    def backward(dy):
+        return (xp.broadcast_to(_stretch(dy * (y.size / x.size), x, axis, keepdims), x.shape),)
+
+    return y, backward
+
+
+@differentiable
+def max(x, axis=None, keepdims=False):
+    """Return the maximum over the axes; where several are the largest, they share the gradient equally."""
+    xp = get_xp(x)
+    y = xp.asarray(x.max(axis, keepdims=keepdims))
+
+    def backward(dy):
+        largest = x == _stretch(y, x, axis, keepdims)
+        share = _stretch(dy, x, axis, keepdims) / largest.sum(axis, keepdims=True).astype(dy.dtype)
+        return (largest * share,)
+
+    return y, backward

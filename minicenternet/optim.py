@@ -1,0 +1,171 @@
+"""Optimisers, schedules, gradient clipping and the average of weights.
+
+With gradient g (plus weight_decay * θ), step t = 1, 2, ... and learning rate η:
+
+    SGD    m = μ m + g                                          θ = θ - η m
+    Adam   m = β1 m + (1-β1) g,  v = β2 v + (1-β2) g²           θ = θ - η m̂ / (√v̂ + ε),  m̂ = m/(1-β1ᵗ), v̂ = v/(1-β2ᵗ)
+    EMA    θ' = d θ' + (1-d) θ
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from .backend import Array, get_xp
+from .errors import InputError
+from .nn.module import Module, Parameter
+from .threads import parallel_for
+
+BLOCK = 1 << 15  # parameters updated at a time, so that all their arrays stay in cache
+
+
+class Optimiser:
+    """Updates parameters by their gradients; `state_dict` holds all that a resumed run needs.
+
+    lr: learning rate, may be changed between steps.  weight_decay: added to the gradient as weight_decay * θ (L2).
+    """
+
+    slots: tuple[str, ...] = ()  # names of the arrays kept beside each parameter
+
+    def __init__(self, named_parameters: Iterable[tuple[str, Parameter]], lr: float, weight_decay: float = 0.0):
+        self.parameters = dict(named_parameters)
+        self.lr, self.weight_decay, self.steps = lr, weight_decay, 0
+        self.slot_arrays = {
+            name: {key: get_xp(p.data).zeros_like(p.data) for key, p in self.parameters.items()} for name in self.slots
+        }
+
+    def step(self) -> None:
+        """Update every parameter that has a gradient."""
+        self.steps += 1
+        jobs = []
+        for key, parameter in self.parameters.items():
+            if parameter.grad is not None:
+                arrays = [parameter.data, parameter.grad, *(self.slot_arrays[name][key] for name in self.slots)]
+                flat = [array.reshape(-1) for array in arrays]
+                jobs += [[array[i : i + BLOCK] for array in flat] for i in range(0, parameter.size, BLOCK)]
+        parallel_for(lambda job: self.update(*job), jobs)
+
+    def update(self, weight: Array, gradient: Array, *slots: Array) -> None:
+        """Update one block of a parameter in place."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Array]:
+        """Return the arrays that `load_state_dict` takes: "steps" and "<slot>.<parameter>"."""
+        arrays = {f"{name}.{key}": array for name, slot in self.slot_arrays.items() for key, array in slot.items()}
+        return {"steps": np.array(self.steps), **arrays}
+
+    def load_state_dict(self, state: Mapping[str, Array]) -> None:
+        """Copy a state back.  Raises InputError when it belongs to another optimiser or network."""
+        own = self.state_dict()
+        if own.keys() != state.keys():
+            different = sorted(own.keys() ^ state.keys())[:3]
+            raise InputError(
+                f"the optimiser's state does not fit this {type(self).__name__}: it differs in {different}"
+            )
+        self.steps = int(state["steps"])
+        for key, array in own.items():
+            if key != "steps":
+                array[...] = state[key]
+
+
+class SGD(Optimiser):
+    """Stochastic gradient descent with momentum, as PyTorch's (dampening 0)."""
+
+    slots = ("momentum",)
+
+    def __init__(self, named_parameters, lr: float, momentum: float = 0.9, weight_decay: float = 0.0):
+        super().__init__(named_parameters, lr, weight_decay)
+        self.momentum = momentum
+
+    def update(self, weight, gradient, velocity):
+        if self.weight_decay:
+            gradient = gradient + self.weight_decay * weight
+        velocity *= self.momentum
+        velocity += gradient
+        weight -= self.lr * velocity
+
+
+class Adam(Optimiser):
+    """Adam (Kingma and Ba, 2015); weight decay is added to the gradient, as in torch.optim.Adam."""
+
+    slots = ("mean", "variance")
+
+    def __init__(
+        self, named_parameters, lr: float, betas=(0.9, 0.999), epsilon: float = 1e-8, weight_decay: float = 0.0
+    ):
+        super().__init__(named_parameters, lr, weight_decay)
+        self.betas, self.epsilon = betas, epsilon
+
+    def update(self, weight, gradient, mean, variance):
+        if self.weight_decay:
+            gradient = gradient + self.weight_decay * weight
+        beta1, beta2 = self.betas
+        mean *= beta1
+        mean += (1 - beta1) * gradient
+        variance *= beta2
+        variance += (1 - beta2) * (gradient * gradient)
+        denominator = get_xp(weight).sqrt(variance)
+        denominator *= 1 / math.sqrt(1 - beta2**self.steps)
+        denominator += self.epsilon
+        weight -= (self.lr / (1 - beta1**self.steps)) * (mean / denominator)
+
+
+def clip_gradients(parameters: Iterable[Parameter], max_norm: float) -> float:
+    """Scale all gradients so that their joint Euclidean norm is at most max_norm; return the norm before."""
+    with_gradient = [parameter for parameter in parameters if parameter.grad is not None]
+    norm = math.sqrt(sum(float(np.vdot(p.grad, p.grad)) for p in with_gradient))
+    if norm > max_norm:
+        for parameter in with_gradient:
+            parameter.grad = parameter.grad * (max_norm / norm)  # not in place: gradients may share an array
+    return norm
+
+
+class Average:
+    """EMA: an exponential moving average of a module's floating-point state, often a better detector than the last.
+
+    After t updates the decay is min(decay, (1 + t)/(10 + t)), so that a short run is not averaged with its beginning.
+    """
+
+    def __init__(self, module: Module, decay: float = 0.999):
+        self.decay, self.updates = decay, 0
+        self.arrays = {key: array.copy() for key, array in module.state_dict().items()}
+
+    def update(self, module: Module) -> None:
+        """Take the module's present state into the average."""
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        for key, array in module.state_dict().items():
+            if array.dtype.kind == "f":
+                self.arrays[key] += (1 - decay) * (array - self.arrays[key])
+            else:
+                self.arrays[key][...] = array
+
+
+def learning_rate(
+    step: int,
+    *,
+    base: float,
+    total_steps: int,
+    schedule: str = "step",
+    drops: tuple[int, ...] = (),
+    warm_up: int = 0,
+    factor: float = 0.1,
+) -> float:
+    """Return the learning rate of a step (0, 1, ...).
+
+    "step": base times `factor` for each step number in `drops` that was reached.  "cosine": base falls to 0 along half
+    a cosine.  "constant": base.  During the first `warm_up` steps it rises linearly to that.
+    Raises InputError for another schedule.
+    """
+    if schedule == "step":
+        rate = base * factor ** sum(step >= drop for drop in drops)
+    elif schedule == "cosine":
+        rate = base * 0.5 * (1 + math.cos(math.pi * min(step / max(total_steps, 1), 1)))
+    elif schedule == "constant":
+        rate = base
+    else:
+        raise InputError(f"unknown schedule {schedule!r}; expected step, cosine or constant")
+    return rate * min(1, (step + 1) / (warm_up + 1))

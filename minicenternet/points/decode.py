@@ -1,0 +1,157 @@
+"""From maps to boxes: local maxima of the heatmap are objects, offset and size at their cells give the boxes.
+
+    heatmap (B, H, W, C) -> peaks -> best K cells -> box = (cell + offset -+ size / 2) * R
+
+No overlap test is needed, since a 3x3 peak test already leaves one cell per object; `nms` and `soft_nms` are here for
+merging several scales and for comparison.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ..backend import Array, get_xp
+from ..errors import InputError
+
+
+class TopK(NamedTuple):
+    """The best K numbers of each heatmap and where they are, best first, each (B, K): labels, y, x are int64."""
+
+    scores: Array
+    labels: Array
+    y: Array
+    x: Array
+
+
+class Decoded(NamedTuple):
+    """The objects of each image, best first: boxes (B, K, 4) float32, scores (B, K), labels (B, K) int64."""
+
+    boxes: Array
+    scores: Array
+    labels: Array
+
+
+def peaks(heatmap: Array) -> Array:
+    """E8: return the heatmap with 0 wherever one of the 8 neighbours is larger.
+
+    heatmap: (B, H, W, C) probabilities, numpy or cupy; a class sees only its own neighbours. Equal neighbours all stay.
+    Raises InputError for another number of axes.  Source: paper section 4.1, a 3x3 max pooling.
+    """
+    if heatmap.ndim != 4:
+        raise InputError(f"peaks needs a heatmap (B, H, W, C), got {heatmap.shape}")
+    xp = get_xp(heatmap)
+    column = heatmap.copy()  # the maximum of each cell, the one above and the one below
+    xp.maximum(column[:, 1:], heatmap[:, :-1], out=column[:, 1:])
+    xp.maximum(column[:, :-1], heatmap[:, 1:], out=column[:, :-1])
+    square = column.copy()  # then of the columns left and right of it
+    xp.maximum(square[:, :, 1:], column[:, :, :-1], out=square[:, :, 1:])
+    xp.maximum(square[:, :, :-1], column[:, :, 1:], out=square[:, :, :-1])
+    return heatmap * (heatmap == square)
+
+
+def top_k(heatmap: Array, k: int = 100) -> TopK:
+    """Return the k largest numbers over all cells and classes of each image, equal ones in the order of y, x, label.
+
+    heatmap: (B, H, W, C), numpy or cupy; where it holds fewer than k numbers, all are returned.
+    Raises InputError when k is less than 1 or the heatmap holds NaN.
+    """
+    if heatmap.ndim != 4 or k < 1:
+        raise InputError(f"top_k needs a heatmap (B, H, W, C) and k of at least 1, got {heatmap.shape} and k={k}")
+    xp = get_xp(heatmap)
+    batch, height, width, classes = heatmap.shape
+    k = min(k, height * width * classes)
+    cells = heatmap.reshape(batch, height * width, classes)
+    index = xp.empty((batch, k), dtype=np.int64)
+    for b in range(batch):
+        index[b] = _best(cells[b], k)
+    cell, labels = index // classes, index % classes
+    return TopK(xp.take_along_axis(heatmap.reshape(batch, -1), index, axis=1), labels, cell // width, cell % width)
+
+
+def _best(cells: Array, k: int) -> Array:
+    """Return the flat indices (k,) of the k largest of cells (H*W, C), best first, of equal ones the lowest first."""
+    xp = get_xp(cells)
+    cell_best = cells.max(axis=1)
+    if xp.isnan(cell_best).any():
+        raise InputError("the heatmap holds NaN, so that its best cells are unknown; look for NaN in the weights")
+    flat, candidates = cells.reshape(-1), xp.arange(cells.size)
+    if k < len(cells):  # at least k numbers reach the k-th best cell, so that what is below it needs no sorting
+        candidates = xp.flatnonzero(flat >= xp.partition(cell_best, len(cells) - k)[len(cells) - k])
+    return candidates[xp.argsort(-flat[candidates], kind="stable")[:k]]
+
+
+def decode(heatmap: Array, offset: Array, size: Array, k: int = 100, stride: int = 4) -> Decoded:
+    """E9: box = (x + dx - w/2, y + dy - h/2, x + dx + w/2, y + dy + h/2) times the stride, for the k best peaks.
+
+    heatmap: (B, H, W, C) probabilities.  offset, size: (B, H, W, 2), x and y, width and height, in cells.
+    Boxes come back in pixels of the network's input, not clipped to it; no score is too low.
+    Raises InputError when shapes do not fit.  Source: paper section 4.1.
+    """
+    if offset.shape != (*heatmap.shape[:3], 2) or size.shape != offset.shape:
+        raise InputError(
+            "decode needs heatmap (B, H, W, C), offset (B, H, W, 2) and size (B, H, W, 2), "
+            f"got {heatmap.shape}, {offset.shape} and {size.shape}"
+        )
+    xp = get_xp(heatmap, offset, size)
+    scores, labels, y, x = top_k(peaks(heatmap), k)
+    image = xp.arange(len(heatmap))[:, None]  # (B, 1), broadcast against y and x (B, K)
+    # In float64, so that a box that was encoded comes back to the last digits of a float32.
+    centre = xp.stack([x, y], axis=-1) + offset[image, y, x].astype(np.float64)  # (B, K, 2)
+    half = size[image, y, x].astype(np.float64) / 2
+    boxes = xp.concatenate([centre - half, centre + half], axis=-1) * stride
+    return Decoded(boxes.astype(np.float32), scores, labels)
+
+
+def nms(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray | None = None, iou: float = 0.5) -> np.ndarray:
+    """Greedy non-maximum suppression: drop each box that overlaps a better one of its class by more than `iou`.
+
+    boxes: (N, 4) x1 y1 x2 y2.  scores: (N,).  labels: (N,), or None for a single class.
+    Returns the indices kept, int64, best first; of equal scores the lowest index first.
+    """
+    labels = np.zeros(len(boxes), np.int64) if labels is None else labels
+    remaining = np.argsort(-scores, kind="stable")
+    kept = []
+    while len(remaining):
+        best, remaining = remaining[0], remaining[1:]
+        kept.append(best)
+        duplicate = (labels[remaining] == labels[best]) & (_overlap(boxes[best], boxes[remaining]) > iou)
+        remaining = remaining[~duplicate]
+    return np.array(kept, dtype=np.int64)
+
+
+def soft_nms(
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    labels: np.ndarray | None = None,
+    sigma: float = 0.5,
+    floor: float = 0.001,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Gaussian soft-NMS: each better box of its class multiplies a score by exp(-IoU^2 / sigma).
+
+    boxes: (N, 4) x1 y1 x2 y2.  scores: (N,).  labels: (N,), or None for a single class.
+    Returns the indices kept, int64, best first, and their new scores, float32; scores below `floor` are dropped.
+    Source: Bodla et al. 2017, as the released code merges scales; boxes here are continuous, with no pixel added.
+    """
+    labels = np.zeros(len(boxes), np.int64) if labels is None else labels
+    scores = np.array(scores, dtype=np.float64)
+    remaining = np.flatnonzero(scores >= floor)
+    kept = []
+    while len(remaining):
+        best = remaining[np.argmax(scores[remaining])]
+        kept.append(best)
+        remaining = remaining[remaining != best]
+        decay = np.exp(-(_overlap(boxes[best], boxes[remaining]) ** 2) / sigma)
+        scores[remaining] *= np.where(labels[remaining] == labels[best], decay, 1)
+        remaining = remaining[scores[remaining] >= floor]
+    kept = np.array(kept, dtype=np.int64)
+    return kept, scores[kept].astype(np.float32)
+
+
+def _overlap(box: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return the IoU of one box (4,) with each of others (N, 4); 0 where neither has an area."""
+    sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
+    common = np.maximum(sides, 0).prod(axis=1)
+    union = (box[2:] - box[:2]).prod() + (others[:, 2:] - others[:, :2]).prod(axis=1) - common
+    return common / np.maximum(union, np.finfo(np.float32).tiny)

@@ -1,0 +1,9 @@
+"""Tasks by name: each module says which maps a network puts out, what they should be, the loss, and how to read them.
+
+A task has `heads(num_classes)`, `encode(boxes, labels, num_classes, height, width)`, `loss(outputs, targets)` and
+`decode(outputs)`.
+"""
+
+from . import detection
+
+TASKS = {"detection": detection}

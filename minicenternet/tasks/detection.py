@@ -1,0 +1,38 @@
+"""Object detection: a heatmap of centres per class ("hm"), box sizes ("wh") and sub-cell offsets ("reg"), stride 4."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from ..autograd import Tensor
+from ..ops import sigmoid
+from ..points.decode import Decoded
+from ..points.decode import decode as decode_maps
+from ..points.losses import detection_loss
+from ..points.targets import Targets
+from ..points.targets import encode as encode_targets
+
+STRIDE = 4  # input pixels per cell of the maps, R in the paper
+
+
+def heads(num_classes: int) -> dict[str, int]:
+    """Return the channels of each output map."""
+    return {"hm": num_classes, "wh": 2, "reg": 2}
+
+
+def encode(boxes: np.ndarray, labels: np.ndarray, num_classes: int, height: int, width: int) -> dict[str, np.ndarray]:
+    """Return the target arrays of one network input of (height, width) pixels: see points.targets.encode."""
+    return encode_targets(boxes, labels, num_classes, height // STRIDE, width // STRIDE, STRIDE)._asdict()
+
+
+def loss(outputs: Mapping[str, Tensor], targets: Mapping[str, np.ndarray]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return (total, named parts) of a batch: see points.losses.detection_loss."""
+    return detection_loss(outputs, Targets(**{name: targets[name] for name in Targets._fields}))
+
+
+def decode(outputs: Mapping[str, Tensor], k: int = 100) -> Decoded:
+    """Return the best k boxes of each image, in pixels of the network input: see points.decode.decode."""
+    heatmap = sigmoid.raw(outputs["hm"].data)[0]
+    return decode_maps(heatmap, outputs["reg"].data, outputs["wh"].data, k, STRIDE)

@@ -1,0 +1,120 @@
+"""A small pool of threads for strips of work: NumPy releases the GIL, so Python threads share an op's rows.
+
+    parallel_for(function, jobs)     calls function(job) for every job, on all threads, and returns when all are done
+
+A job is whatever says which strip to do (image and rows, say); it writes to its own part of the output, so the result
+does not depend on which thread did it. BLAS is held to one thread meanwhile, since the strips already fill the cores.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from threadpoolctl import ThreadpoolController
+
+from .errors import InputError
+
+_inside = threading.local()  # .job: True in a thread that is running a job, so that nested calls stay in it
+_hold_lock = threading.Lock()
+_holders = 0
+_before: list[int] = []
+
+
+@functools.cache
+def thread_count() -> int:
+    """Return MINICENTERNET_THREADS, or else the CPUs that this process may use, a container's quota included.
+
+    Raises InputError when the variable is not a positive integer.
+    """
+    wanted = os.environ.get("MINICENTERNET_THREADS")
+    if wanted is not None:
+        if not wanted.isdigit() or int(wanted) == 0:
+            raise InputError(f"MINICENTERNET_THREADS is {wanted!r}; expected a positive integer, or leave it unset")
+        return int(wanted)
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(allowed, _container_quota()))
+
+
+def _container_quota() -> int:
+    """Return how many CPUs' time the control group grants, rounded up; a large number without a limit."""
+    try:  # version 2, then version 1
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            quota = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us").read_text().strip()
+            period = Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us").read_text().strip()
+        except OSError:
+            return 1 << 16
+    if quota == "max" or int(quota) <= 0:
+        return 1 << 16
+    return -(-int(quota) // int(period))
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max(1, thread_count() - 1), thread_name_prefix="minicenternet")
+
+
+@functools.cache
+def _blas_libraries() -> list:
+    return ThreadpoolController().select(user_api="blas").lib_controllers
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Inside, BLAS calls use one thread; the first user thread to enter saves the setting, the last one restores it."""
+    global _holders
+    with _hold_lock:
+        if _holders == 0:
+            _before[:] = [library.num_threads for library in _blas_libraries()]
+            for library in _blas_libraries():
+                library.set_num_threads(1)
+        _holders += 1
+    try:
+        yield
+    finally:
+        with _hold_lock:
+            _holders -= 1
+            if _holders == 0:
+                for library, threads in zip(_blas_libraries(), _before, strict=True):
+                    library.set_num_threads(threads)
+
+
+def parallel_for(function: Callable[[object], None], jobs: Iterable) -> None:
+    """Call function(job) for every job on all threads; the first exception stops the rest and is raised here.
+
+    A call from inside a job runs in that job's thread. Calls from several user threads share the pool.
+    """
+    jobs = list(jobs)
+    if getattr(_inside, "job", False):
+        for job in jobs:
+            function(job)
+        return
+    remaining = iter(jobs)  # next() on a list iterator is atomic
+
+    def work() -> None:
+        _inside.job = True
+        try:
+            for job in remaining:
+                function(job)
+        except BaseException:
+            remaining.__setstate__(len(jobs))  # nobody starts another job
+            raise
+        finally:
+            _inside.job = False
+
+    with one_blas_thread():
+        helpers = [_pool().submit(work) for _ in range(min(thread_count(), len(jobs)) - 1)]
+        try:
+            work()
+        finally:
+            failures = [helper.exception() for helper in helpers if not helper.cancel()]
+    for failure in failures:
+        if failure is not None:
+            raise failure

@@ -1,0 +1,423 @@
+"""Training: a run is a folder that can be killed at any moment and resumed to the same bits.
+
+config.json   command.txt   versions.json   what was asked, and with which libraries
+metrics.csv                                 one row per epoch: losses, AP, speed
+last.safetensors   best.safetensors         weights with metadata, for predict and evaluate (best: by AP)
+state.safetensors                           weights, optimiser and counters, for an exact resume
+targets.png   detections.png   curves.png   what the network is asked, what it answers, how it went
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import platform
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+
+from . import __version__
+from .autograd import Tensor
+from .config import TrainConfig
+from .data import open_dataset
+from .data.annotation import Sample
+from .data.loader import Loader
+from .data.transforms import Augmentation, prepare
+from .errors import InputError
+from .evaluate import evaluate
+from .files import replacing
+from .model import CenterNet
+from .nn.module import first_nonfinite
+from .nn.weights import load_weights, save_weights
+from .optim import SGD, Adam, Average, clip_gradients, learning_rate
+from .points.losses import expected_first_loss, explain_loss
+from .progress import Progress
+from .tasks import TASKS
+
+
+@dataclass(frozen=True)
+class TrainingExample:
+    """Turns a Sample into the arrays of one training example; picklable, so that worker processes can do it."""
+
+    task: str
+    num_classes: int
+    size: tuple[int, int]
+    pixel_mean: tuple[float, ...]
+    pixel_std: tuple[float, ...]
+    channel_order: str
+    augmentation: Augmentation | None
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Return "image" (h, w, 3) float32 and the task's targets."""
+        prepared = prepare(
+            sample,
+            size=self.size,
+            mean=self.pixel_mean,
+            std=self.pixel_std,
+            channel_order=self.channel_order,
+            augmentation=self.augmentation,
+            rng=rng,
+        )
+        targets = TASKS[self.task].encode(prepared.boxes, prepared.labels, self.num_classes, *self.size)
+        return {"image": prepared.image, **targets}
+
+
+@dataclass
+class Counters:
+    """Where a run is: all of it is saved, so that a resumed run goes on as if nothing had happened."""
+
+    epoch: int = 0
+    batch: int = 0  # within the epoch
+    best_ap: float = -1.0
+    sums: dict[str, float] = field(default_factory=dict)  # of the losses of this epoch's steps
+
+
+class Interrupted(Exception):
+    """The user asked a run to stop; its state is saved."""
+
+
+class Run:
+    """One training run: data, network, optimiser and the folder that keeps them."""
+
+    def __init__(self, config: TrainConfig, say: Callable[[str], None] = print):
+        self.resuming = config.resume is not None
+        self.folder = Path(config.resume) if self.resuming else _new_folder(config)
+        self.config = config = TrainConfig.load(self.folder / "config.json") if self.resuming else config
+        self.say = say
+        size = (config.size or (128 if config.data == "shapes" else 512),) * 2
+        self.train_data, self.val_data = _open_data(config, size, say)
+        self.model = CenterNet(
+            config.backbone, class_names=self.train_data.class_names, input_size=size, seed=config.seed
+        )
+        if config.weights and not self.resuming:
+            self.model.load_state_dict(_pretrained(config.weights, self.model))
+        named = self.model.named_parameters()
+        if config.optimiser == "adam":
+            self.optimiser = Adam(named, config.learning_rate, weight_decay=config.weight_decay)
+        else:
+            self.optimiser = SGD(named, config.learning_rate, weight_decay=config.weight_decay)
+        self.average = Average(self.model, config.average) if config.average else None
+        self.counters, self.rows = Counters(), []
+        example = TrainingExample(
+            self.model.task_name,
+            len(self.model.class_names),
+            size,
+            self.model.pixel_mean,
+            self.model.pixel_std,
+            self.model.channel_order,
+            config.augmentation if config.augment else None,
+        )
+        self.loader = Loader(
+            self.train_data,
+            example,
+            min(config.batch_size, len(self.train_data)),
+            seed=config.seed,
+            workers=config.num_workers,
+            shuffle=True,
+            drop_last=True,
+            on_bad_image="skip" if config.skip_bad_images else "raise",
+        )
+        self.losses: dict[str, list[float]] = {"heatmap": [], "size": []}  # the last few, to recognise signatures
+        self.expected: tuple[float, float] | None = None
+        self.explained: set[str] = set()
+        if self.resuming:
+            self._load_state()
+        else:
+            self._write_beginning()
+
+    # --- one step ----------------------------------------------------------------------------------------------------
+
+    def step(self, batch: dict[str, np.ndarray]) -> dict[str, float]:
+        """Do one training step and return its losses.  Raises InputError, naming the layer, when the loss is NaN."""
+        self.optimiser.lr = self._learning_rate()
+        images = Tensor(batch["image"])
+        total, parts = self.model.task.loss(self.model(images), batch)
+        losses = {"loss": total.item(), **{name: part.item() for name, part in parts.items()}}
+        if not all(math.isfinite(value) for value in losses.values()):
+            raise InputError(self._what_became_nan(images, losses))
+        self.model.zero_grad()
+        total.backward()
+        if self.config.clip_norm:
+            clip_gradients(self.model.parameters(), self.config.clip_norm)
+        self.optimiser.step()
+        if self.average:
+            self.average.update(self.model)
+        self._explain(losses, batch["heatmap"])
+        return losses
+
+    def _learning_rate(self) -> float:
+        steps = len(self.loader)
+        return learning_rate(
+            self.optimiser.steps,
+            base=self.config.learning_rate,
+            total_steps=steps * self.config.epochs,
+            schedule=self.config.schedule,
+            drops=tuple(epoch * steps for epoch in self.config.drops),
+            warm_up=self.config.warm_up,
+        )
+
+    def _what_became_nan(self, images: Tensor, losses: dict[str, float]) -> str:
+        culprit = first_nonfinite(self.model, images) or "every layer's output is finite: the loss itself overflowed"
+        bad = ", ".join(name for name, value in losses.items() if not math.isfinite(value))
+        return (
+            f"epoch {self.counters.epoch + 1}, step {self.optimiser.steps + 1}: {bad} is not finite. {culprit}. "
+            f"The last good state is kept in {self.folder}; lower --learning-rate (now {self.optimiser.lr:.2g}), "
+            "raise --warm-up or set --clip-norm"
+        )
+
+    def _explain(self, losses: dict[str, float], heatmap: np.ndarray) -> None:
+        """Say in one line what a well-known value of the loss means, once each."""
+        if self.expected is None:
+            self.expected = expected_first_loss(heatmap, 0.1), expected_first_loss(heatmap, 0.5)
+            if self.optimiser.steps > 1:  # a resumed run: the first step's value was explained before
+                self.losses = {"heatmap": [math.inf], "size": [math.inf]}
+        for name, values in self.losses.items():
+            values.append(losses[name])
+            del values[:-4]
+        line = explain_loss(self.losses["heatmap"], self.losses["size"], *self.expected)
+        if line and line[:30] not in self.explained:
+            self.explained.add(line[:30])
+            self.say(line)
+
+    # --- the loop ----------------------------------------------------------------------------------------------------
+
+    def train(self) -> dict[str, float]:
+        """Train to the last epoch and return the last row of metrics.csv.
+
+        Ctrl-C (or SIGTERM) saves the state and raises Interrupted.
+        """
+        counters, config = self.counters, self.config
+        last_save = time.monotonic()
+        with (
+            self.loader,
+            _asked_to_stop() as asked,
+            Progress(len(self.loader), config.epochs, config.batch_size) as progress,
+        ):
+            while counters.epoch < config.epochs:
+                progress.epoch(counters.epoch, counters.batch)
+                for batch in self.loader.epoch(counters.epoch, counters.batch):
+                    if self.optimiser.steps == 0:
+                        self._draw_targets(batch)
+                    losses = self.step(batch)
+                    counters.batch += 1
+                    for name, value in losses.items():
+                        counters.sums[name] = counters.sums.get(name, 0.0) + value
+                    progress.step(losses, self.optimiser.lr)
+                    if asked():
+                        self.save_state()
+                        raise Interrupted
+                    if time.monotonic() - last_save > 60 * config.save_every:
+                        self.save_state()
+                        last_save = time.monotonic()
+                self._end_epoch(progress)
+                last_save = time.monotonic()
+        self._draw_curves()
+        return self.rows[-1]
+
+    def _end_epoch(self, progress: Progress) -> None:
+        counters, config = self.counters, self.config
+        means = {name: value / len(self.loader) for name, value in counters.sums.items()}
+        row = {"epoch": counters.epoch + 1, "step": self.optimiser.steps, **means, "learning_rate": self.optimiser.lr}
+        measured = (counters.epoch + 1) % config.evaluate_every == 0 or counters.epoch + 1 == config.epochs
+        model = self._averaged_model() if self.average else self.model
+        ap = {"ap": math.nan, "ap50": math.nan}
+        if measured:
+            progress.note("measuring AP")
+            evaluation = evaluate(model, self.val_data)
+            ap = {"ap": evaluation.result.ap, "ap50": evaluation.result.ap50}
+            self._draw_detections(evaluation)
+        row |= {**ap, "images_per_second": progress.images_per_second, "memory_mb": progress.memory_mb}
+        self.rows.append(row)
+        metrics = {name: value for name, value in ap.items() if measured}
+        if measured and ap["ap"] > counters.best_ap:
+            counters.best_ap = ap["ap"]
+            model.save(self.folder / "best.safetensors", metrics)
+        model.save(self.folder / "last.safetensors", metrics)
+        self._write_metrics()
+        counters.epoch, counters.batch, counters.sums = counters.epoch + 1, 0, {}
+        self.save_state()  # last: a run killed before this does the epoch again and writes the same files
+        progress.end_epoch(row)
+
+    def _averaged_model(self) -> CenterNet:
+        model = CenterNet(self.config.backbone, class_names=self.model.class_names, input_size=self.model.input_size)
+        model.load_state_dict(self.average.arrays)
+        return model
+
+    # --- files -------------------------------------------------------------------------------------------------------
+
+    def _write_beginning(self) -> None:
+        self.config.save(self.folder / "config.json")
+        with replacing(self.folder / "command.txt") as temporary:
+            temporary.write_text(" ".join(sys.argv) + "\n")
+        with replacing(self.folder / "versions.json") as temporary:
+            temporary.write_text(json.dumps(versions(), indent=2) + "\n")
+        self.save_state()
+
+    def save_state(self) -> None:
+        """Write all that a resumed run needs, whole or not at all.  Raises InputError when a weight is not finite."""
+        state = {f"model.{key}": array for key, array in self.model.state_dict().items()}
+        bad = [key for key, array in state.items() if not np.isfinite(array).all()]
+        if bad:
+            raise InputError(
+                f"{bad[0].removeprefix('model.')} became NaN or infinite at step {self.optimiser.steps}; not saved. "
+                f"The last good state is kept in {self.folder}; lower --learning-rate or set --clip-norm"
+            )
+        state |= {f"optimiser.{key}": array for key, array in self.optimiser.state_dict().items()}
+        if self.average:
+            state |= {f"average.{key}": array for key, array in self.average.arrays.items()}
+        counters = self.counters
+        values = {
+            "epoch": counters.epoch,
+            "batch": counters.batch,
+            "best_ap": counters.best_ap,
+            "sums": counters.sums,
+            "average_updates": self.average.updates if self.average else 0,
+        }
+        save_weights(self.folder / "state.safetensors", state, {"counters": json.dumps(values)})
+
+    def _load_state(self) -> None:
+        state, metadata = load_weights(self.folder / "state.safetensors")
+        values = json.loads(metadata["counters"])
+
+        def part(prefix: str) -> dict[str, np.ndarray]:
+            return {key.removeprefix(prefix): array for key, array in state.items() if key.startswith(prefix)}
+
+        self.model.load_state_dict(part("model."))
+        self.optimiser.load_state_dict(part("optimiser."))
+        if self.average:
+            for key, array in part("average.").items():
+                self.average.arrays[key][...] = array
+            self.average.updates = values["average_updates"]
+        self.counters = Counters(values["epoch"], values["batch"], values["best_ap"], values["sums"])
+        self.rows = [row for row in read_metrics(self.folder) if row["epoch"] <= self.counters.epoch]
+        self.say(f"going on with {self.folder} at epoch {self.counters.epoch + 1}, batch {self.counters.batch + 1}")
+
+    def _write_metrics(self) -> None:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(self.rows[0]))
+        writer.writeheader()
+        writer.writerows(self.rows)
+        with replacing(self.folder / "metrics.csv") as temporary:
+            temporary.write_text(text.getvalue())
+
+    def _draw_targets(self, batch: dict[str, np.ndarray]) -> None:
+        from .draw import draw_targets
+
+        images = batch["image"][:8] * np.float32(self.model.pixel_std) + np.float32(self.model.pixel_mean)
+        images = (255 * images.clip(0, 1)).astype(np.uint8)
+        draw_targets(images, batch["heatmap"][:8], self.folder / "targets.png")
+
+    def _draw_detections(self, evaluation) -> None:
+        from .draw import draw_detections
+
+        draw_detections(evaluation.detections[:8], self.folder / "detections.png")
+
+    def _draw_curves(self) -> None:
+        from .draw import draw_curves
+
+        draw_curves(self.rows, self.folder / "curves.png")
+
+
+def read_metrics(folder: Path) -> list[dict[str, float]]:
+    """Return the rows of a run's metrics.csv, all values as numbers."""
+    path = folder / "metrics.csv"
+    if not path.is_file():
+        return []
+    with open(path, newline="") as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of everything that a result can depend on."""
+    found = {"minicenternet": __version__, "python": platform.python_version(), "platform": platform.platform()}
+    for name in ("numpy", "pillow", "matplotlib", "safetensors", "pycocotools"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _new_folder(config: TrainConfig) -> Path:
+    """Return the run folder, made and empty.  Raises InputError when it holds something or cannot be made."""
+    if config.output:
+        folder = Path(config.output)
+    else:
+        name = Path(config.data).stem
+        numbers = (f"runs/{name}-{i}" for i in range(1, 1 << 20))
+        folder = next(Path(text) for text in numbers if not Path(text).exists())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise InputError(
+                f"the run folder {folder} is not empty; name another --output, or go on with it by --resume {folder}"
+            )
+    except OSError as error:
+        raise InputError(f"cannot make the run folder {folder}: {error.strerror}; name another --output") from error
+    return folder
+
+
+def _open_data(config: TrainConfig, size: tuple[int, int], say: Callable[[str], None]):
+    train_data = open_dataset(
+        config.data, split="train", image_folder=config.images, size=size, length=config.shapes, seed=config.seed
+    )
+    val_data = open_dataset(
+        config.val or config.data,
+        split="val",
+        image_folder=None if config.val is None else config.images,
+        size=size,
+        length=config.val_shapes,
+        seed=config.seed,
+    )
+    if val_data is None:
+        say("no validation data found beside --data: AP is measured on the training images (name some by --val)")
+        val_data = train_data
+    if val_data.class_names != train_data.class_names:
+        different = sorted(set(val_data.class_names) ^ set(train_data.class_names))
+        raise InputError(
+            f"the training and the validation data have different classes: {different or 'another order'}; "
+            "give both files the same list of categories"
+        )
+    return train_data, val_data
+
+
+def _pretrained(path: str, model: CenterNet) -> dict[str, np.ndarray]:
+    """Return the arrays of a weights file.  Raises InputError when its classes are not the data's."""
+    arrays, metadata = load_weights(path)
+    names = json.loads(metadata.get("class_names", "[]"))
+    if names and tuple(names) != model.class_names:
+        raise InputError(
+            f"{path} was trained for the classes {names}, the data have {list(model.class_names)}; "
+            "use weights for these classes, or data with those"
+        )
+    return arrays
+
+
+@contextmanager
+def _asked_to_stop() -> Iterator[Callable[[], bool]]:
+    """Inside, Ctrl-C and SIGTERM set a flag, so that the step under way is finished; a second one stops at once."""
+    asked = []
+
+    def note(number, frame):
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    try:
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: signals are somebody else's
+        before = {}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

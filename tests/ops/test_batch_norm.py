@@ -1,0 +1,120 @@
+import naive
+import numpy as np
+import pytest
+from gradients import check
+
+from minicenternet.ops import batch_norm
+
+STATE = ("running_mean", "running_var")
+
+
+def make(shape=(2, 3, 5, 4)):
+    """Return x, weight, bias, running_mean, running_var."""
+    rng = np.random.default_rng(0)
+    channels = shape[-1]
+    x = 3 * rng.standard_normal(shape) + 10 * rng.standard_normal(channels)
+    return x, *rng.standard_normal((3, channels)), rng.random(channels) + 0.5
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("shape", [(2, 3, 5, 4), (1, 3, 3, 2), (2, 1, 1, 3), (6, 5)])
+def test_gradients(shape, training):
+    check(batch_norm, *make(shape), constants=STATE, training=training)
+
+
+def test_eval_equals_the_loops():
+    x, weight, bias, mean, var = make()
+    y, _ = batch_norm.raw(x, weight, bias, mean, var, epsilon=1e-3)
+    np.testing.assert_allclose(y, naive.batch_norm(x, weight, bias, mean, var, epsilon=1e-3), atol=1e-12)
+
+
+def test_training_equals_the_loops():
+    x, weight, bias, mean, var = make()
+    batch_mean, biased, unbiased = naive.channel_statistics(x)
+    old_mean, old_var = mean.copy(), var.copy()
+    y, _ = batch_norm.raw(x, weight, bias, mean, var, training=True)
+    np.testing.assert_allclose(y, naive.batch_norm(x, weight, bias, batch_mean, biased), atol=1e-12)
+    np.testing.assert_allclose(mean, 0.9 * old_mean + 0.1 * batch_mean, atol=1e-12)
+    np.testing.assert_allclose(var, 0.9 * old_var + 0.1 * unbiased, atol=1e-12)
+
+
+def test_eval_leaves_the_running_statistics_alone_and_does_not_follow_them():
+    x, weight, bias, mean, var = make()
+    old_mean, old_var = mean.copy(), var.copy()
+    y, backward = batch_norm.raw(x, weight, bias, mean, var)
+    assert np.array_equal(mean, old_mean) and np.array_equal(var, old_var)
+    before = backward(y)
+    mean += 5  # a training step elsewhere
+    assert all(np.array_equal(a, b) for a, b in zip(before, backward(y), strict=True) if a is not None)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("dtype, tolerance", [(np.float64, 1e-11), (np.float32, 2e-5)])
+def test_equals_pytorch_over_three_steps(torch, training, dtype, tolerance):
+    arrays = [a.astype(dtype) for a in make((4, 6, 5, 3))]
+    x, weight, bias, mean, var = arrays
+    layer = torch.nn.BatchNorm2d(3, dtype=torch.float64 if dtype == np.float64 else torch.float32).train(training)
+    layer.load_state_dict(
+        {
+            "weight": torch.tensor(weight),
+            "bias": torch.tensor(bias),
+            "running_mean": torch.tensor(mean),
+            "running_var": torch.tensor(var),
+            "num_batches_tracked": torch.tensor(0),
+        }
+    )
+    for step in range(3):
+        dy = np.random.default_rng(100 + step).standard_normal(x.shape).astype(dtype)
+        y, backward = batch_norm.raw(x, weight, bias, mean, var, training=training)
+        dx, dweight, dbias, _, _ = backward(dy)
+        tx = torch.tensor(x.transpose(0, 3, 1, 2), requires_grad=True)
+        layer.zero_grad()
+        expected = layer(tx)
+        expected.backward(torch.tensor(dy.transpose(0, 3, 1, 2)))
+        pairs = [
+            (y, expected.detach().numpy().transpose(0, 2, 3, 1)),
+            (dx, tx.grad.numpy().transpose(0, 2, 3, 1)),
+            (dweight, layer.weight.grad.numpy()),
+            (dbias, layer.bias.grad.numpy()),
+            (mean, layer.running_mean.numpy()),
+            (var, layer.running_var.numpy()),
+        ]
+        for ours, theirs in pairs:
+            assert ours.dtype == dtype
+            np.testing.assert_allclose(ours, theirs, rtol=tolerance, atol=tolerance * np.abs(theirs).max())
+        x = x * 1.5 + 1
+
+
+def test_a_mean_far_from_zero_keeps_float32_accurate():
+    """E[x²] - E[x]² would lose all digits here."""
+    rng = np.random.default_rng(0)
+    x = (1000 + rng.standard_normal((4, 8, 8, 3))).astype(np.float32)
+    ones, zeros = np.ones(3, np.float32), np.zeros(3, np.float32)
+    y, _ = batch_norm.raw(x, ones, zeros, zeros.copy(), ones.copy(), training=True)
+    _, biased, _ = naive.channel_statistics(x.astype(np.float64))
+    expected = (x - x.astype(np.float64).mean((0, 1, 2))) / np.sqrt(biased + 1e-5)
+    np.testing.assert_allclose(y, expected, atol=2e-3)
+
+
+def test_the_gradient_has_no_part_along_ones_and_along_x():
+    """Shifting or scaling a channel changes nothing in y (up to epsilon), so dx is orthogonal to 1 and to x - mean."""
+    x, weight, bias, mean, var = make()
+    y, backward = batch_norm.raw(x, weight, bias, mean, var, training=True, epsilon=0.0)
+    dx = backward(np.random.default_rng(1).standard_normal(y.shape))[0]
+    np.testing.assert_allclose(dx.sum((0, 1, 2)), 0, atol=1e-12)
+    np.testing.assert_allclose((dx * (x - x.mean((0, 1, 2)))).sum((0, 1, 2)), 0, atol=1e-12)
+
+
+def test_one_value_per_channel_is_refused_in_training_only():
+    x, weight, bias, mean, var = make((1, 1, 1, 4))
+    with pytest.raises(ValueError, match=r"cannot train on one value per channel, got x of shape \(1, 1, 1, 4\)"):
+        batch_norm(x, weight, bias, mean, var, training=True)
+    assert batch_norm(x, weight, bias, mean, var).shape == x.shape
+
+
+@pytest.mark.parametrize("position, name", [(1, "weight"), (2, "bias"), (3, "running_mean"), (4, "running_var")])
+def test_a_misshapen_argument_is_named(position, name):
+    arguments = list(make())
+    arguments[position] = np.ones(1)
+    with pytest.raises(ValueError, match=rf"x has 4 channels, {name} has shape \(1,\)"):
+        batch_norm(*arguments, training=True)

@@ -1,0 +1,209 @@
+import importlib
+import itertools
+
+import naive
+import numpy as np
+import pytest
+from gradients import check
+
+from minicenternet import threads
+from minicenternet.autograd import Tensor
+from minicenternet.ops import conv2d
+
+module = importlib.import_module("minicenternet.ops.conv2d")  # the package's name conv2d is the op
+Geometry = module.Geometry
+
+CASES = {
+    "1x1": dict(kernel=(1, 1)),
+    "1x1 stride 2": dict(kernel=(1, 1), stride=2),
+    "3x3": dict(kernel=(3, 3), padding=1),
+    "3x3 valid": dict(kernel=(3, 3)),
+    "3x3 stride 2": dict(kernel=(3, 3), stride=2, padding=1),
+    "stem": dict(kernel=(7, 7), stride=2, padding=3),
+    "even kernel": dict(kernel=(2, 4), stride=2, padding=1),
+    "stride above kernel": dict(kernel=(2, 2), stride=3),
+    "padding above kernel": dict(kernel=(2, 2), padding=3),
+    "dilated": dict(kernel=(3, 3), padding=2, dilation=2),
+    "dilated and strided": dict(kernel=(3, 2), stride=2, padding=2, dilation=2),
+    "stride 3 dilation 2": dict(kernel=(3, 3), stride=3, padding=2, dilation=2),
+    "stride 2 dilation 3": dict(kernel=(3, 3), stride=2, padding=3, dilation=3),
+    "unequal axes": dict(kernel=(3, 2), stride=(1, 2), padding=(2, 0), dilation=(2, 1)),
+    "groups": dict(kernel=(3, 3), padding=1, groups=2),
+    "groups strided": dict(kernel=(3, 3), stride=2, padding=1, dilation=2, groups=2),
+    "depth-wise": dict(kernel=(3, 3), padding=1, groups=4),
+    "one pixel": dict(kernel=(3, 3), padding=1, size=(1, 1)),
+    "one pixel stride 2": dict(kernel=(3, 3), stride=2, padding=1, size=(1, 1)),
+    "one row": dict(kernel=(1, 3), stride=(2, 1), size=(1, 5)),
+    "kernel as large as the map": dict(kernel=(7, 6)),
+}
+
+
+def make(kernel, size=(7, 6), batch=2, channels=4, outputs=8, groups=1, seed=0, **options):
+    """Return x, weight, bias and the op's options."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((batch, *size, channels))
+    weight = rng.standard_normal((outputs, channels // groups, *kernel))
+    return x, weight, rng.standard_normal(outputs), options | dict(groups=groups)
+
+
+def geometry_of(stride=1, padding=0, dilation=1, groups=1):
+    return Geometry.of(stride, padding, dilation, groups)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_equals_the_loops(name):
+    x, weight, bias, options = make(**CASES[name])
+    y, _ = conv2d.raw(x, weight, bias, **options)
+    np.testing.assert_allclose(y, naive.conv2d(x, weight, bias, **options), atol=1e-12)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gradients(name):
+    x, weight, bias, options = make(**CASES[name], batch=1)
+    check(conv2d, x, weight, bias, **options)
+
+
+def test_gradients_without_bias():
+    x, weight, _, options = make((3, 3), padding=1)
+    check(conv2d, x, weight, None, **options)
+
+
+def test_no_input_gradient_when_not_wanted():
+    x, weight, bias, _ = make((3, 3))
+    y, backward = conv2d.raw(x, weight, bias, input_gradient_wanted=False)
+    dx, dweight, dbias = backward(np.ones_like(y))
+    wanted = conv2d.raw(x, weight, bias)[1](np.ones_like(y))
+    assert dx is None
+    assert np.array_equal(dweight, wanted[1]) and np.array_equal(dbias, wanted[2])
+
+
+@pytest.mark.parametrize("strip_bytes", [1, 2000, 1 << 20])
+@pytest.mark.parametrize("name", CASES)
+def test_strips_equal_the_definition(name, strip_bytes, monkeypatch):
+    """A strip is a row, a few rows, and a whole image."""
+    monkeypatch.setattr(module, "STRIP_BYTES", strip_bytes)
+    x, weight, _, options = make(**CASES[name], batch=3)
+    geometry = geometry_of(**options)
+    y = module.forward(x, weight, geometry)
+    dy = np.random.default_rng(1).standard_normal(y.shape)
+    np.testing.assert_allclose(y, module.reference_forward(x, weight, geometry), atol=1e-12)
+    np.testing.assert_allclose(
+        module.input_gradient(dy, weight, x.shape[1:3], geometry),
+        module.reference_input_gradient(dy, weight, x.shape[1:3], geometry),
+        atol=1e-12,
+    )
+    np.testing.assert_allclose(
+        module.weight_gradient(x, dy, weight.shape[2:], geometry),
+        module.reference_weight_gradient(x, dy, weight.shape[2:], geometry),
+        atol=1e-12,
+    )
+
+
+ADJOINT_CASES = [
+    (kernel, stride, padding, dilation, groups)
+    for kernel, stride, padding, dilation, groups in itertools.product(
+        [(1, 1), (3, 3), (2, 3)], [1, 2, (3, 1)], [0, 1, (0, 2)], [1, (2, 1), 3], [1, 2]
+    )
+    if min(geometry_of(stride, padding, dilation, groups).output_size(6, 7, kernel)) > 0
+]
+
+
+def test_the_gradients_are_adjoints():
+    """<dy, forward(x, w)> = <input_gradient(dy, w), x> = <weight_gradient(x, dy), w>, both forms, many geometries."""
+    assert len(ADJOINT_CASES) > 100
+    for kernel, *options in ADJOINT_CASES:
+        x, weight, _, _ = make(kernel, size=(6, 7), outputs=6, groups=options[-1])
+        geometry = Geometry.of(*options)
+        y = module.forward(x, weight, geometry)
+        dy = np.random.default_rng(1).standard_normal(y.shape)
+        expected = pytest.approx(np.vdot(dy, y), abs=1e-10)
+        for dx in (module.input_gradient, module.reference_input_gradient):
+            assert np.vdot(dx(dy, weight, (6, 7), geometry), x) == expected, geometry
+        for dweight in (module.weight_gradient, module.reference_weight_gradient):
+            assert np.vdot(dweight(x, dy, kernel, geometry), weight) == expected, geometry
+
+
+def test_equals_pytorch(torch):
+    count = 0
+    for kernel, stride, padding, dilation, groups in itertools.product(
+        [(1, 1), (2, 3), (3, 3), (5, 4)], [1, 2, (2, 3)], [0, 1, (2, 0)], [1, 2, (1, 3)], [1, 2, 4]
+    ):
+        geometry = Geometry.of(stride, padding, dilation, groups)
+        if min(geometry.output_size(8, 9, kernel)) < 1:
+            continue
+        x, weight, bias, _ = make(kernel, size=(8, 9), groups=groups)
+        y, backward = conv2d.raw(x, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups)
+        dy = np.random.default_rng(1).standard_normal(y.shape)
+        tensors = [torch.tensor(a, requires_grad=True) for a in (x.transpose(0, 3, 1, 2), weight, bias)]
+        expected = torch.nn.functional.conv2d(*tensors, stride, padding, dilation, groups)
+        expected.backward(torch.tensor(dy.transpose(0, 3, 1, 2)))
+        np.testing.assert_allclose(y, expected.detach().numpy().transpose(0, 2, 3, 1), atol=1e-12)
+        dx, dweight, dbias = backward(dy)
+        np.testing.assert_allclose(dx, tensors[0].grad.numpy().transpose(0, 2, 3, 1), atol=1e-11)
+        np.testing.assert_allclose(dweight, tensors[1].grad.numpy(), atol=1e-11)
+        np.testing.assert_allclose(dbias, tensors[2].grad.numpy(), atol=1e-11)
+        count += 1
+    assert count > 200
+
+
+def test_float32_stays_and_is_close_to_float64():
+    x, weight, bias, options = make((3, 3), size=(16, 16), channels=32, outputs=16, padding=1)
+    y64, backward64 = conv2d.raw(x, weight, bias, **options)
+    y32, backward32 = conv2d.raw(*(a.astype(np.float32) for a in (x, weight, bias)), **options)
+    dy = np.random.default_rng(1).standard_normal(y64.shape)
+    pairs = [(y32, y64), *zip(backward32(dy.astype(np.float32)), backward64(dy), strict=True)]
+    for single, double in pairs:
+        assert single.dtype == np.float32
+        np.testing.assert_allclose(single, double, rtol=0, atol=2e-6 * np.abs(double).max())
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_number_of_threads_does_not_change_a_bit(dtype, monkeypatch):
+    monkeypatch.setattr(module, "STRIP_BYTES", 20_000)
+    x, weight, bias, options = make((3, 3), size=(19, 17), batch=3, stride=2, padding=1)
+    x, weight, bias = (a.astype(dtype) for a in (x, weight, bias))
+    results = []
+    for count in (1, 2, 5):
+        monkeypatch.setenv("MINICENTERNET_THREADS", str(count))
+        threads.thread_count.cache_clear()
+        threads._pool.cache_clear()
+        y, backward = conv2d.raw(x, weight, bias, **options)
+        results.append([y, *backward(np.sin(y))])
+    threads.thread_count.cache_clear()
+    threads._pool.cache_clear()
+    for other in results[1:]:
+        assert all(np.array_equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_empty_batch():
+    x, weight, bias, options = make((3, 3), batch=0, padding=1)
+    y, backward = conv2d.raw(x, weight, bias, **options)
+    dx, dweight, dbias = backward(y)
+    assert y.shape == (0, 7, 6, 8) and dx.shape == x.shape
+    assert not dweight.any() and dweight.shape == weight.shape and not dbias.any()
+
+
+@pytest.mark.parametrize(
+    "x, weight, bias, options, message",
+    [
+        ((4, 4, 3), (2, 3, 1, 1), None, {}, r"needs x \(B, H, W, C\) .* got \(4, 4, 3\)"),
+        ((1, 4, 4, 3), (2, 4, 1, 1), None, {}, r"x has 3 channels; weight \(2, 4, 1, 1\) with groups=1 expects 4"),
+        ((1, 4, 4, 4), (3, 2, 1, 1), None, {"groups": 2}, "a multiple of 2 outputs"),
+        ((1, 4, 4, 3), (2, 3, 1, 1), (3,), {}, r"bias has shape \(3,\), expected \(2,\)"),
+        ((1, 4, 4, 3), (2, 3, 5, 5), None, {}, "is larger than the padded map"),
+        ((1, 4, 4, 3), (2, 3, 3, 3), None, {"dilation": 2}, "is larger than the padded map"),
+    ],
+)
+def test_what_does_not_fit_is_named(x, weight, bias, options, message):
+    with pytest.raises(ValueError, match=message):
+        conv2d(np.zeros(x), np.zeros(weight), None if bias is None else np.zeros(bias), **options)
+
+
+def test_mixed_dtypes_are_refused():
+    with pytest.raises(ValueError, match="needs one dtype, got x float32 and weight float64"):
+        conv2d(np.zeros((1, 4, 4, 3), np.float32), np.zeros((2, 3, 1, 1)))
+
+
+def test_a_tensor_given_by_keyword_is_refused():
+    with pytest.raises(TypeError, match="bias"):
+        conv2d(Tensor(np.zeros((1, 4, 4, 3))), np.zeros((2, 3, 1, 1)), bias=Tensor(np.zeros(2)))

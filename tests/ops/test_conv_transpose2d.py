@@ -1,0 +1,111 @@
+import itertools
+
+import naive
+import numpy as np
+import pytest
+from gradients import check
+
+from minicenternet.ops import conv2d, conv_transpose2d
+
+CASES = {
+    "1x1": dict(kernel=(1, 1)),
+    "neck": dict(kernel=(4, 4), stride=2, padding=1),
+    "3x3 stride 2": dict(kernel=(3, 3), stride=2, padding=1, output_padding=1),
+    "no overlap": dict(kernel=(2, 2), stride=2),
+    "gaps": dict(kernel=(2, 2), stride=3, output_padding=2),
+    "stride 1": dict(kernel=(3, 3), padding=1),
+    "dilated": dict(kernel=(3, 3), stride=2, padding=2, dilation=2),
+    "unequal axes": dict(kernel=(3, 2), stride=(2, 3), padding=(1, 0), output_padding=(0, 2), dilation=(1, 2)),
+    "groups": dict(kernel=(3, 3), stride=2, padding=1, groups=2),
+    "depth-wise": dict(kernel=(4, 4), stride=2, padding=1, groups=4, outputs=4),
+    "depth-wise to more": dict(kernel=(4, 4), stride=2, padding=1, groups=4, outputs=8),
+    "one pixel": dict(kernel=(4, 4), stride=2, padding=1, size=(1, 1)),
+    "one pixel to one pixel": dict(kernel=(3, 3), padding=1, size=(1, 1)),
+}
+
+
+def make(kernel, size=(4, 3), batch=2, channels=4, outputs=6, groups=1, **options):
+    """Return x, weight, bias and the op's options."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((batch, *size, channels))
+    weight = rng.standard_normal((channels, outputs // groups, *kernel))
+    return x, weight, rng.standard_normal(outputs), options | dict(groups=groups)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_equals_the_loops(name):
+    x, weight, bias, options = make(**CASES[name])
+    y, _ = conv_transpose2d.raw(x, weight, bias, **options)
+    np.testing.assert_allclose(y, naive.conv_transpose2d(x, weight, bias, **options), atol=1e-12)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gradients(name):
+    x, weight, bias, options = make(**CASES[name], batch=1)
+    check(conv_transpose2d, x, weight, bias, **options)
+
+
+def test_gradients_without_bias():
+    x, weight, _, options = make((4, 4), stride=2, padding=1)
+    check(conv_transpose2d, x, weight, None, **options)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_is_the_adjoint_of_conv2d(name):
+    """<conv2d(y, w), x> = <y, conv_transpose2d(x, w)>"""
+    x, weight, _, options = make(**CASES[name])
+    up, _ = conv_transpose2d.raw(x, weight, **options)
+    options.pop("output_padding", None)
+    y = np.random.default_rng(1).standard_normal(up.shape)
+    down, _ = conv2d.raw(y, weight, **options)
+    assert np.vdot(down, x) == pytest.approx(np.vdot(y, up), abs=1e-10)
+
+
+def test_equals_pytorch(torch):
+    count = 0
+    for kernel, stride, padding, dilation, groups, extra in itertools.product(
+        [(2, 2), (4, 4), (3, 2)], [1, 2, (3, 2)], [0, 1], [1, (2, 3)], [1, 2], [0, 1]
+    ):
+        if extra >= min(naive.pair(stride)):
+            continue
+        x, weight, bias, _ = make(kernel, groups=groups)
+        options = dict(stride=stride, padding=padding, output_padding=extra, dilation=dilation, groups=groups)
+        y, backward = conv_transpose2d.raw(x, weight, bias, **options)
+        dy = np.random.default_rng(1).standard_normal(y.shape)
+        tensors = [torch.tensor(a, requires_grad=True) for a in (x.transpose(0, 3, 1, 2), weight, bias)]
+        expected = torch.nn.functional.conv_transpose2d(*tensors, **options)
+        expected.backward(torch.tensor(dy.transpose(0, 3, 1, 2)))
+        np.testing.assert_allclose(y, expected.detach().numpy().transpose(0, 2, 3, 1), atol=1e-12)
+        dx, dweight, dbias = backward(dy)
+        np.testing.assert_allclose(dx, tensors[0].grad.numpy().transpose(0, 2, 3, 1), atol=1e-11)
+        np.testing.assert_allclose(dweight, tensors[1].grad.numpy(), atol=1e-11)
+        np.testing.assert_allclose(dbias, tensors[2].grad.numpy(), atol=1e-11)
+        count += 1
+    assert count > 80
+
+
+@pytest.mark.parametrize(
+    "x, weight, options, message",
+    [
+        ((4, 4, 3), (3, 2, 2, 2), {}, r"needs x \(B, H, W, C\) .* got \(4, 4, 3\)"),
+        ((1, 4, 4, 3), (2, 3, 2, 2), {}, r"got \(1, 4, 4, 3\), \(2, 3, 2, 2\), groups=1"),
+        ((1, 4, 4, 3), (3, 1, 2, 2), {"groups": 2}, "C a multiple of groups"),
+        ((1, 4, 4, 3), (3, 2, 2, 2), {"output_padding": 1}, "output_padding must be smaller than the stride"),
+        ((1, 1, 1, 3), (3, 2, 2, 2), {"padding": 1}, r"the output, \(0, 0\), at least 1 x 1"),
+    ],
+)
+def test_what_does_not_fit_is_named(x, weight, options, message):
+    with pytest.raises(ValueError, match=message):
+        conv_transpose2d(np.zeros(x), np.zeros(weight), **options)
+
+
+def test_a_bias_that_does_not_fit_is_named():
+    with pytest.raises(ValueError, match=r"bias has shape \(3,\), expected \(2,\)"):
+        conv_transpose2d(np.zeros((1, 4, 4, 3)), np.zeros((3, 2, 2, 2)), np.zeros(3))
+    with pytest.raises(ValueError, match=r"bias has shape \(1,\), expected \(2,\)"):
+        conv_transpose2d(np.zeros((1, 4, 4, 3)), np.zeros((3, 2, 2, 2)), np.zeros(1))
+
+
+def test_mixed_dtypes_are_refused():
+    with pytest.raises(ValueError, match="needs one dtype, got x float32 and weight float64"):
+        conv_transpose2d(np.zeros((1, 4, 4, 3), np.float32), np.zeros((3, 2, 1, 1)))
