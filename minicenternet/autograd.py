@@ -116,7 +116,9 @@ class Tensor:
         if gradient.shape != self.shape:
             raise ValueError(f"gradient has shape {gradient.shape}, expected {self.shape}")
         gradients = {id(self): gradient}
-        for tensor in _newest_first(self):
+        tensors = _oldest_first(self)
+        while tensors:
+            tensor = tensors.pop()  # off the list, so that its data is freed as soon as the pass is done with it
             gradient, node = gradients.pop(id(tensor), None), tensor.node
             if node is None:  # a leaf
                 if gradient is not None:
@@ -137,8 +139,8 @@ class Tensor:
                     gradients[key] = gradients[key] + part if key in gradients else part
 
 
-def _newest_first(root: Tensor) -> list[Tensor]:
-    """Return the recorded Tensors that `root` depends on, every Tensor before those it was computed from."""
+def _oldest_first(root: Tensor) -> list[Tensor]:
+    """Return the recorded Tensors that `root` depends on, every Tensor after those it was computed from."""
     found, stack = {id(root): root}, [root]
     while stack:
         tensor = stack.pop()
@@ -146,7 +148,7 @@ def _newest_first(root: Tensor) -> list[Tensor]:
             if parent is not None and id(parent) not in found:
                 found[id(parent)] = parent
                 stack.append(parent)
-    return sorted(found.values(), key=lambda tensor: tensor.node.order if tensor.node else -1, reverse=True)
+    return sorted(found.values(), key=lambda tensor: tensor.node.order if tensor.node else -1)
 
 
 @contextmanager
@@ -164,10 +166,14 @@ def differentiable(function: Callable) -> Callable:
     """Lift an array function returning `(y, backward)` to Tensors; `.raw` is the array function itself.
 
     Positional arguments may be Tensors, arrays or numbers; gradients flow to the Tensors with requires_grad.
+    Keyword arguments are options: the lifted op raises TypeError for a Tensor there, which would get no gradient.
     """
 
     @functools.wraps(function)
     def op(*arguments, **options) -> Tensor:
+        for name, value in options.items():
+            if isinstance(value, Tensor):
+                raise TypeError(f"{function.__name__}: {name} is a Tensor; give it by position, keywords are options")
         arrays = [a.data if isinstance(a, Tensor) else a for a in arguments]
         y, backward = function(*arrays, **options)
         result = Tensor(y)

@@ -34,3 +34,10 @@ def to_cpu(array: Array) -> np.ndarray:
 def to_gpu(array: Array) -> Array:
     """Return the array as a cupy array on the current GPU.  Raises ImportError when CuPy is not installed."""
     return importlib.import_module("cupy").asarray(array)
+
+
+def try_gpu() -> str:
+    """Return the name of the current GPU after a small kernel ran on it.  Raises whatever keeps CuPy from doing that."""
+    cupy = importlib.import_module("cupy")
+    cupy.add(cupy.ones(2), 1).get()
+    return cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode()

@@ -14,6 +14,10 @@ from .errors import InputError
 from .files import replacing
 
 
+DEMO_FOLDER = "runs/demo"
+DEMO_WEIGHTS = f"{DEMO_FOLDER}/best.safetensors"
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """Train a detector; everything about the run is kept in its folder."""
@@ -103,3 +107,123 @@ class TrainConfig:
     def num_workers(self) -> int:
         """The number of worker processes that `workers` stands for."""
         return min(8, max(1, (os.cpu_count() or 2) - 1)) if self.workers is None else self.workers
+
+
+@dataclass(frozen=True, kw_only=True)
+class UseConfig:
+    """How a trained network is put to use; the base of the commands that do so."""
+
+    weights: str = DEMO_WEIGHTS
+    """The trained network: best.safetensors or last.safetensors of a run folder."""
+    resolution: Literal["fixed", "keep"] = "fixed"
+    """fixed: the whole image, as large as it fits into the input trained on; keep: pixel by pixel, whatever its size."""
+    flip: bool = False
+    """Average with the mirror image: slower, often a little better."""
+    scales: tuple[float, ...] = (1.0,)
+    """Sizes at which to look at each image, such as 0.5 1 1.5; their boxes are merged by soft NMS."""
+    nms: Literal["soft", "hard"] | None = None
+    """Suppress overlapping boxes of a class; a peak per object mostly makes that needless."""
+    most: int = 100
+    """Most objects of an image."""
+    batch_size: int = 8
+    """Images that go through the network together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(UseConfig):
+    """Measure the AP of a network on a data set, checked by pycocotools where that is installed."""
+
+    data: str = "shapes"
+    """shapes, a COCO-format .json file, or a folder in VOC or COCO layout."""
+    images: str | None = None
+    """Folder of the images of a .json file, where it is not found beside it."""
+    split: str = "val"
+    """Part of the data to measure on; without a val part, all of it."""
+    output: str | None = None
+    """Folder to write the detections, all figures, and pictures of the best and the worst images to."""
+    protocol: Literal["coco", "voc"] = "coco"
+    """voc adds the AP of PASCAL VOC, by 11 points and by all."""
+    referee: bool = True
+    """Have pycocotools measure the same detections."""
+    shapes: int = 200
+    """Images that --data shapes makes."""
+    seed: int = 0
+    """Of --data shapes: with the seed of a training run, its validation images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig(UseConfig):
+    """Find the objects in photographs: draws them, and writes them as COCO-format JSON."""
+
+    images: tuple[str, ...]
+    """Image files, folders, and patterns such as 'photos/*.jpg'."""
+    output: str = "predictions"
+    """Folder for a picture of each image and predictions.json."""
+    min_score: float = 0.3
+    """Lowest score, from 0 to 1, of what is drawn and written."""
+    draw: bool = True
+    """Draw a picture of each image."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExplainConfig:
+    """Show in one picture how a network sees an image: input, heatmap, peaks, offsets, sizes, boxes."""
+
+    image: str
+    """The image file."""
+    weights: str = DEMO_WEIGHTS
+    """The trained network: best.safetensors or last.safetensors of a run folder."""
+    output: str = "explanation.png"
+    """The picture to write."""
+    min_score: float = 0.3
+    """Lowest score, from 0 to 1, of what is shown."""
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """Train on made-up shapes, measure AP on unseen ones, and draw what was found: a few minutes."""
+
+    output: str = DEMO_FOLDER
+    """Folder for the run and its pictures; an unfinished run in it is gone on with."""
+    seed: int = 0
+    """Of everything random: the same seed gives the same figures."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataCheckConfig:
+    """List what is wrong with a data set, count what is in it, and draw some of it."""
+
+    path: str
+    """A COCO-format .json file, or a folder in VOC or COCO layout."""
+    images: str | None = None
+    """Folder of the images of a .json file, where it is not found beside it."""
+    split: str = "train"
+    """Part of the data to check."""
+    output: str = "data-check"
+    """Folder for report.txt, report.json and pictures."""
+    size: int = 512
+    """Side of the network input, in pixels, for which centres that fall into one cell are counted."""
+
+
+@dataclass(frozen=True)
+class DoctorConfig:
+    """Say what this machine has and uses, and the line to type where something is missing or slow."""
+
+    folder: str = "."
+    """Where runs will be kept: its free space and write access are looked at."""
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """Measure how fast this machine multiplies matrices, trains, detects and decodes: under a minute."""
+
+    backbones: tuple[str, ...] = ("small", "resnet18")
+    """Networks to measure."""
+    size: int | None = None
+    """Side of the network input in pixels; by default 128 for small and 256 for the others."""
+    batch_size: int | None = None
+    """Images in a step of training; by default 16 for small and 2 for the others."""
+    seconds: float = 3.0
+    """Time for each figure; at least three runs are measured."""
+    json: str | None = None
+    """File to write the figures to."""

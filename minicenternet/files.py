@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import InputError
@@ -31,4 +31,5 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
             "free some space or name another folder."
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # renamed away, or never made
+            temporary.unlink()

@@ -34,7 +34,7 @@ def thread_count() -> int:
     """
     wanted = os.environ.get("MINICENTERNET_THREADS")
     if wanted is not None:
-        if not wanted.isdigit() or int(wanted) == 0:
+        if not wanted.isdecimal() or int(wanted) == 0:
             raise InputError(f"MINICENTERNET_THREADS is {wanted!r}; expected a positive integer, or leave it unset")
         return int(wanted)
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -66,6 +66,15 @@ def _blas_libraries() -> list:
     return ThreadpoolController().select(user_api="blas").lib_controllers
 
 
+def _set_blas_threads(counts: list[int]) -> None:
+    for library, count in zip(_blas_libraries(), counts, strict=True):
+        # threadpoolctl 3.8 lets only the first thread that set OpenBLAS set it again; here the lock keeps the order
+        release = getattr(library, "clear_controlling_thread", lambda force: None)
+        release(force=True)
+        library.set_num_threads(count)
+        release(force=True)
+
+
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
     """Inside, BLAS calls use one thread; the first user thread to enter saves the setting, the last one restores it."""
@@ -73,8 +82,7 @@ def one_blas_thread() -> Iterator[None]:
     with _hold_lock:
         if _holders == 0:
             _before[:] = [library.num_threads for library in _blas_libraries()]
-            for library in _blas_libraries():
-                library.set_num_threads(1)
+            _set_blas_threads([1] * len(_before))
         _holders += 1
     try:
         yield
@@ -82,8 +90,7 @@ def one_blas_thread() -> Iterator[None]:
         with _hold_lock:
             _holders -= 1
             if _holders == 0:
-                for library, threads in zip(_blas_libraries(), _before, strict=True):
-                    library.set_num_threads(threads)
+                _set_blas_threads(_before)
 
 
 def parallel_for(function: Callable[[object], None], jobs: Iterable) -> None:
@@ -114,7 +121,10 @@ def parallel_for(function: Callable[[object], None], jobs: Iterable) -> None:
         try:
             work()
         finally:
-            failures = [helper.exception() for helper in helpers if not helper.cancel()]
-    for failure in failures:
-        if failure is not None:
-            raise failure
+            results = [helper.exception() for helper in helpers if not helper.cancel()]
+            failures = [result for result in results if result is not None]
+    try:
+        if failures:
+            raise failures[0]
+    finally:  # the exception knows this frame: were it to know the exception, only the collector could free the two
+        del helpers, results, failures

@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import time
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -42,8 +41,6 @@ class TinyData:
                 os._exit(3)
             if trouble == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
-            if trouble == "slow":
-                time.sleep(3600)
         return Sample(np.full((4, 6, 3), i % 256, np.uint8), self.annotation(i))
 
 

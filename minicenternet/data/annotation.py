@@ -133,7 +133,7 @@ ADVICE = {
     "missing image": "Put the file there, name the right image folder, or take the image out of the annotations.",
     "missing annotation": "Add the annotation file, or take the image out of the split.",
     "unreadable XML": "Write the file again; it must be plain XML without a DOCTYPE.",
-    "unreadable image": "Get the file again, or take the image out of the annotations.",
+    "unusable image": "Training would stop at each of these.",
     "box of no area": "Such boxes are left out of training and evaluation: correct them or take them out.",
     "box outside its image": "The part outside is cut off in training: check the box and the size of the image.",
     "probably x1 y1 x2 y2": "COCO boxes are x, y, width, height: subtract x1 from x2 and y1 from y2.",

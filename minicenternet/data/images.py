@@ -1,8 +1,8 @@
 """Reading image files: whatever is on the disk becomes (H, W, 3) uint8 RGB, upright.
 
-gray, palette, CMYK   converted to RGB
+grey, palette, CMYK   converted to RGB
 transparent           laid over white, as a viewer shows it
-16-bit gray           the full range 0..65535 is scaled to 0..255 (16-bit RGB likewise, by Pillow)
+16-bit grey           the full range 0..65535 is scaled to 0..255 (16-bit RGB likewise, by Pillow)
 EXIF orientation      applied, unless the annotations were made on the pixels as stored (see `read_image`)
 several frames        the first
 """
@@ -58,9 +58,9 @@ def read_image(path: str | os.PathLike, size: tuple[int, int] | None = None) -> 
 def _to_rgb(image: Image.Image) -> np.ndarray:
     if image.mode == "F":
         raise InputError("its pixels are floating-point numbers of unknown range. Convert it to 8 or 16 bits.")
-    if image.mode.startswith("I"):  # 16-bit gray; Pillow opens some of it as 32-bit "I"
-        gray = np.clip(np.asarray(image, dtype=np.float32) / 257, 0, 255)  # 65535 / 255 = 257
-        return np.repeat(np.round(gray).astype(np.uint8)[:, :, None], 3, axis=2)
+    if image.mode.startswith("I"):  # 16-bit grey; Pillow opens some of it as 32-bit "I"
+        grey = np.clip(np.asarray(image, dtype=np.float32) / 257, 0, 255)  # 65535 / 255 = 257
+        return np.repeat(np.round(grey).astype(np.uint8)[:, :, None], 3, axis=2)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")

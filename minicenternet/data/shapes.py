@@ -88,23 +88,20 @@ class Shapes:
                 near = difflib.get_close_matches(name, CLASSES, n=1)
                 hint = f"Did you mean {near[0]!r}?" if near else f"Choose from {', '.join(CLASSES)}."
                 raise InputError(f"shapes has no class {name!r}. {hint}")
-        requirements = {
-            f"length is {self.length}, expected at least 1 image": self.length >= 1,
-            f"seed is {self.seed}, expected 0 or more": self.seed >= 0,
-            f"size is {self.height} x {self.width}, expected at least 16 x 16": min(self.height, self.width) >= 16,
-            f"classes is {self.class_names}, expected different names": len(set(self.class_names))
-            == len(self.class_names)
-            > 0,
-            f"objects is {self.objects}, expected 0 <= fewest <= most": 0 <= self.objects[0] <= self.objects[1],
-            f"scale is {self.scale}, expected 0 < smallest <= largest <= 0.9": 0
-            < self.scale[0]
-            <= self.scale[1]
-            <= 0.9,
-            f"stretch is {self.stretch}, expected at least 1": self.stretch >= 1,
-            f"occlusion is {self.occlusion}, expected 0 to 1": 0 <= self.occlusion <= 1,
-            f"crowding is {self.crowding}, expected 0 to 1": 0 <= self.crowding <= 1,
-        }
-        for message, holds in requirements.items():
+        few, many = self.objects
+        small, large = self.scale
+        for holds, message in (
+            (self.length >= 1, f"length is {self.length}, expected at least 1 image"),
+            (self.seed >= 0, f"seed is {self.seed}, expected 0 or more"),
+            (min(self.height, self.width) >= 16, f"size is {self.height} x {self.width}, expected at least 16 x 16"),
+            (self.class_names, "classes is empty, expected at least one name"),
+            (len(set(self.class_names)) == len(self.class_names), f"classes {self.class_names} names one twice"),
+            (0 <= few <= many, f"objects is {self.objects}, expected 0 <= fewest <= most"),
+            (0 < small <= large <= 0.9, f"scale is {self.scale}, expected 0 < smallest <= largest <= 0.9"),
+            (self.stretch >= 1, f"stretch is {self.stretch}, expected at least 1"),
+            (0 <= self.occlusion <= 1, f"occlusion is {self.occlusion}, expected 0 to 1"),
+            (0 <= self.crowding <= 1, f"crowding is {self.crowding}, expected 0 to 1"),
+        ):
             if not holds:
                 raise InputError(f"shapes: {message}.")
 

@@ -81,7 +81,7 @@ def letterbox(width: int, height: int, out_width: int, out_height: int) -> np.nd
 def keep_resolution(width: int, height: int, pad: int = 31) -> tuple[np.ndarray, tuple[int, int]]:
     """The image pixel by pixel in the middle of a larger output: the matrix and the output's (height, width).
 
-    Each side becomes the next multiple of pad + 1 above it, 512 becoming 544; hourglass wants pad = 127 (released code).
+    Each side becomes the next multiple of pad + 1 above it, 512 becoming 544 (released code; pad 127 for hourglass).
     """
     out_width, out_height = (width | pad) + 1, (height | pad) + 1
     return _view(width // 2, height // 2, 1, out_width, out_height), (out_height, out_width)

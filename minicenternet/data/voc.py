@@ -14,7 +14,7 @@ import math
 import os
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -105,7 +105,7 @@ def year_folders(folder: str | os.PathLike) -> list[Path]:
 def splits(folder: str | os.PathLike) -> list[str]:
     """The splits that ImageSets/Main names, without the lists of single classes; none where there is no such folder."""
     found = {file.stem for year in year_folders(folder) for file in (year / "ImageSets" / "Main").glob("*.txt")}
-    return sorted(name for name in found if name.split("_")[0] not in CLASSES)
+    return sorted(name for name in found if "_" not in name or name.split("_")[0] not in CLASSES)
 
 
 def _read_split(folder: Path, years: list[Path], split: str, problems: Problems) -> dict[str, Path]:
@@ -117,7 +117,7 @@ def _read_split(folder: Path, years: list[Path], split: str, problems: Problems)
         if not main.is_dir():
             names = sorted(file.stem for file in (year / "Annotations").glob("*.xml"))
         elif (main / f"{split}.txt").is_file():
-            lines = (main / f"{split}.txt").read_text(encoding="utf-8-sig").splitlines()
+            lines = (main / f"{split}.txt").read_text(encoding="utf-8-sig", errors="replace").splitlines()
             names = [line.strip() for line in lines if line.strip()]
         else:
             continue
@@ -177,21 +177,19 @@ def _parse(path: Path, problems: Problems) -> _Record | None:
     return _Record(path, width, height, objects)
 
 
-def _class_names(years: list[Path], records: Sequence[_Record]) -> Sequence[str]:
+def _class_names(years: list[Path], records: Collection[_Record]) -> Sequence[str]:
     """VOC's 20 classes where no other occurs in any annotation, of whatever split; else the sorted names that occur."""
+    found = {item.name for record in records for item in record.objects}
     parsed = {record.path for record in records}
-    others = (
-        _parse(path, Problems())
-        for year in years
-        for path in (year / "Annotations").glob("*.xml")
-        if path not in parsed
-    )
-    everything = [*records, *(record for record in others if record is not None)]
-    found = {item.name for record in everything for item in record.objects}
+    for year in years:
+        for path in (year / "Annotations").glob("*.xml"):
+            record = _parse(path, Problems()) if path not in parsed else None
+            if record is not None:
+                found.update(item.name for item in record.objects)
     return CLASSES if found <= set(CLASSES) else sorted(found)
 
 
-def _image_files(folder: Path, years: list[Path], year_of: dict[str, Path], names: Sequence[str]) -> list[str]:
+def _image_files(folder: Path, years: list[Path], year_of: dict[str, Path], names: Collection[str]) -> list[str]:
     """The image of each NAME, relative to the folder; NAME.jpg where there is none."""
     ending = {}
     for year in years:
@@ -202,7 +200,7 @@ def _image_files(folder: Path, years: list[Path], year_of: dict[str, Path], name
     return [path.relative_to(folder).as_posix() for path in paths]
 
 
-def _boxes(records: Sequence[_Record], classes: Sequence[str], problems: Problems) -> dict:
+def _boxes(records: Collection[_Record], classes: Sequence[str], problems: Problems) -> dict:
     """The objects as ImageFiles takes them."""
     label_of = {name: label for label, name in enumerate(classes)}
     rows, dropped = [], 0

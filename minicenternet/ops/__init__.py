@@ -49,4 +49,4 @@ Tensor.sum = sum
 Tensor.mean = mean
 Tensor.max = max
 Tensor.reshape = lambda x, *shape: reshape(x, shape[0] if isinstance(shape[0], tuple) else shape)
-Tensor.transpose = lambda x, *axes: transpose(x, axes or None)
+Tensor.transpose = lambda x, *axes: transpose(x, axes[0] if axes and isinstance(axes[0], tuple) else axes or None)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..autograd import differentiable
-from ..backend import get_xp
+from ..backend import Array, get_xp
 
 
 def windows(size: int, stride: int, out_height: int, out_width: int):
@@ -21,6 +21,11 @@ def windows(size: int, stride: int, out_height: int, out_width: int):
             ]
 
 
+def _bordered(x: Array, padding: int) -> Array:
+    border = (padding, padding)
+    return get_xp(x).pad(x, ((0, 0), border, border, (0, 0)), constant_values=-np.inf) if padding else x
+
+
 @differentiable
 def max_pool2d(x, *, size=3, stride=2, padding=1):
     """Return the maximum over size x size windows, `stride` apart.
@@ -30,15 +35,14 @@ def max_pool2d(x, *, size=3, stride=2, padding=1):
     """
     if x.ndim != 4 or 2 * padding > size or min(x.shape[1:3]) + 2 * padding < size:
         raise ValueError(f"max_pool2d: x {x.shape} does not fit size={size}, padding={padding} (at most size / 2)")
-    xp = get_xp(x)
-    border = (padding, padding)
-    padded = xp.pad(x, ((0, 0), border, border, (0, 0)), constant_values=-np.inf) if padding else x
+    xp, padded = get_xp(x), _bordered(x, padding)
     out_height, out_width = ((n - size) // stride + 1 for n in padded.shape[1:3])
     y = xp.full((len(x), out_height, out_width, x.shape[3]), -np.inf, x.dtype)
     for seen in windows(size, stride, out_height, out_width):
         xp.maximum(y, padded[seen], out=y)
 
     def backward(dy):
+        padded = _bordered(x, padding)  # made again: to keep it would cost more memory than x
         dx = xp.zeros_like(padded)
         waiting = xp.ones(y.shape, bool)  # windows whose maximum was not met yet
         for seen in windows(size, stride, out_height, out_width):

@@ -12,8 +12,10 @@ from ..backend import Array, get_xp
 
 def unbroadcast(gradient: Array, shape: tuple[int, ...] | None) -> Array | None:
     """Sum a gradient back to the shape that was broadcast; None stays None (the argument was a Python number)."""
-    if shape is None or gradient.shape == shape:
-        return None if shape is None else gradient
+    if shape is None:
+        return None
+    if gradient.shape == shape:
+        return gradient
     extra = gradient.ndim - len(shape)
     stretched = tuple(i + extra for i, n in enumerate(shape) if n == 1 and gradient.shape[i + extra] != 1)
     return gradient.sum(tuple(range(extra)) + stretched, keepdims=True).reshape(shape)
@@ -75,7 +77,8 @@ def pow(a, b):
         da = unbroadcast(dy * b * a ** (b - 1), shape_of(a))
         if not hasattr(b, "shape"):  # a constant exponent, so that a may be negative
             return da, None
-        return da, unbroadcast(dy * a**b * get_xp(a, b).log(a), shape_of(b))
+        xp = get_xp(a, b)
+        return da, unbroadcast(dy * a**b * xp.log(xp.asarray(a, dy.dtype)), b.shape)
 
     return a**b, backward
 

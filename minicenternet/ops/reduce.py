@@ -6,18 +6,18 @@ from ..autograd import differentiable
 from ..backend import Array, get_xp
 
 
-def _stretch(reduced: Array, x: Array, axis, keepdims: bool) -> Array:
+def _stretch(reduced: Array, axis, keepdims: bool) -> Array:
     """Put the reduced axes back as length 1, so that the array broadcasts against x."""
-    return reduced if keepdims or axis is None else get_xp(x).expand_dims(reduced, axis)
+    return reduced if keepdims or axis is None else get_xp(reduced).expand_dims(reduced, axis)
 
 
 @differentiable
 def sum(x, axis=None, keepdims=False):
     """Return the sum over the axes."""
-    xp = get_xp(x)
+    xp, shape = get_xp(x), x.shape
 
     def backward(dy):
-        return (xp.broadcast_to(_stretch(dy, x, axis, keepdims), x.shape),)
+        return (xp.broadcast_to(_stretch(dy, axis, keepdims), shape),)
 
     return xp.asarray(x.sum(axis, keepdims=keepdims)), backward
 
@@ -25,11 +25,12 @@ def sum(x, axis=None, keepdims=False):
 @differentiable
 def mean(x, axis=None, keepdims=False):
     """Return the mean over the axes."""
-    xp = get_xp(x)
+    xp, shape = get_xp(x), x.shape
     y = xp.asarray(x.mean(axis, keepdims=keepdims))
+    share = y.size / x.size
 
     def backward(dy):
-        return (xp.broadcast_to(_stretch(dy * (y.size / x.size), x, axis, keepdims), x.shape),)
+        return (xp.broadcast_to(_stretch(dy * share, axis, keepdims), shape),)
 
     return y, backward
 
@@ -41,8 +42,8 @@ def max(x, axis=None, keepdims=False):
     y = xp.asarray(x.max(axis, keepdims=keepdims))
 
     def backward(dy):
-        largest = x == _stretch(y, x, axis, keepdims)
-        share = _stretch(dy, x, axis, keepdims) / largest.sum(axis, keepdims=True).astype(dy.dtype)
+        largest = x == _stretch(y, axis, keepdims)
+        share = _stretch(dy, axis, keepdims) / largest.sum(axis, keepdims=True).astype(dy.dtype)
         return (largest * share,)
 
     return y, backward

@@ -14,9 +14,10 @@ from ..backend import get_xp
 @differentiable
 def reshape(x, shape):
     """Return x with another shape of the same size; one entry may be -1."""
+    before = x.shape
 
     def backward(dy):
-        return (dy.reshape(x.shape),)
+        return (dy.reshape(before),)
 
     return x.reshape(shape), backward
 
@@ -24,9 +25,10 @@ def reshape(x, shape):
 @differentiable
 def transpose(x, axes=None):
     """Return x with its axes permuted, reversed when axes is None."""
+    inverse = None if axes is None else np.argsort([axis % x.ndim for axis in axes]).tolist()
 
     def backward(dy):
-        return (dy.transpose(None if axes is None else tuple(np.argsort(axes))),)
+        return (dy.transpose(inverse),)
 
     return x.transpose(axes), backward
 
@@ -46,12 +48,12 @@ def concatenate(*arrays, axis=-1):
 @differentiable
 def slice(x, index):
     """Return x[index] for slices, integers, index arrays and None; an element taken twice gets both gradients."""
-    xp = get_xp(x)
+    xp, shape = get_xp(x), x.shape
     parts = index if isinstance(index, tuple) else (index,)
-    taken_once = not any(hasattr(part, "shape") or isinstance(part, list) for part in parts)
+    taken_once = not any(hasattr(part, "shape") or isinstance(part, (list, tuple)) for part in parts)
 
     def backward(dy):
-        dx = xp.zeros_like(x)
+        dx = xp.zeros(shape, dy.dtype)
         if taken_once:
             dx[index] = dy
         else:

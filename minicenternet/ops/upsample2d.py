@@ -44,7 +44,7 @@ def upsample2d(x, *, factor=2, mode="nearest"):
 
     Raises ValueError for another mode, a factor below 1 or an x that is not (B, H, W, C).
     """
-    if x.ndim != 4 or factor < 1 or mode not in ("nearest", "bilinear"):
+    if x.ndim != 4 or not isinstance(factor, int) or factor < 1 or mode not in ("nearest", "bilinear"):
         raise ValueError(
             f"upsample2d needs x (B, H, W, C), a whole factor and mode 'nearest' or 'bilinear', "
             f"got {x.shape}, {factor!r}, {mode!r}"

@@ -97,9 +97,9 @@ def decode(heatmap: Array, offset: Array, size: Array, k: int = 100, stride: int
     xp = get_xp(heatmap, offset, size)
     scores, labels, y, x = top_k(peaks(heatmap), k)
     image = xp.arange(len(heatmap))[:, None]  # (B, 1), broadcast against y and x (B, K)
-    # In float64, so that a box that was encoded comes back to the last digits of a float32.
-    centre = xp.stack([x, y], axis=-1) + offset[image, y, x].astype(np.float64)  # (B, K, 2)
-    half = size[image, y, x].astype(np.float64) / 2
+    # int64 + float32 makes float64, so that a box that was encoded comes back to the last digits of a float32.
+    centre = xp.stack([x, y], axis=-1) + offset[image, y, x]  # (B, K, 2)
+    half = size[image, y, x] / 2
     boxes = xp.concatenate([centre - half, centre + half], axis=-1) * stride
     return Decoded(boxes.astype(np.float32), scores, labels)
 

@@ -198,8 +198,12 @@ def test_warp_is_its_definition_but_for_the_border(seed):
 def test_the_definition_of_warp_by_hand():
     image = np.array([[[10], [20]], [[50], [80]]])
     shifted = np.array([[1, 0, 0.25], [0, 1, 0.5]])
-    expected = [[5 * 0.75, 10 * 0.25 * 0.5 + 20 * 0.75 * 0.5], [30 * 0.75, 0.5 * (10 + 50) * 0.25 + 0.5 * 100 * 0.75]]
-    np.testing.assert_allclose(warp_reference(image, shifted, (2, 2))[..., 0], expected)
+    # A quarter to the right, a half down: outside is 0.
+    rightwards = np.array(
+        [[0.75 * 10, 0.25 * 10 + 0.75 * 20, 0.25 * 20], [0.75 * 50, 0.25 * 50 + 0.75 * 80, 0.25 * 80]]
+    )
+    expected = [rightwards[0] / 2, rightwards.mean(axis=0), rightwards[1] / 2]
+    np.testing.assert_allclose(warp_reference(image, shifted, (3, 3))[..., 0], expected)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -255,7 +259,7 @@ def test_boxes_follow_painted_pixels(seed, mirrored):
 
 
 def jitter_step_by_step(image, rng, strengths, lighting):
-    """The released recipe as it is told: one blend after the other, B, G, R data, eigenvectors as the facts list them."""
+    """The released recipe as it is told: one blend after the other, on B, G, R data."""
     bgr = image[..., ::-1].astype(np.float64)
     grey = bgr @ [0.114, 0.587, 0.299]
     mean = grey.mean()
@@ -376,6 +380,15 @@ def test_crowd_and_difficult_objects_are_kept_unless_dropped():
         ({"crowd": "drop", "difficult": "drop"}, [0]),
     ]:
         np.testing.assert_array_equal(prepare(sample, size=(32, 32), **PLAIN, **options).labels, expected)
+
+
+@pytest.mark.parametrize("crop", [True, False])
+@pytest.mark.parametrize("flip", [0, 1])
+def test_the_probability_of_a_mirror_image_can_be_chosen(crop, flip):
+    for seed in range(5):
+        augmentation, rng = Augmentation(random_crop=crop, flip=flip), np.random.default_rng(seed)
+        prepared = prepare(sample_of(noise(9, 9)), size=(9, 9), **PLAIN, augmentation=augmentation, rng=rng)
+        assert (prepared.matrix[0, 0] < 0) == bool(flip)
 
 
 def test_no_augmentation_is_the_letterbox():

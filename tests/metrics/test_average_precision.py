@@ -136,10 +136,11 @@ class TestCurve:
         np.testing.assert_allclose(interpolate(precision, recall, 5), [2 / 3, 2 / 3, 2 / 3, 0, 0], rtol=1e-15)
 
     def test_equal_scores_keep_their_order(self):
-        many = 40  # short arrays are sorted stably by any method
-        is_match = np.arange(many) % 3 == 0
-        precision, _ = precision_recall(np.full(many, 0.5), is_match, np.zeros(many, bool), many)
-        np.testing.assert_allclose(precision, np.cumsum(is_match) / np.arange(1, many + 1), rtol=1e-15)
+        many = 1000  # short arrays are sorted stably by any method
+        scores, is_match = np.arange(many) % 2 / 2, np.arange(many) % 3 == 0
+        precision, _ = precision_recall(scores, is_match, np.zeros(many, bool), many)
+        expected = np.cumsum([*is_match[scores == 0.5], *is_match[scores == 0]]) / np.arange(1, many + 1)
+        np.testing.assert_allclose(precision, expected, rtol=1e-15)
 
     def test_no_detections(self):
         nothing = np.zeros((2, 0), bool)

@@ -71,6 +71,12 @@ def test_by_hand():
     assert mean_ap(truth, detections, points="all") == pytest.approx((1 + 2 / 3) / 3, abs=1e-12)
 
 
+def test_the_best_precision_at_a_recall_or_beyond():
+    truth, detections = [objects([A, B])], [found([C, A, B], [0.9, 0.8, 0.7])]  # a miss, then two hits
+    assert mean_ap(truth, detections) == pytest.approx(2 / 3, abs=1e-12)
+    assert mean_ap(truth, detections, points="all") == pytest.approx(2 / 3, abs=1e-12)
+
+
 def test_a_duplicate_is_false():
     detections = [found([A, A, B], [0.9, 0.8, 0.7])]
     assert mean_ap([objects([A, B])], detections, points="all") == pytest.approx((1 + 2 / 3) / 2, abs=1e-12)

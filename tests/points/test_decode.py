@@ -227,6 +227,11 @@ def test_suppression_of_one_class_and_of_others():
     assert scores.tolist() == pytest.approx([0.8, 0.9, 0.1])
 
 
+def test_nms_keeps_an_overlap_of_just_the_threshold():
+    boxes = np.array([[0, 0, 2, 1], [0, 0, 1, 1]], np.float32)
+    assert nms(boxes, np.array([0.9, 0.8], np.float32), iou=0.5).tolist() == [0, 1]
+
+
 def test_suppression_of_nothing_and_of_boxes_without_area():
     none = np.zeros((0, 4), np.float32), np.zeros(0, np.float32)
     assert nms(*none).shape == (0,) and nms(*none).dtype == np.int64

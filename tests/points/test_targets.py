@@ -16,13 +16,10 @@ SIDES = st.floats(0.5, 200)
 
 
 def iou(a, b) -> float:
-    sides = [min(a[i + 2], b[i + 2]) - max(a[i], b[i]) for i in (0, 1)]
-    common = max(sides[0], 0) * max(sides[1], 0)
-    return (
-        common / sum((x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in (a, b))
-        if common == 0
-        else common / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - common)
-    )
+    (aw, ah), (bw, bh) = ((x2 - x1, y2 - y1) for x1, y1, x2, y2 in (a, b))
+    common_width, common_height = (min(a[i + 2], b[i + 2]) - max(a[i], b[i]) for i in (0, 1))
+    common = max(common_width, 0) * max(common_height, 0)
+    return common / (aw * ah + bw * bh - common)
 
 
 def worst_iou(height: float, width: float, r: float) -> float:
@@ -45,8 +42,11 @@ def splat_by_loops(heatmap: np.ndarray, x: int, y: int, radius: int) -> None:
 
 def random_objects(rng: np.random.Generator, count: int, classes: int, height: float, width: float):
     """Boxes that may reach a little beyond an image of height x width pixels, and labels."""
-    ends = rng.uniform(-0.1, 1.1, (count, 2, 2)) * (width, height)
-    boxes = np.concatenate([ends.min(axis=1), ends.max(axis=1)], axis=1).astype(np.float32)
+    inside, other = (
+        rng.uniform(0, 1, (count, 2)) * (width, height),
+        rng.uniform(-0.1, 1.1, (count, 2)) * (width, height),
+    )
+    boxes = np.concatenate([np.minimum(inside, other), np.maximum(inside, other)], axis=1).astype(np.float32)
     return boxes, rng.integers(0, classes, count)
 
 

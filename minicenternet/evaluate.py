@@ -1,0 +1,273 @@
+"""How good is a network on a data set: AP by COCO's or VOC's protocol, what it cost, and where it fails."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from .data.annotation import Annotation
+from .errors import InputError
+from .files import replacing
+from .metrics import (
+    Result,
+    average_precision,
+    box_iou,
+    coco_evaluate,
+    match,
+    to_coco_results,
+    voc_average_precision,
+)
+from .predict import Detections, Predictor
+
+if TYPE_CHECKING:
+    from .model import CenterNet
+
+SHOWN_SCORE = 0.3  # detections below it are left out of pictures and of the counts beside them
+SHOWN_IOU = 0.5
+TOLERANCE = 1e-6  # by which pycocotools' figures may differ from ours
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """The figures of a network on a data set, and all its detections.
+
+    dataset; detections: one for each of its images, without the image; result: AP and AR by COCO's protocol;
+    referee: the same by pycocotools, or None where it was not asked for or is not installed; voc: (per class, mean) AP
+    by VOC's protocol for "11" points and "all", or None where not asked for; seconds: time in each stage;
+    options: how the network was used.
+    """
+
+    dataset: object
+    detections: list[Detections]
+    result: Result
+    referee: Result | None
+    voc: Mapping[str, tuple[np.ndarray, float]] | None
+    seconds: Mapping[str, float]
+    options: Mapping[str, object]
+
+    @property
+    def difference(self) -> float:
+        """The largest difference between our twelve figures and the referee's."""
+        return float(np.abs(self.result.stats() - self.referee.stats()).max())
+
+    def text(self) -> str:
+        """The tables: COCO's figures and each class, VOC's if asked for, the referee's verdict, seconds per stage."""
+        parts = [self.result.table(self.dataset.class_names)]
+        if self.voc:
+            parts.append(self._voc_table())
+        if self.referee:
+            agrees = "agrees" if self.difference < TOLERANCE else "DISAGREES"
+            parts.append(f"pycocotools {agrees}: the largest difference is {self.difference:.1e}")
+        elif self.options["referee"]:
+            parts.append("pycocotools is not installed, so there was no referee: python -m pip install pycocotools")
+        images = len(self.detections)
+        stages = ", ".join(f"{stage} {1000 * seconds / images:.1f}" for stage, seconds in self.seconds.items())
+        total = 1000 * sum(self.seconds.values()) / images
+        parts.append(f"{images} image{'' if images == 1 else 's'}, milliseconds for each: {stages}, in all {total:.1f}")
+        return "\n\n".join(parts)
+
+    __str__ = text
+
+    def _voc_table(self) -> str:
+        (eleven, mean_eleven), (every, mean_every) = self.voc["11"], self.voc["all"]
+        names = self.dataset.class_names
+        width = max(map(len, (*names, "VOC, IoU 0.50")))
+        rows = [("mean", mean_eleven, mean_every)]
+        rows += [(names[c], eleven[c], every[c]) for c in np.argsort(-eleven, kind="stable")]
+        lines = [f"{'VOC, IoU 0.50':<{width}}{'11 points':>11}{'all points':>12}"]
+        for name, *values in rows:
+            cells = ["-" if np.isnan(value) or value == -1 else f"{value:.3f}" for value in values]
+            lines.append(f"{name:<{width}}{cells[0]:>11}{cells[1]:>12}")
+        return "\n".join(lines)
+
+    def metrics(self) -> dict:
+        """All figures in plain types, ready for json.dump; None where there is nothing to measure."""
+        names = self.dataset.class_names
+        figures = {f.name: v for f, v in zip(fields(Result), _plain(self.result.stats()), strict=False)}
+        metrics = {
+            "images": len(self.detections),
+            **figures,
+            "per_class": dict(zip(names, _plain(self.result.per_class), strict=True)),
+            "per_class_ap50": dict(zip(names, _plain(self.result.per_class_ap50), strict=True)),
+        }
+        if self.referee:
+            metrics["difference_from_pycocotools"] = self.difference
+        for points, (per_class, mean) in (self.voc or {}).items():
+            metrics[f"voc_{points}"] = _plain([mean])[0]
+            metrics[f"voc_{points}_per_class"] = dict(zip(names, _plain(per_class), strict=True))
+        return {**metrics, "seconds": dict(self.seconds), "options": dict(self.options)}
+
+    def save(self, folder: str | os.PathLike, pictures: int = 8) -> None:
+        """Write detections.json (COCO's results format), metrics.json, table.txt and three pictures to a folder.
+
+        The pictures are precision_recall.png, and best.png and worst.png of so many images each: ground truth beside
+        detections.  Raises InputError when the folder cannot be written to or an image cannot be read.
+        """
+        from .draw import draw_precision_recall  # matplotlib is imported only by those who draw
+
+        folder = Path(folder)
+        image_ids = [self.dataset.annotation(i).image_id for i in range(len(self.dataset))]
+        records = to_coco_results(self.detections, image_ids, self.dataset.category_ids)
+        for name, text in (
+            ("detections.json", json.dumps(records)),
+            ("metrics.json", json.dumps(self.metrics(), indent=2) + "\n"),
+            ("table.txt", self.text() + "\n"),
+        ):
+            with replacing(folder / name) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+        draw_precision_recall(self.result, self.dataset.class_names, folder / "precision_recall.png")
+        counts = [
+            count_mistakes(self.dataset.annotation(i), found, len(self.dataset.class_names))
+            for i, found in enumerate(self.detections)
+        ]
+        best_first = sorted(range(len(counts)), key=lambda i: counts[i].rank, reverse=True)
+        self.draw(folder / "best.png", best_first[:pictures])
+        self.draw(folder / "worst.png", best_first[::-1][:pictures])
+
+    def draw(self, path: str | os.PathLike | None = None, images: Sequence[int] = range(8)) -> np.ndarray:
+        """Return a page of images, given by index, with ground truth left and detections right; (H, W, 3) uint8."""
+        from .draw import draw_boxes, draw_grid
+
+        names = self.dataset.class_names
+        pairs, titles = [], []
+        for i in images[: len(self.detections)]:
+            sample, found = self.dataset[i], self.detections[i].above(SHOWN_SCORE)
+            truth = sample.annotation
+            count = count_mistakes(truth, found, len(names))
+            left = draw_boxes(sample.image, truth.boxes, truth.labels, None, names, text_size=0.04)
+            right = draw_boxes(sample.image, found.boxes, found.labels, found.scores, names, text_size=0.04)
+            pairs.append(np.concatenate([left, np.full_like(left[:, :6], 255), right], axis=1))
+            objects = count.found + count.missed
+            titles.append(
+                f"{truth.file_name}: {objects} object{'' if objects == 1 else 's'}; {count.found} found, "
+                f"{count.missed} missed, {count.false} false"
+            )
+        return draw_grid(pairs, titles, path, columns=2)
+
+
+@dataclass(frozen=True)
+class Mistakes:
+    """What became of one image's objects, counting detections with a score of at least 0.3 and matches from IoU 0.5."""
+
+    found: int
+    missed: int
+    false: int
+
+    @property
+    def rank(self) -> tuple[float, int]:
+        """The higher the better: first the share of what is right, then the more objects found or fewer mistakes."""
+        mistakes = self.missed + self.false
+        share = 2 * self.found / max(2 * self.found + mistakes, 1)  # the F1 score
+        return (1.0 if mistakes == 0 else share), self.found - mistakes
+
+
+def count_mistakes(truth: Annotation, found: Detections, num_classes: int) -> Mistakes:
+    """Return how many objects of an image were found and missed, and how many detections are false.
+
+    Crowd regions and difficult objects count in no way, nor does what is detected there.
+    """
+    found = found.above(SHOWN_SCORE)
+    ignored = truth.crowd | truth.difficult
+    right = false = 0
+    for label in range(num_classes):
+        here, there = found.labels == label, truth.labels == label
+        iou = box_iou(found.boxes[here], truth.boxes[there], truth.crowd[there])
+        taken = match(iou, truth.crowd[there], ignored[there], np.array([SHOWN_IOU]))[0]
+        right += np.count_nonzero(~ignored[there][taken[taken >= 0]])
+        false += np.count_nonzero(taken < 0)
+    return Mistakes(right, int(np.count_nonzero(~ignored)) - right, false)
+
+
+def evaluate(
+    model: CenterNet,
+    dataset,
+    *,
+    protocol: Literal["coco", "voc"] = "coco",
+    referee: bool = False,
+    k: int = 100,
+    resolution: Literal["fixed", "keep"] = "fixed",
+    flip: bool = False,
+    scales: Sequence[float] = (1.0,),
+    nms: Literal["soft", "hard"] | None = None,
+    batch_size: int = 8,
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Detect on every image of a data set, those without objects included, and measure AP.
+
+    protocol: "voc" measures AP as VOC does as well.  referee: have pycocotools measure the same detections, where it is
+    installed.  progress: called after each image with (images done, images in all).  All others are Predictor's.
+    Raises InputError when the network has other classes than the data set, and for an image that cannot be read.
+    """
+    if protocol not in ("coco", "voc"):
+        raise InputError(f"protocol is {protocol!r}, expected 'coco' or 'voc'.")
+    if not len(dataset):
+        raise InputError("the data set has no images, so there is nothing to evaluate.")
+    label_of = _same_classes(model.class_names, dataset.class_names)
+    options = {
+        "k": k,
+        "resolution": resolution,
+        "flip": flip,
+        "scales": tuple(scales),
+        "nms": nms,
+    }
+    predictor = Predictor(
+        model,
+        min_score=0,
+        k=k,
+        resolution=resolution,
+        flip=flip,
+        scales=tuple(scales),
+        nms=nms,
+        batch_size=batch_size,
+    )
+    detections = []
+    for found in predictor.stream(dataset[i] for i in range(len(dataset))):
+        detections.append(
+            replace(found, labels=label_of[found.labels], class_names=tuple(dataset.class_names), image=None)
+        )
+        if progress:
+            progress(len(detections), len(dataset))
+    truth = [dataset.annotation(i) for i in range(len(dataset))]
+    measured = (truth, detections, len(dataset.class_names))
+    voc = None
+    if protocol == "voc":  # our boxes end at the far edge of their last pixel, VOC's own on the pixel
+        voc = {points: voc_average_precision(*measured, points=points, plus_one=False) for points in ("11", "all")}
+    installed = importlib.util.find_spec("pycocotools") is not None
+    return Evaluation(
+        dataset,
+        detections,
+        average_precision(*measured),
+        coco_evaluate(*measured) if referee and installed else None,
+        voc,
+        dict(predictor.seconds),
+        {**options, "protocol": protocol, "referee": referee},
+    )
+
+
+def _same_classes(of_model: Sequence[str], of_dataset: Sequence[str]) -> np.ndarray:
+    """The data set's label of each of the model's, (C,) int64: the two may order the same names differently."""
+    only_model = [name for name in of_model if name not in of_dataset]
+    only_dataset = [name for name in of_dataset if name not in of_model]
+    if only_model or only_dataset:
+        raise InputError(
+            f"the network was trained on other classes than this data set has. Only the network ({len(of_model)} in "
+            f"all): {_list(only_model)}. Only the data set ({len(of_dataset)} in all): {_list(only_dataset)}. "
+            "Give weights trained on these classes, or a data set with the network's class names."
+        )
+    return np.array([list(of_dataset).index(name) for name in of_model], np.int64)
+
+
+def _list(names: Sequence[str], shown: int = 8) -> str:
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return (", ".join(names[:shown]) or "none") + more
+
+
+def _plain(values: Sequence[float]) -> list[float | None]:
+    return [None if np.isnan(value) or value == -1 else float(value) for value in values]

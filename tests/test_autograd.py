@@ -1,0 +1,379 @@
+import gc
+import sys
+import threading
+import weakref
+
+import numpy as np
+import pytest
+from gradients import check
+
+from minicenternet import ops
+from minicenternet.autograd import Tensor, differentiable, no_grad
+
+rng = np.random.default_rng(0)
+
+
+@pytest.fixture
+def without_collector():
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def leaf(*shape):
+    return Tensor(rng.standard_normal(shape), requires_grad=True)
+
+
+# --- the chain rule ---------------------------------------------------------------------------------------------------
+
+
+def test_a_tensor_used_several_times_gets_the_sum():
+    x = leaf(3)
+    (x * x + 3 * x + x).sum().backward()
+    np.testing.assert_allclose(x.grad, 2 * x.data + 4)
+
+
+def test_diamonds():
+    def diamonds(x, y):
+        a = ops.exp(x * y)
+        b, c = a * x, a + y
+        d = b * c  # a by two ways, x and y by three
+        return d * a + d
+
+    check(diamonds, rng.standard_normal(4), rng.standard_normal(4))
+
+
+def test_both_arguments_are_one_tensor():
+    x = leaf(3)
+    ops.mul(x, x).backward(np.ones(3))
+    np.testing.assert_allclose(x.grad, 2 * x.data)
+
+
+def test_gradients_add_up_over_losses_until_they_are_forgotten():
+    x = leaf(3)
+    (2 * x).sum().backward()
+    (5 * x).sum().backward()
+    assert x.grad.tolist() == [7, 7, 7]
+    x.grad = None
+    x.sum().backward()
+    assert x.grad.tolist() == [1, 1, 1]
+
+
+def test_adding_up_does_not_write_into_the_gradients_of_others():
+    """x and y are given the same array as their gradient; the second loss must not reach y through it."""
+    x, y = leaf(3), leaf(3)
+    (x + y).backward(np.ones(3))
+    x.sum().backward()
+    assert x.grad.tolist() == [2, 2, 2] and y.grad.tolist() == [1, 1, 1]
+
+
+def test_only_leaves_that_asked_get_a_gradient():
+    x, constant = leaf(2, 3), Tensor(np.ones((2, 3)))
+    middle = x * constant
+    (middle * np.ones((2, 3))).sum().backward()
+    assert x.grad.shape == (2, 3)
+    assert constant.grad is None and middle.grad is None
+
+
+def test_a_graph_of_constants_is_not_recorded():
+    y = Tensor(np.ones(3)) * 2 + 1
+    assert not y.requires_grad and y.node is None
+    with pytest.raises(RuntimeError, match="not recorded: no input had requires_grad=True"):
+        y.sum().backward()
+
+
+def test_broadcast_arguments_keep_their_shapes():
+    bias, scale, number = leaf(4), leaf(3, 1), leaf()
+    (np.ones((2, 3, 4)) * scale + bias - number).sum().backward()
+    np.testing.assert_allclose(bias.grad, np.full(4, 6.0))
+    np.testing.assert_allclose(scale.grad, np.full((3, 1), 8.0))
+    assert number.grad.shape == () and number.grad == -24
+
+
+def test_an_op_may_have_no_gradient_for_an_argument():
+    @differentiable
+    def stop(x, y):
+        return x + y, lambda dy: (None, dy)
+
+    x, y = leaf(2), leaf(2)
+    stop(x * 2, y).sum().backward()
+    assert x.grad is None and y.grad.tolist() == [1, 1]
+
+
+def test_detach_cuts_the_graph_and_shares_the_data():
+    x = leaf(3)
+    y = x * 2
+    assert not y.detach().requires_grad and y.detach().data is y.data
+    (y.detach() * x).sum().backward()
+    np.testing.assert_allclose(x.grad, 2 * x.data)
+
+
+def test_raw_is_the_function_of_arrays():
+    x = rng.standard_normal(3)
+    y, backward = ops.exp.raw(x)
+    assert type(y) is np.ndarray and np.array_equal(y, np.exp(x))
+    assert np.array_equal(backward(np.ones(3))[0], y)
+
+
+def test_float32_stays_float32():
+    x = Tensor(np.ones((2, 3), np.float32), requires_grad=True)
+    y = 2 * x + 0.5 - x / 3 + x**2 * x.mean()
+    assert y.dtype == np.float32
+    y.sum().backward()
+    assert x.grad.dtype == np.float32
+
+
+def test_numbers_become_float32():
+    assert Tensor(1.5).dtype == Tensor([1, 2]).dtype == np.float32
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+def test_a_second_backward_says_so():
+    x = leaf(3)
+    y = ops.exp(x)
+    loss = y.sum()
+    loss.backward()
+    with pytest.raises(RuntimeError, match="second backward through sum: its closure was dropped"):
+        loss.backward()
+    with pytest.raises(RuntimeError, match="second backward through exp"):
+        (y * 2).sum().backward()
+
+
+def test_a_gradient_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match=r"gradient has shape \(2,\), expected \(3,\)"):
+        (leaf(3) * 2).backward(np.ones(2))
+
+
+def test_only_a_scalar_needs_no_gradient():
+    with pytest.raises(ValueError, match=r"backward from shape \(3,\) needs a gradient of that shape"):
+        (leaf(3) * 2).backward()
+    x = leaf(1, 1)
+    (x * 2).backward()
+    assert x.grad.tolist() == [[2]]
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint8, bool, np.float16, np.complex128])
+def test_gradients_need_float32_or_float64(dtype):
+    with pytest.raises(TypeError, match=f"gradients need float32 or float64, got {np.dtype(dtype)}"):
+        Tensor(np.zeros(3, dtype), requires_grad=True)
+    assert Tensor(np.zeros(3, dtype)).dtype == dtype
+
+
+def test_a_tensor_as_an_option_is_refused():
+    with pytest.raises(TypeError, match="leaky_relu: slope is a Tensor; give it by position"):
+        ops.leaky_relu(leaf(3), slope=Tensor(np.array(0.1)))
+
+
+# --- no_grad ----------------------------------------------------------------------------------------------------------
+
+
+def test_no_grad_records_nothing_and_is_undone_by_an_exception():
+    x = leaf(3)
+    with no_grad():
+        assert not (x * 2).requires_grad
+        with no_grad():
+            pass
+        assert not (x * 2).requires_grad
+    assert (x * 2).requires_grad
+    with pytest.raises(KeyError), no_grad():
+        raise KeyError
+    assert (x * 2).requires_grad
+
+
+def test_no_grad_holds_for_its_own_thread_only():
+    x, inside, seen = leaf(3), threading.Event(), []
+
+    def other():
+        inside.wait()
+        seen.append((x * 2).requires_grad)
+        with no_grad():
+            seen.append((x * 2).requires_grad)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    with no_grad():
+        inside.set()
+        thread.join()
+    assert seen == [True, False]
+    assert (x * 2).requires_grad
+
+
+def test_threads_record_their_own_graphs():
+    """Each thread builds and walks its own graphs of a shared constant; the numbering of nodes is common."""
+    constant, results = Tensor(rng.standard_normal(50)), {}
+
+    def work(i):
+        x = Tensor(np.full(50, float(i)), requires_grad=True)
+        for _ in range(50):
+            y = x * constant
+            for _ in range(10):
+                y = y + x
+            y.sum().backward()
+        results[i] = x.grad
+
+    workers = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    for gradient in results.values():
+        np.testing.assert_allclose(gradient, 50 * (constant.data + 10))
+    assert len(results) == 4
+
+
+# --- long graphs and memory -------------------------------------------------------------------------------------------
+
+
+def test_a_chain_of_5000_ops_needs_no_recursion(without_collector):
+    depth = sys.getrecursionlimit() * 5
+    assert depth >= 5000
+    x = leaf(2)
+    y = x
+    for _ in range(depth):
+        y = y + x
+    y.sum().backward()
+    assert x.grad.tolist() == [depth + 1, depth + 1]
+    y = x
+    for _ in range(depth):
+        y = y + x
+    reference = weakref.ref(y.data)
+    del y  # never gone back through: the chain is freed link by link
+    assert reference() is None
+
+
+def network(x):
+    """Return a loss, and weak references to the arrays of every activation."""
+    activations = [x * 2]
+    for op in (ops.relu, ops.exp, ops.sigmoid, ops.abs):
+        activations.append(op(activations[-1]))
+    activations.append(activations[-1] * activations[0])
+    return activations[-1].sum(), [weakref.ref(tensor.data) for tensor in activations]
+
+
+def test_dropping_the_loss_frees_the_graph(without_collector):
+    loss, activations = network(leaf(1000))
+    assert all(reference() is not None for reference in activations)
+    del loss
+    assert all(reference() is None for reference in activations)
+
+
+def test_backward_frees_the_graph_even_where_the_loss_is_kept(without_collector):
+    loss, activations = network(leaf(1000))
+    loss.backward()
+    assert all(reference() is None for reference in activations)
+
+
+def test_activations_are_freed_while_the_pass_runs(without_collector):
+    references, alive = [], []
+
+    @differentiable
+    def double(x):
+        def backward(dy):
+            alive.append(sum(reference() is not None for reference in references))
+            return (2 * dy,)
+
+        return 2 * x, backward
+
+    y = leaf(1000)
+    for _ in range(6):
+        y = double(y)
+        references.append(weakref.ref(y.data))
+    loss = y.sum()
+    del y
+    loss.backward()
+    assert alive == [6, 5, 4, 3, 2, 1]
+
+
+def test_a_closure_is_dropped_after_its_use(without_collector):
+    kept = []
+
+    @differentiable
+    def keeping(x):
+        extra = np.ones(1000)
+        kept.append(weakref.ref(extra))
+        return x * 1, lambda dy: (dy * extra,)
+
+    loss = keeping(keeping(leaf(1000))).sum()
+    loss.backward()
+    assert all(reference() is None for reference in kept)
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_an_exception_leaves_no_cycle(where, without_collector):
+    @differentiable
+    def failing(x):
+        def backward(dy):
+            raise ArithmeticError
+
+        if where == "forward":
+            raise ArithmeticError
+        return x * 1, backward
+
+    def step(references):
+        y = leaf(1000) * 2
+        references.append(weakref.ref(y.data))
+        failing(y).sum().backward()
+
+    references = []
+    try:
+        step(references)
+    except ArithmeticError:
+        pass
+    assert references[0]() is None
+
+
+X = rng.standard_normal((2, 4, 4, 3))
+KEEPS_NOTHING = {
+    "add": lambda x: ops.add.raw(x, X),
+    "add to": lambda x: ops.add.raw(X, x),
+    "sub": lambda x: ops.sub.raw(x, X),
+    "neg": lambda x: ops.neg.raw(x),
+    "sum": lambda x: ops.sum.raw(x, (1, 2)),
+    "mean": lambda x: ops.mean.raw(x, (1, 2)),
+    "reshape": lambda x: ops.reshape.raw(x, (-1,)),
+    "transpose": lambda x: ops.transpose.raw(x, (0, 3, 1, 2)),
+    "slice": lambda x: ops.slice.raw(x, np.s_[:, 1:]),
+    "concatenate": lambda x: ops.concatenate.raw(x, X),
+    "pad": lambda x: ops.pad.raw(x, ((0, 0), (1, 1), (1, 1), (0, 0))),
+    "relu": lambda x: ops.relu.raw(x),
+    "exp": lambda x: ops.exp.raw(x),
+    "sigmoid": lambda x: ops.sigmoid.raw(x),
+    "sqrt": lambda x: ops.sqrt.raw(abs(x)),
+    "avg_pool2d": lambda x: ops.avg_pool2d.raw(x),
+    "upsample2d nearest": lambda x: ops.upsample2d.raw(x),
+    "upsample2d bilinear": lambda x: ops.upsample2d.raw(x, mode="bilinear"),
+    "gather_points": lambda x: ops.gather_points.raw(x, np.zeros((2, 1), int)),
+}
+
+
+@pytest.mark.parametrize("name", KEEPS_NOTHING)
+def test_ops_keep_no_argument_that_backward_does_not_need(name, without_collector):
+    x = X.copy()
+    reference = weakref.ref(x)
+    _, backward = KEEPS_NOTHING[name](x)
+    del x, _
+    assert reference() is None
+    del backward
+
+
+def test_max_pool2d_keeps_its_input_and_no_larger_copy():
+    _, backward = ops.max_pool2d.raw(X)
+    arrays = [cell.cell_contents for cell in backward.__closure__ if isinstance(cell.cell_contents, np.ndarray)]
+    assert max(array.size for array in arrays) == X.size
+
+
+# --- the rest of Tensor -----------------------------------------------------------------------------------------------
+
+
+def test_what_a_tensor_tells():
+    x = Tensor(np.arange(6.0).reshape(2, 3), requires_grad=True)
+    assert (x.shape, x.dtype, x.ndim, x.size, len(x)) == ((2, 3), np.float64, 2, 6, 2)
+    assert x.numpy() is x.data and x[1, 2].item() == 5
+    assert "requires_grad" in repr(x) and "made by mul" in repr(x * 2)
+
+
+def test_a_misspelt_attribute_raises():
+    with pytest.raises(AttributeError):
+        leaf(2).require_grad = False
