@@ -13,9 +13,13 @@ from .data.transforms import Augmentation
 from .errors import InputError
 from .files import replacing
 
+def _require(holds: bool, name: str, value: object, expected: str) -> None:
+    if not holds:
+        raise InputError(f"--{name.replace('_', '-')} is {value}, expected {expected}")
 
-DEMO_FOLDER = "runs/demo"
-DEMO_WEIGHTS = f"{DEMO_FOLDER}/best.safetensors"
+
+DEMO_FOLDER = Path("runs/demo")
+DEMO_WEIGHTS = DEMO_FOLDER / "best.safetensors"
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class TrainConfig:
     drops: tuple[int, ...] = ()
     """Epochs after which the step schedule divides the learning rate by 10 (released COCO recipe: 90 120)."""
     warm_up: int = 100
-    """Steps over which the learning rate rises from 0."""
+    """Steps over which the learning rate rises from 0; at most a tenth of the run."""
     clip_norm: float = 0.0
     """Largest joint norm of all gradients; 0 does not limit it."""
     average: float = 0.0
@@ -80,6 +84,15 @@ class TrainConfig:
     """Replace an image that cannot be read by the next one, name it once, and go on."""
     seed: int = 0
     """Of everything random: the same seed gives the same weights, whatever the number of workers."""
+
+    def __post_init__(self):
+        for name in ("epochs", "batch_size", "learning_rate", "shapes", "val_shapes", "evaluate_every", "save_every"):
+            _require(getattr(self, name) > 0, name, getattr(self, name), "more than 0")
+        for name in ("weight_decay", "warm_up", "clip_norm", "seed"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        _require(self.size is None or self.size > 0, "size", self.size, "more than 0")
+        _require(self.workers is None or self.workers >= 0, "workers", self.workers, "0 or more")
+        _require(0 <= self.average < 1, "average", self.average, "0 to less than 1")
 
     def save(self, path: Path) -> None:
         """Write the configuration as JSON."""
@@ -113,10 +126,10 @@ class TrainConfig:
 class UseConfig:
     """How a trained network is put to use; the base of the commands that do so."""
 
-    weights: str = DEMO_WEIGHTS
+    weights: Path = DEMO_WEIGHTS
     """The trained network: best.safetensors or last.safetensors of a run folder."""
     resolution: Literal["fixed", "keep"] = "fixed"
-    """fixed: the whole image, as large as it fits into the input trained on; keep: pixel by pixel, whatever its size."""
+    """fixed: the whole image, as large as fits into the input trained on; keep: pixel by pixel, whatever its size."""
     flip: bool = False
     """Average with the mirror image: slower, often a little better."""
     scales: tuple[float, ...] = (1.0,)
@@ -131,20 +144,20 @@ class UseConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(UseConfig):
-    """Measure the AP of a network on a data set, checked by pycocotools where that is installed."""
+    """Measure the AP of a network on a data set."""
 
     data: str = "shapes"
     """shapes, a COCO-format .json file, or a folder in VOC or COCO layout."""
-    images: str | None = None
+    images: Path | None = None
     """Folder of the images of a .json file, where it is not found beside it."""
     split: str = "val"
     """Part of the data to measure on; without a val part, all of it."""
-    output: str | None = None
+    output: Path | None = None
     """Folder to write the detections, all figures, and pictures of the best and the worst images to."""
     protocol: Literal["coco", "voc"] = "coco"
     """voc adds the AP of PASCAL VOC, by 11 points and by all."""
     referee: bool = True
-    """Have pycocotools measure the same detections."""
+    """Have pycocotools measure the same detections, where it is installed."""
     shapes: int = 200
     """Images that --data shapes makes."""
     seed: int = 0
@@ -153,11 +166,11 @@ class EvaluateConfig(UseConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig(UseConfig):
-    """Find the objects in photographs: draws them, and writes them as COCO-format JSON."""
+    """Find the objects in images: draws them and writes COCO-format JSON."""
 
-    images: tuple[str, ...]
+    images: tuple[Path, ...]
     """Image files, folders, and patterns such as 'photos/*.jpg'."""
-    output: str = "predictions"
+    output: Path = Path("predictions")
     """Folder for a picture of each image and predictions.json."""
     min_score: float = 0.3
     """Lowest score, from 0 to 1, of what is drawn and written."""
@@ -167,13 +180,13 @@ class PredictConfig(UseConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ExplainConfig:
-    """Show in one picture how a network sees an image: input, heatmap, peaks, offsets, sizes, boxes."""
+    """Draw how an image becomes boxes: heatmap, peaks, offsets, sizes."""
 
-    image: str
+    image: Path
     """The image file."""
-    weights: str = DEMO_WEIGHTS
+    weights: Path = DEMO_WEIGHTS
     """The trained network: best.safetensors or last.safetensors of a run folder."""
-    output: str = "explanation.png"
+    output: Path = Path("explanation.png")
     """The picture to write."""
     min_score: float = 0.3
     """Lowest score, from 0 to 1, of what is shown."""
@@ -181,9 +194,9 @@ class ExplainConfig:
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """Train on made-up shapes, measure AP on unseen ones, and draw what was found: a few minutes."""
+    """Train on made-up shapes, measure AP, draw what was found."""
 
-    output: str = DEMO_FOLDER
+    output: Path = DEMO_FOLDER
     """Folder for the run and its pictures; an unfinished run in it is gone on with."""
     seed: int = 0
     """Of everything random: the same seed gives the same figures."""
@@ -191,15 +204,15 @@ class DemoConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataCheckConfig:
-    """List what is wrong with a data set, count what is in it, and draw some of it."""
+    """List what is wrong with a data set, count and draw what is in it."""
 
-    path: str
+    path: Path
     """A COCO-format .json file, or a folder in VOC or COCO layout."""
-    images: str | None = None
+    images: Path | None = None
     """Folder of the images of a .json file, where it is not found beside it."""
     split: str = "train"
     """Part of the data to check."""
-    output: str = "data-check"
+    output: Path = Path("data-check")
     """Folder for report.txt, report.json and pictures."""
     size: int = 512
     """Side of the network input, in pixels, for which centres that fall into one cell are counted."""
@@ -207,15 +220,15 @@ class DataCheckConfig:
 
 @dataclass(frozen=True)
 class DoctorConfig:
-    """Say what this machine has and uses, and the line to type where something is missing or slow."""
+    """Say what this machine has, and what to type where something is missing."""
 
-    folder: str = "."
+    folder: Path = Path(".")
     """Where runs will be kept: its free space and write access are looked at."""
 
 
 @dataclass(frozen=True)
 class BenchConfig:
-    """Measure how fast this machine multiplies matrices, trains, detects and decodes: under a minute."""
+    """Measure how fast this machine trains and detects: under a minute."""
 
     backbones: tuple[str, ...] = ("small", "resnet18")
     """Networks to measure."""
@@ -225,5 +238,5 @@ class BenchConfig:
     """Images in a step of training; by default 16 for small and 2 for the others."""
     seconds: float = 3.0
     """Time for each figure; at least three runs are measured."""
-    json: str | None = None
+    json: Path | None = None
     """File to write the figures to."""

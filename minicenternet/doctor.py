@@ -72,8 +72,13 @@ def report(findings: Sequence[Finding]) -> str:
         if command:
             lines.append(f"{margin}    {command}")
     problems = sum(finding.verdict == "problem" for finding in findings)
-    solve = f"{problems} problem{'s' if problems > 1 else ''} to solve before minicenternet can be used here"
-    return "\n".join([*lines, "", solve if problems else "minicenternet can be used here"])
+    solve = f"{problems} problem{'s' * (problems > 1)} to solve before minicenternet can be used here"
+    return "\n".join([*lines, "", "minicenternet can be used here" if usable(findings) else solve])
+
+
+def usable(findings: Sequence[Finding]) -> bool:
+    """Whether nothing was found that keeps minicenternet from working."""
+    return all(finding.verdict != "problem" for finding in findings)
 
 
 def packages() -> list[Finding]:

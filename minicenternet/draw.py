@@ -149,15 +149,12 @@ class _Names:
 # ---- heatmaps --------------------------------------------------------------------------------------------------------
 
 
-def draw_heatmap(
-    image: np.ndarray, heatmap: np.ndarray, path: str | os.PathLike | None = None, *, title: str = ""
-) -> np.ndarray:
+def draw_heatmap(image: np.ndarray, heatmap: np.ndarray, path: str | os.PathLike | None = None) -> np.ndarray:
     """Draw a heatmap (h, w, C), the largest of its classes in each cell, over its input image (H, W, 3) uint8."""
-    height, width, top = *_fit(image, 900), 36 if title else 0
-    figure, (axes,) = _page([(0, top, width, height)], width, height + top)
+    height, width = _fit(image, 640)
+    figure, (axes,) = _page([(0, 0, width, height)], width, height)
     _show(axes, image, dimmed=True)
     _heat(axes, heatmap)
-    _title(axes, title)
     return _finish(figure, path)
 
 
@@ -167,14 +164,11 @@ def draw_targets(
     """Draw network inputs (H, W, 3) uint8 and, beside each, the heatmap (h, w, C) that it should give."""
     pairs, titles = [], []
     for image, heatmap in zip(images, heatmaps, strict=True):
-        height, width = _fit(image, 390)
-        figure, (left, right) = _page([(0, 0, width, height), (width, 0, width, height)], 2 * width, height)
-        _show(left, image)
-        _show(right, image, dimmed=True)
-        _heat(right, heatmap)
-        pairs.append(_finish(figure, None))
+        right = draw_heatmap(image, heatmap)
+        left = Image.fromarray(image).resize(right.shape[1::-1], Image.Resampling.BICUBIC)
+        pairs.append(np.concatenate([left, right], axis=1))
         count = np.count_nonzero(heatmap == 1)
-        titles.append(f"input and target: {count} object{'' if count == 1 else 's'}")
+        titles.append(f"input (left), target heatmap (right): {count} centre{'' if count == 1 else 's'}")
     return draw_grid(pairs, titles, path, columns=2)
 
 

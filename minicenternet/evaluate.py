@@ -146,8 +146,8 @@ class Evaluation:
             pairs.append(np.concatenate([left, np.full_like(left[:, :6], 255), right], axis=1))
             objects = count.found + count.missed
             titles.append(
-                f"{truth.file_name}: {objects} object{'' if objects == 1 else 's'}; {count.found} found, "
-                f"{count.missed} missed, {count.false} false"
+                f"{truth.file_name}: {objects} object{'' if objects == 1 else 's'} (left), "
+                f"{count.found} found, {count.missed} missed, {count.false} false (right)"
             )
         return draw_grid(pairs, titles, path, columns=2)
 

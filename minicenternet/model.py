@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from .errors import InputError
 from .nn.module import Module
 from .nn.summary import Summary, summarise
 from .nn.weights import load_weights, save_weights
+from .predict import Detections, predict
 from .tasks import TASKS
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # RGB, of pixels in 0..1
@@ -87,6 +89,31 @@ class CenterNet(Module):
         table = summarise(self, images, batch)
         print(table)
         return table
+
+    def predict(
+        self,
+        images,
+        *,
+        min_score: float = 0.1,
+        k: int = 100,
+        resolution: Literal["fixed", "keep"] = "fixed",
+        flip: bool = False,
+        scales: Sequence[float] = (1.0,),
+        nms: Literal["soft", "hard"] | None = None,
+        batch_size: int = 8,
+    ) -> Detections | list[Detections]:
+        """Return the Detections of one image (path, array, PIL image), or a list for several: see predict.predict."""
+        return predict(
+            self,
+            images,
+            min_score=min_score,
+            k=k,
+            resolution=resolution,
+            flip=flip,
+            scales=scales,
+            nms=nms,
+            batch_size=batch_size,
+        )
 
     def save(self, path: str | os.PathLike, metrics: Mapping[str, float] | None = None) -> None:
         """Write weights and metadata (all that `load` needs, and the metrics given) to a .safetensors file."""

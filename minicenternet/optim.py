@@ -34,7 +34,8 @@ class Optimiser:
         self.parameters = dict(named_parameters)
         self.lr, self.weight_decay, self.steps = lr, weight_decay, 0
         self.slot_arrays = {
-            name: {key: get_xp(p.data).zeros_like(p.data) for key, p in self.parameters.items()} for name in self.slots
+            name: {key: get_xp(p.data).zeros_like(p.data, order="C") for key, p in self.parameters.items()}
+            for name in self.slots
         }
 
     def step(self) -> None:
@@ -43,6 +44,7 @@ class Optimiser:
         jobs = []
         for key, parameter in self.parameters.items():
             if parameter.grad is not None:
+                parameter.data = get_xp(parameter.data).asarray(parameter.data, order="C")  # so that blocks are views
                 arrays = [parameter.data, parameter.grad, *(self.slot_arrays[name][key] for name in self.slots)]
                 flat = [array.reshape(-1) for array in arrays]
                 jobs += [[array[i : i + BLOCK] for array in flat] for i in range(0, parameter.size, BLOCK)]

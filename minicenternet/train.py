@@ -33,7 +33,7 @@ from .data.annotation import Sample
 from .data.loader import Loader
 from .data.transforms import Augmentation, prepare
 from .errors import InputError
-from .evaluate import evaluate
+from .evaluate import Evaluation, evaluate
 from .files import replacing
 from .model import CenterNet
 from .nn.module import first_nonfinite
@@ -42,6 +42,8 @@ from .optim import SGD, Adam, Average, clip_gradients, learning_rate
 from .points.losses import expected_first_loss, explain_loss
 from .progress import Progress
 from .tasks import TASKS
+
+PICTURE_SECONDS = 60.0  # least time between two drawings of a run's pictures; the last epoch is always drawn
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,10 @@ class Run:
         self.losses: dict[str, list[float]] = {"heatmap": [], "size": []}  # the last few, to recognise signatures
         self.expected: tuple[float, float] | None = None
         self.explained: set[str] = set()
-        if self.resuming:
+        self.last_pictures = time.monotonic()
+        for unfinished in self.folder.glob(".*.tmp"):  # files that were being written when the run was killed
+            unfinished.unlink()
+        if self.resuming and (self.folder / "state.safetensors").exists():
             self._load_state()
         else:
             self._write_beginning()
@@ -138,7 +143,7 @@ class Run:
 
     def step(self, batch: dict[str, np.ndarray]) -> dict[str, float]:
         """Do one training step and return its losses.  Raises InputError, naming the layer, when the loss is NaN."""
-        self.optimiser.lr = self._learning_rate()
+        self.optimiser.lr = self._learning_rate(self.optimiser.steps)
         images = Tensor(batch["image"])
         total, parts = self.model.task.loss(self.model(images), batch)
         losses = {"loss": total.item(), **{name: part.item() for name, part in parts.items()}}
@@ -154,15 +159,15 @@ class Run:
         self._explain(losses, batch["heatmap"])
         return losses
 
-    def _learning_rate(self) -> float:
+    def _learning_rate(self, step: int) -> float:
         steps = len(self.loader)
         return learning_rate(
-            self.optimiser.steps,
+            step,
             base=self.config.learning_rate,
             total_steps=steps * self.config.epochs,
             schedule=self.config.schedule,
             drops=tuple(epoch * steps for epoch in self.config.drops),
-            warm_up=self.config.warm_up,
+            warm_up=min(self.config.warm_up, steps * self.config.epochs // 10),
         )
 
     def _what_became_nan(self, images: Tensor, losses: dict[str, float]) -> str:
@@ -220,31 +225,35 @@ class Run:
                         last_save = time.monotonic()
                 self._end_epoch(progress)
                 last_save = time.monotonic()
-        self._draw_curves()
         return self.rows[-1]
 
     def _end_epoch(self, progress: Progress) -> None:
+        """Measure AP where it is due, write the epoch's files, then the state."""
         counters, config = self.counters, self.config
+        number, last = counters.epoch + 1, counters.epoch + 1 == config.epochs
         means = {name: value / len(self.loader) for name, value in counters.sums.items()}
-        row = {"epoch": counters.epoch + 1, "step": self.optimiser.steps, **means, "learning_rate": self.optimiser.lr}
-        measured = (counters.epoch + 1) % config.evaluate_every == 0 or counters.epoch + 1 == config.epochs
         model = self._averaged_model() if self.average else self.model
-        ap = {"ap": math.nan, "ap50": math.nan}
-        if measured:
+        measured, evaluation = {}, None
+        if last or number % config.evaluate_every == 0:
             progress.note("measuring AP")
             evaluation = evaluate(model, self.val_data)
-            ap = {"ap": evaluation.result.ap, "ap50": evaluation.result.ap50}
-            self._draw_detections(evaluation)
-        row |= {**ap, "images_per_second": progress.images_per_second, "memory_mb": progress.memory_mb}
+            measured = {"ap": evaluation.result.ap, "ap50": evaluation.result.ap50}
+        row = {"epoch": number, "step": self.optimiser.steps, **means, "ap": math.nan, "ap50": math.nan, **measured}
+        row |= {
+            "learning_rate": self._learning_rate(self.optimiser.steps - 1),  # of the last step, also after a resume
+            "images_per_second": progress.images_per_second,
+            "memory_mb": progress.memory_mb,
+        }
         self.rows.append(row)
-        metrics = {name: value for name, value in ap.items() if measured}
-        if measured and ap["ap"] > counters.best_ap:
-            counters.best_ap = ap["ap"]
-            model.save(self.folder / "best.safetensors", metrics)
-        model.save(self.folder / "last.safetensors", metrics)
         self._write_metrics()
-        counters.epoch, counters.batch, counters.sums = counters.epoch + 1, 0, {}
-        self.save_state()  # last: a run killed before this does the epoch again and writes the same files
+        if measured and measured["ap"] > counters.best_ap:
+            counters.best_ap = measured["ap"]
+            model.save(self.folder / "best.safetensors", measured)
+        model.save(self.folder / "last.safetensors", measured)
+        if evaluation and (last or time.monotonic() - self.last_pictures > PICTURE_SECONDS):
+            self._draw_progress(evaluation)
+        counters.epoch, counters.batch, counters.sums = number, 0, {}
+        self.save_state()  # last of all: a run killed before this does the epoch again and writes the same files
         progress.end_epoch(row)
 
     def _averaged_model(self) -> CenterNet:
@@ -316,15 +325,12 @@ class Run:
         images = (255 * images.clip(0, 1)).astype(np.uint8)
         draw_targets(images, batch["heatmap"][:8], self.folder / "targets.png")
 
-    def _draw_detections(self, evaluation) -> None:
-        from .draw import draw_detections
-
-        draw_detections(evaluation.detections[:8], self.folder / "detections.png")
-
-    def _draw_curves(self) -> None:
+    def _draw_progress(self, evaluation: Evaluation) -> None:
         from .draw import draw_curves
 
+        evaluation.draw(self.folder / "detections.png", range(min(8, len(self.val_data))))
         draw_curves(self.rows, self.folder / "curves.png")
+        self.last_pictures = time.monotonic()
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
@@ -370,10 +376,12 @@ def _open_data(config: TrainConfig, size: tuple[int, int], say: Callable[[str], 
     train_data = open_dataset(
         config.data, split="train", image_folder=config.images, size=size, length=config.shapes, seed=config.seed
     )
+    named = config.val is not None
     val_data = open_dataset(
-        config.val or config.data,
-        split="val",
-        image_folder=None if config.val is None else config.images,
+        config.val if named else config.data,
+        # a .json file that was named is taken as it is; of anything else, the val split
+        split="train" if named and config.val.endswith(".json") else "val",
+        image_folder=None if named else config.images,
         size=size,
         length=config.val_shapes,
         seed=config.seed,

@@ -23,9 +23,9 @@ import numpy as np
 from ..errors import InputError
 from .annotation import ImageFiles, Problems, leaves_folder, missing_files
 
-# Outlines are three quarters of COCO's file, and nothing here needs them. Inside a JSON string the quotes would be
-# escaped, and the numbers end at the next quote or brace: this matches outlines and nothing else.
-OUTLINE = re.compile(rb'"segmentation"\s*:\s*\[[][0-9.,eE+ \t\r\n-]*\]')
+# Outlines are three quarters of COCO's file, and nothing here needs them. A quote before the word that is escaped is
+# part of a longer string; and numbers end at the next quote or brace: this matches outlines and nothing else.
+OUTLINE = re.compile(rb'"segmentation"(?<!\\"segmentation")\s*:\s*\[[][0-9.,eE+ \t\r\n-]*\]')
 
 
 class Coco(ImageFiles):

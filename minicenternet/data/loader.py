@@ -284,7 +284,7 @@ class _Pool:
 
 def _work(pipe: Connection, memory: SharedMemory, batches: _Batches) -> None:
     """A worker's life: fill the slots asked for until the pipe ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle; Windows cannot hold it back
     with threadpool_limits(1):  # the workers are the parallelism
         try:
             while True:

@@ -40,7 +40,7 @@ def bilinear(shape: tuple[int, ...]) -> np.ndarray:
     factor = (size + 1) // 2
     centre = (2 * factor - 1 - factor % 2) / (2 * factor)
     taps = 1 - np.abs(np.arange(size) / factor - centre)
-    return np.broadcast_to(np.outer(taps, taps), shape).astype(np.float32)
+    return np.broadcast_to(np.outer(taps, taps), shape).astype(np.float32, order="C")
 
 
 def prior_bias(prior: float = 0.1) -> float:

@@ -25,7 +25,7 @@ def focal_loss(logits, heatmap, alpha=2, beta=4):
                     (1-Y)^beta * p^alpha * log(1-p)       elsewhere
 
     logits, heatmap Y: (B, H, W, C) float32 or float64; returns a scalar. N counts the cells where Y = 1, at least 1.
-    At a peak (1-Y)^beta is 0, so the two lines just add.  Raises InputError when the shapes differ.
+    Each line is 0 where the other counts, so the two just add.  Raises InputError when the shapes differ.
     """
     if logits.shape != heatmap.shape:
         raise InputError(f"focal_loss needs logits and heatmap of one shape, got {logits.shape} and {heatmap.shape}")
@@ -33,7 +33,8 @@ def focal_loss(logits, heatmap, alpha=2, beta=4):
     soft = xp.log1p(xp.exp(-xp.abs(logits)))  # neither overflows nor loses a small p, whatever the logits
     log_p, log_q = xp.minimum(logits, 0) - soft, -xp.maximum(logits, 0) - soft  # q = 1 - p
     p, q = xp.exp(log_p), xp.exp(log_q)
-    at_peak, near_peak = heatmap == 1, (1 - heatmap) ** beta
+    at_peak = heatmap == 1
+    near_peak = ~at_peak * (1 - heatmap) ** beta  # 0 at a peak, for beta = 0 too
     N = xp.maximum(at_peak.sum(), 1).astype(logits.dtype)  # stays on the GPU: nothing waits for it
     loss = -(at_peak * q**alpha * log_p + near_peak * p**alpha * log_q).sum() / N
 
@@ -102,8 +103,9 @@ def expected_first_loss(heatmap: Array, prior: float = 0.1, alpha: float = 2, be
 
     heatmap: (B, H, W, C) targets.  With prior=0.5: the loss of a network whose prior bias was forgotten.
     """
-    peaks = int((heatmap == 1).sum())
-    elsewhere = float(((1 - heatmap) ** beta).sum(dtype="float64"))
+    at_peak = heatmap == 1
+    peaks = int(at_peak.sum())
+    elsewhere = float((~at_peak * (1 - heatmap) ** beta).sum(dtype="float64"))
     total = peaks * (1 - prior) ** alpha * math.log(prior) + elsewhere * prior**alpha * math.log(1 - prior)
     return -total / max(peaks, 1)
 

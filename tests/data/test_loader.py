@@ -225,22 +225,20 @@ if __name__ == "__main__":
     loader = Loader(TinyData(40), example, 4, workers=2)
     batches = loader.epoch(0)
     next(batches)
-    print(loader._pool.memory.name, flush=True)
-    if sys.argv[1] == "ends":
-        sys.exit()
     try:
-        time.sleep(60)
+        print(loader._pool.memory.name, flush=True)
+        time.sleep(float(sys.argv[1]))
     except KeyboardInterrupt:
         print("interrupted")
 """
 
 
-def start_program(folder, mode):
-    """A program with a loader of two workers, and the name of their shared memory."""
+def start_program(folder, seconds):
+    """A program with a loader of two workers that runs for some seconds, and the name of their shared memory."""
     path = folder / "program.py"
     path.write_text(PROGRAM)
     program = subprocess.Popen(
-        [sys.executable, path, mode],
+        [sys.executable, path, str(seconds)],
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -265,14 +263,14 @@ needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /de
 
 @needs_linux
 def test_a_program_that_ends_leaves_nothing_and_says_nothing(tmp_path):
-    program, memory = start_program(tmp_path, "ends")
+    program, memory = start_program(tmp_path, 0)
     assert assert_nothing_left(program, memory) == ("", "")
     assert program.returncode == 0
 
 
 @needs_linux
 def test_ctrl_c_is_the_programs_alone(tmp_path):
-    program, memory = start_program(tmp_path, "waits")
+    program, memory = start_program(tmp_path, 60)
     os.killpg(program.pid, signal.SIGINT)
     assert assert_nothing_left(program, memory) == ("interrupted\n", "")
     assert program.returncode == 0
@@ -280,7 +278,7 @@ def test_ctrl_c_is_the_programs_alone(tmp_path):
 
 @needs_linux
 def test_workers_of_a_killed_program_end(tmp_path):
-    program, memory = start_program(tmp_path, "waits")
+    program, memory = start_program(tmp_path, 60)
     program.kill()
     _, errors = assert_nothing_left(program, memory)
     assert "Traceback" not in errors

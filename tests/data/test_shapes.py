@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minicenternet.data import open_dataset
 from minicenternet.data.shapes import CLASSES, RING_HOLE, Shapes
 from minicenternet.errors import InputError
 
@@ -71,7 +72,7 @@ def test_boxes_are_the_extent_of_the_masks(name):
     ],
 )
 def test_upright_shapes_cover_the_known_fraction_of_their_box(name, fraction):
-    """A star's box is 2 sin 72° wide and 1 + cos 36° high, 3.441 together, where its outer corners are at distance 1."""
+    """A star whose tips are at distance 1 has a box of 2 sin 72° by 1 + cos 36°, an area of 3.441."""
     dataset = Shapes(3, size=300, classes=[name], rotation=0, scale=(0.4, 0.8), objects=(1, 1))
     for i in range(len(dataset)):
         annotation = dataset.annotation(i)
@@ -148,3 +149,13 @@ def test_images_without_objects_can_be_asked_for():
 def test_values_out_of_range_are_refused(options, message):
     with pytest.raises(InputError, match=message):
         Shapes(**{"length": 2, **options})
+
+
+def test_each_split_is_a_series_of_its_own():
+    train, val, test = (open_dataset("shapes", split=split, length=3, seed=5) for split in ("train", "val", "test"))
+    np.testing.assert_array_equal(train[0].image, Shapes(3, seed=5)[0].image)
+    seen = {dataset[i].image.tobytes() for dataset in (train, val, test) for i in range(3)}
+    assert len(seen) == 9
+    again = open_dataset("shapes", split="val", length=10, seed=5)
+    np.testing.assert_array_equal(again[2].image, val[2].image)
+    assert open_dataset("shapes", size=(32, 48), length=2)[1].image.shape == (32, 48, 3)

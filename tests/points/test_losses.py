@@ -55,7 +55,7 @@ def l1_by_loops(prediction: np.ndarray, target: np.ndarray, mask: np.ndarray) ->
 # ---- focal loss
 
 
-@pytest.mark.parametrize(("alpha", "beta"), [(2, 4), (1, 3), (0.5, 1.5), (3, 2), (0, 4)])
+@pytest.mark.parametrize(("alpha", "beta"), [(2, 4), (1, 3), (0.5, 1.5), (3, 2), (0, 4), (2, 0)])
 def test_focal_loss_equals_loops(alpha, beta):
     """E4: value, for the default and for other exponents."""
     logits, heatmap = example()
@@ -63,7 +63,7 @@ def test_focal_loss_equals_loops(alpha, beta):
     assert value == pytest.approx(focal_by_loops(logits, heatmap, alpha, beta), rel=1e-12)
 
 
-@pytest.mark.parametrize(("alpha", "beta"), [(2, 4), (1, 3), (0.5, 1.5), (3, 2)])
+@pytest.mark.parametrize(("alpha", "beta"), [(2, 4), (1, 3), (0.5, 1.5), (3, 2), (0, 0)])
 def test_focal_loss_gradient(alpha, beta):
     """E4: gradient, by differences."""
     check(focal_loss, *example(1), constants=("heatmap",), alpha=alpha, beta=beta)
@@ -276,10 +276,17 @@ def test_expected_first_loss(prior, known):
     assert expected == pytest.approx(focal_loss.raw(logits, heatmap)[0], rel=1e-6)
 
 
-def test_expected_first_loss_without_objects_and_with_other_exponents():
+@pytest.mark.parametrize("beta", [3, 0])
+def test_expected_first_loss_with_other_exponents(beta):
+    _, heatmap = example()
+    logits = np.full(heatmap.shape, math.log(0.2 / 0.8))
+    assert expected_first_loss(heatmap, 0.2, 1, beta) == pytest.approx(focal_loss.raw(logits, heatmap, 1, beta)[0])
+
+
+def test_expected_first_loss_without_objects():
     heatmap = np.full((1, 2, 2, 1), 0.5)
     logits = np.full(heatmap.shape, math.log(0.2 / 0.8))
-    assert expected_first_loss(heatmap, 0.2, 1, 3) == pytest.approx(focal_loss.raw(logits, heatmap, 1, 3)[0])
+    assert expected_first_loss(heatmap, 0.2) == pytest.approx(focal_loss.raw(logits, heatmap)[0])
 
 
 def test_healthy_start_is_recognised():

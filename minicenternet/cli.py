@@ -1,0 +1,346 @@
+"""The command line, `minicenternet VERB [OPTIONS]`: parses, calls, and turns whatever goes wrong into one message.
+
+Each verb has a dataclass in config.py, of which tyro makes its options and help, and a function here, which imports
+what it needs: `minicenternet --help` does not wait for matplotlib.
+
+    exit code    0 done    1 a bug, or out of memory    2 a mistake in what was given    130 stopped by Ctrl-C
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import itertools
+import json
+import os
+import platform
+import shlex
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from . import __version__
+from .config import (
+    BenchConfig,
+    DataCheckConfig,
+    DemoConfig,
+    DoctorConfig,
+    EvaluateConfig,
+    ExplainConfig,
+    PredictConfig,
+    TrainConfig,
+)
+from .errors import InputError
+from .files import replacing
+
+if TYPE_CHECKING:
+    from .predict import Detections
+
+
+class Verb(NamedTuple):
+    """A command: its options, the function that does it and returns the exit code, and an example."""
+
+    options: type
+    run: Callable[[Any], int]
+    example: str
+
+    @property
+    def summary(self) -> str:
+        """One sentence: the docstring of the options."""
+        return " ".join(inspect.getdoc(self.options).split())
+
+
+class Bug(Exception):
+    """Something that no input may cause; its traceback is in the file at `path`."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Do what the arguments (by default the program's) ask for and return the exit code."""
+    with warnings.catch_warnings():
+        _quieten_warnings()
+        try:
+            with _bugs_reported_in(Path(tempfile.gettempdir())):
+                code = _run(sys.argv[1:] if arguments is None else list(arguments))
+                sys.stdout.flush()
+                return code
+        except InputError as error:
+            return _fail(2, str(error))
+        except BrokenPipeError:  # the reader of our output, `head` perhaps, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        except OSError as error:
+            return _fail(2, ": ".join(str(part) for part in (error.filename, error.strerror or error) if part))
+        except MemoryError as error:
+            return _fail(1, f"out of memory; use a smaller --batch-size or --size, or close other programs. {error}")
+        except Bug as bug:
+            error = bug.__cause__
+            reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+            return _fail(1, f"this is a bug in minicenternet ({reason}); please report it with the file {bug.path}")
+        except KeyboardInterrupt:
+            print("stopped", file=sys.stderr)
+            return 130
+        except SystemExit as end:  # tyro's, after a help text or a message
+            return int(end.code or 0)
+
+
+def _run(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_help())
+        return 0
+    if arguments[0] == "--version":
+        print(f"minicenternet {__version__}")
+        return 0
+    for name, verb in VERBS.items():
+        words = name.split()
+        if arguments[: len(words)] == words:
+            return verb.run(_parse(name, verb, arguments[len(words) :]))
+    raise InputError(_no_such_verb(arguments))
+
+
+def _help() -> str:
+    lines = [
+        f"minicenternet {__version__}: CenterNet (Objects as Points) from scratch in NumPy",
+        "",
+        "usage: minicenternet VERB [OPTIONS]        minicenternet VERB --help lists the options",
+    ]
+    for name, verb in VERBS.items():
+        lines += ["", f"{name:<12}{verb.summary}", f"{'':12}$ {verb.example}"]
+    return "\n".join(lines)
+
+
+def _parse(name: str, verb: Verb, arguments: list[str]) -> Any:
+    import tyro
+
+    return tyro.cli(
+        verb.options,
+        prog=f"minicenternet {name}",
+        description=f"{verb.summary}\n\nExample: {verb.example}",
+        args=arguments,
+        config=(tyro.conf.PositionalRequiredArgs, tyro.conf.DisallowNone, tyro.conf.OmitArgPrefixes),
+    )
+
+
+def _no_such_verb(arguments: list[str]) -> str:
+    if arguments[0].startswith("-"):
+        return f"{arguments[0]} stands before the verb; write minicenternet VERB {arguments[0]} ..."
+    typed = " ".join(arguments[: 2 if arguments[0] == "data" else 1])
+    near = difflib.get_close_matches(typed, VERBS, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(VERBS)}"
+    return f"there is no verb {typed!r}; {hint} (minicenternet --help shows them all)"
+
+
+# ---- what each verb does ---------------------------------------------------------------------------------------------
+
+
+def _demo(options: DemoConfig) -> int:
+    from .demo import demo
+    from .train import Interrupted
+
+    with _bugs_reported_in(options.output):
+        try:
+            demo(options.output, options.seed)
+        except (Interrupted, KeyboardInterrupt):
+            print("stopped; the same command goes on from here", file=sys.stderr)
+            return 130
+    return 0
+
+
+def _train(options: TrainConfig) -> int:
+    from .train import Interrupted, Run
+
+    run = Run(options)
+    with _bugs_reported_in(run.folder):
+        try:
+            last = run.train()
+        except (Interrupted, KeyboardInterrupt):
+            print(f"stopped; to go on: minicenternet train --resume {shlex.quote(str(run.folder))}", file=sys.stderr)
+            return 130
+    print(f"{run.folder}: AP {last['ap']:.3f}, AP50 {last['ap50']:.3f}; the best was AP {run.counters.best_ap:.3f}")
+    print(f"  minicenternet predict IMAGES --weights {shlex.quote(str(run.folder / 'best.safetensors'))}")
+    return 0
+
+
+def _evaluate(options: EvaluateConfig) -> int:
+    from tqdm import tqdm
+
+    from .data import open_dataset
+    from .evaluate import evaluate
+    from .model import CenterNet
+
+    model = CenterNet.load(options.weights)
+    source = {
+        "source": options.data,
+        "image_folder": options.images,
+        "size": model.input_size,
+        "length": options.shapes,
+        "seed": options.seed,
+    }
+    dataset = open_dataset(split=options.split, **source)
+    if dataset is None:
+        print(f"{options.data} has no {options.split} split: all of it is used", file=sys.stderr)
+        dataset = open_dataset(split="train", **source)
+    with tqdm(total=len(dataset), desc="detecting", unit=" images", leave=False, disable=None) as bar:
+        evaluation = evaluate(
+            model,
+            dataset,
+            protocol=options.protocol,
+            referee=options.referee,
+            k=options.most,
+            resolution=options.resolution,
+            flip=options.flip,
+            scales=options.scales,
+            nms=options.nms,
+            batch_size=options.batch_size,
+            progress=lambda done, total: bar.update(),
+        )
+    print(evaluation.text())
+    if options.output:
+        evaluation.save(options.output)
+        print(f"\ndetections, figures and pictures are in {options.output}")
+    return 0
+
+
+def _predict(options: PredictConfig) -> int:
+    from .model import CenterNet
+    from .predict import Predictor, find_images
+
+    paths = find_images(options.images)
+    model = CenterNet.load(options.weights)
+    predictor = Predictor(
+        model,
+        min_score=options.min_score,
+        k=options.most,
+        resolution=options.resolution,
+        flip=options.flip,
+        scales=options.scales,
+        nms=options.nms,
+        batch_size=options.batch_size,
+    )
+    images, annotations, pictures = [], [], set()
+    for number, (path, found) in enumerate(zip(paths, predictor.stream(paths), strict=True), start=1):
+        print(f"{path}: {_objects(found) or f'nothing with a score of {options.min_score} or more'}")
+        height, width, _ = found.image.shape
+        images.append({"id": number, "file_name": str(path), "width": width, "height": height})
+        annotations += found.to_coco(number)
+        if options.draw:
+            picture = next(name for name in _picture_names(path) if name not in pictures)
+            pictures.add(picture)
+            found.draw(options.output / picture, options.min_score)
+    for number, annotation in enumerate(annotations, start=1):
+        annotation["id"] = number
+    categories = [{"id": number, "name": name} for number, name in enumerate(model.class_names, start=1)]
+    path = options.output / "predictions.json"
+    with replacing(path) as temporary:
+        content = {"images": images, "categories": categories, "annotations": annotations}
+        temporary.write_text(json.dumps(content) + "\n")
+    drawn = ", each drawn beside it" if options.draw else ""
+    print(f"\n{len(annotations)} objects in {len(images)} image{'s' * (len(images) != 1)}: {path}{drawn}")
+    return 0
+
+
+def _objects(found: Detections, named: int = 5) -> str:
+    names = ", ".join(f"{name} {score:.2f}" for name, score, _ in itertools.islice(found, named))
+    return names + (f" and {len(found) - named} more" if len(found) > named else "")
+
+
+def _picture_names(path: Path) -> Iterator[str]:
+    """Names for the picture of an image's objects: never the image's own, and others where two share one."""
+    yield f"{path.stem}-found.jpg"
+    for number in itertools.count(2):
+        yield f"{path.stem}-found-{number}.jpg"
+
+
+def _explain(options: ExplainConfig) -> int:
+    from .model import CenterNet
+    from .predict import explain
+
+    explanation = explain(CenterNet.load(options.weights), options.image)
+    explanation.draw(options.output, options.min_score)
+    print(explanation.detections.above(options.min_score))
+    print(f"\nhow it got there, step by step: {options.output}")
+    return 0
+
+
+def _data_check(options: DataCheckConfig) -> int:
+    from .data.check import check
+
+    report = check(
+        options.path, options.output, split=options.split, image_folder=options.images, input_size=options.size
+    )
+    print(report.text())
+    print(f"this report and pictures of the data are in {options.output}")
+    return 0
+
+
+def _doctor(options: DoctorConfig) -> int:
+    from .doctor import examine, report, usable
+
+    findings = examine(options.folder)
+    print(report(findings))
+    return 0 if usable(findings) else 1
+
+
+def _bench(options: BenchConfig) -> int:
+    from .bench import bench, save
+
+    figures = bench(options.backbones, options.size, options.batch_size, options.seconds)
+    if options.json:
+        save(figures, options.json)
+    return 0
+
+
+VERBS = {
+    "demo": Verb(DemoConfig, _demo, "minicenternet demo"),
+    "train": Verb(TrainConfig, _train, "minicenternet train --data instances.json --images photos --epochs 50"),
+    "evaluate": Verb(EvaluateConfig, _evaluate, "minicenternet evaluate --weights runs/demo/best.safetensors"),
+    "predict": Verb(PredictConfig, _predict, "minicenternet predict photos --weights runs/demo/best.safetensors"),
+    "explain": Verb(ExplainConfig, _explain, "minicenternet explain photo.jpg --weights runs/demo/best.safetensors"),
+    "data check": Verb(DataCheckConfig, _data_check, "minicenternet data check instances.json --images photos"),
+    "doctor": Verb(DoctorConfig, _doctor, "minicenternet doctor"),
+    "bench": Verb(BenchConfig, _bench, "minicenternet bench --json figures.json"),
+}
+
+
+# ---- what may go wrong -----------------------------------------------------------------------------------------------
+
+
+def _fail(code: int, message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return code
+
+
+def _quieten_warnings() -> None:
+    """Show this package's own warnings, a line each, and those of libraries only where Python was asked for them."""
+    if sys.warnoptions:
+        return
+    warnings.simplefilter("ignore")
+    warnings.filterwarnings("default", category=UserWarning, module="minicenternet")
+    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+
+
+@contextmanager
+def _bugs_reported_in(folder: Path) -> Iterator[None]:
+    """Turn what no input may cause into a Bug, with its traceback in a file in the folder."""
+    try:
+        yield
+    except (InputError, OSError, MemoryError, Bug):
+        raise
+    except Exception as error:
+        system = f"minicenternet {__version__}, Python {platform.python_version()}, {platform.platform()}"
+        text = f"{system}\n{shlex.join(sys.argv)}\n\n{traceback.format_exc()}"
+        path = folder / time.strftime("crash-%Y%m%d-%H%M%S.txt")
+        try:
+            path.write_text(text)
+        except OSError:
+            path = Path(tempfile.gettempdir()) / path.name
+            path.write_text(text)
+        raise Bug(path) from error

@@ -1,0 +1,112 @@
+import math
+
+import numpy as np
+import pytest
+from gradients import check_module
+
+from minicenternet.autograd import Tensor, no_grad
+from minicenternet.nn.layers import BatchNorm2d, Conv2d, ConvTranspose2d, MaxPool2d, ReLU, Sequential, Upsample
+
+rng = np.random.default_rng(0)
+LAYERS = {
+    "Conv2d": lambda: Conv2d(4, 6, 3, rng=rng),
+    "Conv2d all options": lambda: Conv2d(4, 6, 3, stride=2, padding=2, dilation=2, groups=2, bias=False, rng=rng),
+    "ConvTranspose2d": lambda: ConvTranspose2d(4, 6, 4, stride=2, padding=1, rng=rng),
+    "ConvTranspose2d all options": lambda: ConvTranspose2d(
+        4, 6, 3, stride=3, padding=1, output_padding=2, dilation=2, groups=2, bias=False, rng=rng
+    ),
+    "BatchNorm2d": lambda: BatchNorm2d(4, momentum=0.3, epsilon=1e-3),
+    "BatchNorm2d eval": lambda: BatchNorm2d(4).eval(),
+    "ReLU": ReLU,
+    "MaxPool2d": MaxPool2d,
+    "MaxPool2d 2": lambda: MaxPool2d(2, stride=2, padding=0),
+    "Upsample": Upsample,
+    "Upsample bilinear": lambda: Upsample(3, mode="bilinear"),
+    "Sequential": lambda: Sequential(Conv2d(4, 3, 3, padding=1, bias=False, rng=rng), BatchNorm2d(3), ReLU()),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_gradients(name):
+    layer = LAYERS[name]()
+    for _, parameter in layer.named_parameters():
+        parameter.data = parameter.data + 0.1 * rng.standard_normal(parameter.shape).astype(np.float32)
+    check_module(layer, rng.standard_normal((2, 5, 6, 4)))
+
+
+def twin(torch, name):
+    nn = torch.nn
+    return {
+        "Conv2d": lambda: nn.Conv2d(4, 6, 3),
+        "Conv2d all options": lambda: nn.Conv2d(4, 6, 3, stride=2, padding=2, dilation=2, groups=2, bias=False),
+        "ConvTranspose2d": lambda: nn.ConvTranspose2d(4, 6, 4, stride=2, padding=1),
+        "ConvTranspose2d all options": lambda: nn.ConvTranspose2d(
+            4, 6, 3, stride=3, padding=1, output_padding=2, dilation=2, groups=2, bias=False
+        ),
+        "BatchNorm2d": lambda: nn.BatchNorm2d(4, momentum=0.3, eps=1e-3),
+        "BatchNorm2d eval": lambda: nn.BatchNorm2d(4).eval(),
+        "ReLU": nn.ReLU,
+        "MaxPool2d": lambda: nn.MaxPool2d(3, stride=2, padding=1),
+        "MaxPool2d 2": lambda: nn.MaxPool2d(2),
+        "Upsample": lambda: nn.Upsample(scale_factor=2),
+        "Upsample bilinear": lambda: nn.Upsample(scale_factor=3, mode="bilinear"),
+        "Sequential": lambda: nn.Sequential(nn.Conv2d(4, 3, 3, padding=1, bias=False), nn.BatchNorm2d(3), nn.ReLU()),
+    }[name]()
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_equals_pytorch_from_its_state_dict(torch, name):
+    """Names, shapes, options and running statistics: the twin's state loads, and both give the same maps."""
+    layer, reference = LAYERS[name](), twin(torch, name)
+    layer.load_state_dict({key: value.numpy() for key, value in reference.state_dict().items()})
+    for step in range(2):
+        x = np.random.default_rng(step).standard_normal((2, 5, 6, 4), dtype=np.float32)
+        expected = reference(torch.tensor(x.transpose(0, 3, 1, 2))).detach().numpy().transpose(0, 2, 3, 1)
+        np.testing.assert_allclose(layer(Tensor(x)).data, expected, atol=2e-6)
+    for key, value in reference.state_dict().items():
+        np.testing.assert_allclose(layer.state_dict()[key], value.numpy(), atol=1e-6)
+
+
+def test_the_gradient_of_an_image_is_not_computed():
+    """Nobody asks for it in the first layer; the closure must not make it all the same."""
+    layer, x = Conv2d(4, 6, 3, rng=rng), Tensor(rng.standard_normal((1, 5, 5, 4), dtype=np.float32))
+    y = layer(x)
+    dx, dweight, _ = y.node.backward(np.ones_like(y.data))
+    assert dx is None and dweight.shape == layer.weight.shape
+
+
+@pytest.mark.parametrize(
+    "layer", [lambda r: Conv2d(8, 16, 3, groups=2, rng=r), lambda r: ConvTranspose2d(8, 16, 3, groups=2, rng=r)]
+)
+def test_initial_weights_are_uniform_by_fan_in_and_seeded(layer):
+    first, again = layer(np.random.default_rng(3)), layer(np.random.default_rng(3))
+    bound = 1 / math.sqrt(math.prod(first.weight.shape[1:]))
+    for parameter, repeated in zip(first.parameters(), again.parameters(), strict=True):
+        assert parameter.dtype == np.float32 and np.array_equal(parameter.data, repeated.data)
+        assert 0.8 * bound < np.abs(parameter.data).max() <= bound
+
+
+def test_layers_without_a_generator_differ():
+    assert not np.array_equal(Conv2d(2, 2, 3).weight.data, Conv2d(2, 2, 3).weight.data)
+
+
+def test_sequential_is_a_list_of_modules():
+    layers = [Conv2d(4, 4, 1, rng=rng), ReLU(), Upsample()]
+    sequence = Sequential(*layers)
+    assert len(sequence) == 3 and sequence[1] is layers[1] and sequence[-1] is layers[2]
+    assert [name for name, _ in sequence.children()] == ["0", "1", "2"]
+    assert Sequential()(5) == 5
+
+
+def test_nothing_is_recorded_without_gradients():
+    with no_grad():
+        assert Conv2d(4, 6, 3, rng=rng)(Tensor(np.ones((1, 5, 5, 4), np.float32))).node is None
+
+
+def test_multiply_adds_count_what_the_loops_do():
+    """One multiplication for each output number, kernel tap and input channel of the group."""
+    conv = Conv2d(4, 6, 3, stride=2, padding=1, groups=2, rng=rng)
+    assert conv.multiply_adds((2, 8, 8, 4), (2, 4, 4, 6)) == 2 * 4 * 4 * 6 * 9 * 2
+    up = ConvTranspose2d(4, 6, 4, stride=2, padding=1, rng=rng)
+    assert up.multiply_adds((2, 8, 8, 4), (2, 16, 16, 6)) == 2 * 8 * 8 * 4 * 16 * 6
+    assert ReLU().multiply_adds((2, 8, 8, 4), (2, 8, 8, 4)) == 0
