@@ -37,7 +37,7 @@ def to_gpu(array: Array) -> Array:
 
 
 def try_gpu() -> str:
-    """Return the name of the current GPU after a small kernel ran on it.  Raises whatever keeps CuPy from doing that."""
+    """Return the name of the current GPU after a small kernel ran on it.  Raises what keeps CuPy from doing that."""
     cupy = importlib.import_module("cupy")
     cupy.add(cupy.ones(2), 1).get()
     return cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode()

@@ -164,8 +164,11 @@ def _train(options: TrainConfig) -> int:
         except (Interrupted, KeyboardInterrupt):
             print(f"stopped; to go on: minicenternet train --resume {shlex.quote(str(run.folder))}", file=sys.stderr)
             return 130
-    print(f"{run.folder}: AP {last['ap']:.3f}, AP50 {last['ap50']:.3f}; the best was AP {run.counters.best_ap:.3f}")
-    print(f"  minicenternet predict IMAGES --weights {shlex.quote(str(run.folder / 'best.safetensors'))}")
+    if last["ap"] >= 0:
+        print(f"AP {last['ap']:.3f}, AP50 {last['ap50']:.3f}, best AP {run.counters.best_ap:.3f}: see {run.folder}")
+    else:
+        print(f"no AP, as the validation images hold no objects: see {run.folder}")
+    print(f"now try: minicenternet predict IMAGES --weights {shlex.quote(str(run.folder / 'best.safetensors'))}")
     return 0
 
 
@@ -186,8 +189,8 @@ def _evaluate(options: EvaluateConfig) -> int:
     }
     dataset = open_dataset(split=options.split, **source)
     if dataset is None:
-        print(f"{options.data} has no {options.split} split: all of it is used", file=sys.stderr)
         dataset = open_dataset(split="train", **source)
+        print(f"{options.data} has no {options.split} split: all of it is measured\n")
     with tqdm(total=len(dataset), desc="detecting", unit=" images", leave=False, disable=None) as bar:
         evaluation = evaluate(
             model,
@@ -242,14 +245,18 @@ def _predict(options: PredictConfig) -> int:
     with replacing(path) as temporary:
         content = {"images": images, "categories": categories, "annotations": annotations}
         temporary.write_text(json.dumps(content) + "\n")
-    drawn = ", each drawn beside it" if options.draw else ""
-    print(f"\n{len(annotations)} objects in {len(images)} image{'s' * (len(images) != 1)}: {path}{drawn}")
+    drawn = ", with a picture of each image" if options.draw else ""
+    print(f"\n{_count(annotations, 'object')} in {_count(images, 'image')}: {path}{drawn}")
     return 0
 
 
 def _objects(found: Detections, named: int = 5) -> str:
     names = ", ".join(f"{name} {score:.2f}" for name, score, _ in itertools.islice(found, named))
     return names + (f" and {len(found) - named} more" if len(found) > named else "")
+
+
+def _count(things: Sequence, name: str) -> str:
+    return f"{len(things)} {name}{'' if len(things) == 1 else 's'}"
 
 
 def _picture_names(path: Path) -> Iterator[str]:

@@ -13,13 +13,13 @@ from .data.transforms import Augmentation
 from .errors import InputError
 from .files import replacing
 
+DEMO_FOLDER = Path("runs/demo")
+DEMO_WEIGHTS = DEMO_FOLDER / "best.safetensors"
+
+
 def _require(holds: bool, name: str, value: object, expected: str) -> None:
     if not holds:
         raise InputError(f"--{name.replace('_', '-')} is {value}, expected {expected}")
-
-
-DEMO_FOLDER = Path("runs/demo")
-DEMO_WEIGHTS = DEMO_FOLDER / "best.safetensors"
 
 
 @dataclass(frozen=True)

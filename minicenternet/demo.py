@@ -37,10 +37,10 @@ def demo(
     folder, start = Path(output), time.monotonic()
     config = replace(recipe, output=str(folder), seed=seed)
     run = Run(replace(config, resume=str(folder)) if _is_there(config) else config, say)
-    images, unseen = run.train_data, run.val_data
+    unseen = run.val_data
     say(
-        f"training the {config.backbone} network on {len(images)} drawings of {', '.join(images.class_names)}, "
-        f"{config.epochs} times each (Ctrl-C stops; the same command goes on)"
+        f"the {config.backbone} network learns from {len(run.train_data)} drawings of "
+        f"{', '.join(unseen.class_names)}, in {config.epochs} epochs (Ctrl-C stops; the same command goes on)"
     )
     run.train()
     model = CenterNet.load(folder / "best.safetensors")

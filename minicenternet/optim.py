@@ -62,10 +62,10 @@ class Optimiser:
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
         """Copy a state back.  Raises InputError when it belongs to another optimiser or network."""
         own = self.state_dict()
-        if own.keys() != state.keys():
-            different = sorted(own.keys() ^ state.keys())[:3]
+        different = own.keys() ^ state.keys() | {k for k in own.keys() & state.keys() if own[k].shape != state[k].shape}
+        if different:
             raise InputError(
-                f"the optimiser's state does not fit this {type(self).__name__}: it differs in {different}"
+                f"the optimiser's state does not fit this {type(self).__name__}: it differs in {sorted(different)[:3]}"
             )
         self.steps = int(state["steps"])
         for key, array in own.items():

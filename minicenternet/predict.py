@@ -36,6 +36,7 @@ from .points.decode import soft_nms
 if TYPE_CHECKING:
     from .model import CenterNet
 
+ImageLike = str | os.PathLike | np.ndarray | Image.Image | Sample
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 
 
@@ -103,7 +104,7 @@ class Detections:
 
 def predict(
     model: CenterNet,
-    images,
+    images: ImageLike | Iterable[ImageLike],
     *,
     min_score: float = 0.1,
     k: int = 100,
@@ -172,7 +173,7 @@ class Predictor:
             if not holds:
                 raise InputError(f"{message}.")
 
-    def stream(self, images: Iterable) -> Iterator[Detections]:
+    def stream(self, images: Iterable[ImageLike]) -> Iterator[Detections]:
         """Yield the Detections of each image in turn; never more than batch_size images are held.
 
         Raises InputError, which names the file, for an image that cannot be read.
@@ -336,7 +337,7 @@ class Explanation:
         )
 
 
-def explain(model: CenterNet, image, *, k: int = 100) -> Explanation:
+def explain(model: CenterNet, image: ImageLike, *, k: int = 100) -> Explanation:
     """Return every step from an image (path, array, PIL image or Sample) to its boxes, at fixed resolution.
 
     Raises InputError for an image that cannot be read.
@@ -351,7 +352,7 @@ def explain(model: CenterNet, image, *, k: int = 100) -> Explanation:
     return Explanation(canvas, sigmoid.raw(maps["hm"])[0], maps["reg"], maps["wh"], detections)
 
 
-def read(image) -> tuple[np.ndarray, str]:
+def read(image: ImageLike) -> tuple[np.ndarray, str]:
     """Return (H, W, 3) uint8 RGB and the file name, if known, of a path, array, PIL image or Sample.
 
     Raises InputError for a file that cannot be read and for an array of another shape or type.

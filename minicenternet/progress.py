@@ -60,7 +60,7 @@ class Progress:
 
     def end_epoch(self, row: dict[str, float]) -> None:
         """Print the row of a finished epoch."""
-        measured = f"  AP {row['ap']:.3f}  AP50 {row['ap50']:.3f}" if row["ap"] == row["ap"] else ""
+        measured = f"  AP {row['ap']:.3f}  AP50 {row['ap50']:.3f}" if row["ap"] >= 0 else ""
         losses = "  ".join(f"{name} {row[name]:.3f}" for name in ("loss", "heatmap", "size", "offset") if name in row)
         text = (
             f"epoch {row['epoch']}/{self.epochs}  {losses}{measured}  lr {row['learning_rate']:.1e}"

@@ -92,9 +92,10 @@ class Run:
 
     def __init__(self, config: TrainConfig, say: Callable[[str], None] = print):
         self.resuming = config.resume is not None
-        self.folder = Path(config.resume) if self.resuming else _new_folder(config)
-        self.config = config = TrainConfig.load(self.folder / "config.json") if self.resuming else config
-        self.say = say
+        if self.resuming:
+            self.folder = Path(config.resume)
+            config = TrainConfig.load(self.folder / "config.json")
+        self.config, self.say = config, say
         size = (config.size or (128 if config.data == "shapes" else 512),) * 2
         self.train_data, self.val_data = _open_data(config, size, say)
         self.model = CenterNet(
@@ -132,6 +133,8 @@ class Run:
         self.expected: tuple[float, float] | None = None
         self.explained: set[str] = set()
         self.last_pictures = time.monotonic()
+        if not self.resuming:
+            self.folder = _new_folder(config)  # now that nothing above was refused
         for unfinished in self.folder.glob(".*.tmp"):  # files that were being written when the run was killed
             unfinished.unlink()
         if self.resuming and (self.folder / "state.safetensors").exists():
@@ -246,7 +249,7 @@ class Run:
         }
         self.rows.append(row)
         self._write_metrics()
-        if measured and measured["ap"] > counters.best_ap:
+        if measured and measured["ap"] >= counters.best_ap:
             counters.best_ap = measured["ap"]
             model.save(self.folder / "best.safetensors", measured)
         model.save(self.folder / "last.safetensors", measured)

@@ -22,6 +22,7 @@ from minicenternet.predict import (
     explain,
     find_images,
     predict,
+    run,
     view,
 )
 
@@ -103,6 +104,9 @@ def test_large_scale_cuts_the_input_off():
     found = predict(Seer(), paint(128, 128, centre | edge), scales=(2,))
     assert len(found) == 1
     check(found, centre, within=0.6)
+    found = predict(Seer(), paint(128, 128, centre | edge), scales=(2, 1), nms="hard")
+    assert len(found) == 2
+    check(found, centre | edge, within=0.6)
 
 
 @pytest.mark.parametrize("pad", [None, 31, 127])
@@ -200,6 +204,7 @@ def test_mode_and_recording_are_as_before():
     next(stream)
     assert [module.training for _, module in model.named_modules()] == modes
     assert model(Tensor(np.zeros((1, 32, 32, 3), np.float32)))["hm"].requires_grad
+    assert not run(model, np.zeros((1, 32, 32, 3), np.float32))["hm"].requires_grad
     stream.close()
     model.load_state_dict(running)
     predict(model, np.full((32, 32, 3), 99, np.uint8))

@@ -68,7 +68,7 @@ def open_dataset(
 def _open_json(
     path: Path, split: str, image_folder: str | os.PathLike | None, problems: Problems | None
 ) -> Coco | None:
-    if split == "train" or re.search(rf"(?<![a-z]){split}", path.name):
+    if split == "train" or re.search(rf"(?<![a-z]){re.escape(split)}", path.name):
         return Coco(path, image_folder, problems)
     sibling = _beside(path, split)
     if sibling != path and sibling.is_file():
@@ -82,7 +82,7 @@ def _open_json(
 
 
 def _beside(path: Path, split: str) -> Path:
-    return path.with_name(re.sub(r"(?<![a-z])train", split, path.name))
+    return path.with_name(re.sub(r"(?<![a-z])train", lambda _: split, path.name))
 
 
 def _open_coco_root(

@@ -54,6 +54,9 @@ class Sample:
     annotation: Annotation
 
 
+LARGEST = 1e15  # numbers of a box beyond it are mistakes, whose area float32 might not hold; NaN is not below it
+
+
 class ImageFiles:
     """Base of Coco and Voc: images are read when asked for, all annotations stay in flat arrays.
 

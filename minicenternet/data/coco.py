@@ -12,7 +12,6 @@ no area, of which COCO itself has two, are left out and counted in `dropped`.
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 from array import array
@@ -21,10 +20,10 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
-from .annotation import ImageFiles, Problems, leaves_folder, missing_files
+from .annotation import LARGEST, ImageFiles, Problems, leaves_folder, missing_files
 
-# Outlines are three quarters of COCO's file, and nothing here needs them. A quote before the word that is escaped is
-# part of a longer string; and numbers end at the next quote or brace: this matches outlines and nothing else.
+# Outlines are three quarters of COCO's file, and nothing here needs them. After a backslash the quote is part of a
+# longer string; and a list of numbers cannot reach beyond the next quote or brace.
 OUTLINE = re.compile(rb'"segmentation"(?<!\\"segmentation")\s*:\s*\[[][0-9.,eE+ \t\r\n-]*\]')
 
 
@@ -60,15 +59,21 @@ class Coco(ImageFiles):
         super().__init__(folder=folder, class_names=class_names, category_ids=category_ids, **images, **boxes)
 
 
+def _parse(text: bytes) -> object:
+    """The JSON in the text, without most of the outlines."""
+    try:
+        return json.loads(OUTLINE.sub(b'"segmentation":0', text))
+    except ValueError:
+        return json.loads(text)  # an odd outline, or a mistake, whose place in the file is then reported
+
+
 def _load(path: Path) -> dict:
     if not path.is_file():
         raise InputError(f"no annotation file at {path}. Check the name and the folder.")
-    text = path.read_bytes()
     try:
-        try:
-            content = json.loads(OUTLINE.sub(b'"segmentation":0', text))
-        except ValueError:
-            content = json.loads(text)  # says where in the file itself the mistake is
+        content = _parse(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}. Check its permissions.") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON: {error}. Expected a COCO-format annotation file.") from error
     if not isinstance(content, dict):
@@ -127,7 +132,7 @@ def _images(records: list, path: Path, problems: Problems) -> tuple[dict, dict]:
         index_of[image] = None
         if not isinstance(name, str) or not name or leaves_folder(name):
             problems.add("unsafe file name", f"{path}: image {image!r} has file_name {name!r}")
-        elif not (isinstance(width, int) and isinstance(height, int) and width > 0 and height > 0):
+        elif not all(isinstance(side, int) and 0 < side < 2**31 for side in (width, height)):
             problems.add("malformed record", f"{path}: image {image!r} ({name}) has size {width!r} x {height!r}")
         else:
             index_of[image] = len(image_ids)
@@ -178,7 +183,7 @@ def _boxes(records: list, index_of: dict, label_of: dict, path: Path, problems: 
             problems.add(
                 "unknown class", f"{path}: annotation {name!r} is of category {category!r}, which is not listed"
             )
-        elif not math.isfinite(x + y + width + height + area) or width < 0 or height < 0:
+        elif not (width >= 0 and height >= 0 and area >= 0 and abs(x) + abs(y) + width + height + area < LARGEST):
             problems.add("impossible box", f"{path}: annotation {name!r} has bbox {record['bbox']} and area {area:g}")
         elif index_of[image] is not None:
             ids.append(name)

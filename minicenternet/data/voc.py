@@ -10,7 +10,6 @@ continuous coordinates, where that pixel lies between 0 and 1, the box is (xmin 
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import xml.etree.ElementTree as ET
@@ -21,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import InputError
-from .annotation import ImageFiles, Problems, leaves_folder, missing_files
+from .annotation import LARGEST, ImageFiles, Problems, leaves_folder, missing_files
 
 CLASSES = tuple(
     "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant sheep "
@@ -157,7 +156,7 @@ def _parse(path: Path, problems: Problems) -> _Record | None:
         return None
     try:
         width, height = (int(root.findtext(f"size/{side}")) for side in ("width", "height"))
-        if width <= 0 or height <= 0:
+        if not (0 < width < 2**31 and 0 < height < 2**31):
             raise ValueError
     except (TypeError, ValueError):
         problems.add("malformed record", f"{path} has no <size> with a positive <width> and <height> of the image")
@@ -211,7 +210,7 @@ def _boxes(records: Collection[_Record], classes: Sequence[str], problems: Probl
             x1, y1, x2, y2 = xmin - 1, ymin - 1, xmax, ymax
             if name not in label_of:
                 problems.add("unknown class", f"{where} is none of {', '.join(classes)}")
-            elif not math.isfinite(x1 + y1 + x2 + y2):
+            elif not abs(x1) + abs(y1) + abs(x2) + abs(y2) < LARGEST:
                 problems.add("impossible box", f"{where} has {corners}")
             elif x2 < x1 or y2 < y1:
                 fits = x2 > 0 and y2 > 0 and x1 + x2 <= record.width and y1 + y2 <= record.height

@@ -179,6 +179,10 @@ def test_figures_equal_those_of_plain_loops(make):
     assert report.area_counts.tolist() == [120, 0, 0]
 
 
+def test_one_box_of_two_classes_is_neither_given_twice_nor_a_collision(make):
+    assert check(make([[(1, 2, 3, 20, 30), (2, 2, 3, 20, 30)]])).problems.counts == {}
+
+
 def test_crowd_regions_do_not_collide(make):
     def crowd(record):
         record["annotations"][0]["iscrowd"] = 1

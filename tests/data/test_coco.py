@@ -11,7 +11,7 @@ from PIL import Image
 
 from minicenternet.data import Coco, Shapes, Voc, open_dataset
 from minicenternet.data.annotation import Problems
-from minicenternet.data.coco import OUTLINE
+from minicenternet.data.coco import _parse
 from minicenternet.errors import InputError
 
 
@@ -113,6 +113,7 @@ JSON = st.recursive(
 
 
 @settings(deadline=None, max_examples=200)
+@example({"segmentation": [[], None]}, None, [])
 @example({'a"segmentation': [], "b": 'a "segmentation": [1]'}, None, [])
 @given(JSON, st.sampled_from([None, 1]), st.lists(st.lists(st.floats(-1e30, 1e30), max_size=4), max_size=2))
 def test_leaving_the_outlines_out_changes_nothing_else(value, indent, polygons):
@@ -121,10 +122,11 @@ def test_leaving_the_outlines_out_changes_nothing_else(value, indent, polygons):
             return {key: without_outlines(item) for key, item in value.items() if key != "segmentation"}
         return [without_outlines(item) for item in value] if isinstance(value, list) else value
 
-    value = [value, {"segmentation": polygons, "id": 1}, {"id": 2, "segmentation": polygons}]
-    short = OUTLINE.sub(b'"segmentation":0', json.dumps(value, indent=indent).encode())
-    assert without_outlines(json.loads(short)) == without_outlines(value)
-    assert json.loads(short)[1]["segmentation"] == 0
+    outlines = [{"segmentation": polygons, "id": 1}, {"id": 2, "segmentation": polygons}]
+    text = json.dumps([value, *outlines], indent=indent).encode()
+    assert without_outlines(_parse(text)) == without_outlines([value, *outlines])
+    for record in _parse(json.dumps(outlines, indent=indent).encode()):
+        assert record["segmentation"] == 0
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
@@ -192,6 +194,8 @@ NAN = float("nan")
         (changed("annotations", bbox=[1, NAN, 3, 4]), r"annotation 2 has bbox \[1, nan, 3, 4\]"),
         (changed("annotations", bbox=[1, 2, float("inf"), 4]), "annotation 2 has bbox .*inf"),
         (changed("annotations", bbox=[1, 2, -3, 4]), r"annotation 2 has bbox \[1, 2, -3, 4\]"),
+        (changed("annotations", bbox=[1, 2, 1e300, 4]), "annotation 2 has bbox .*1e\\+300"),
+        (changed("annotations", area=-1), "annotation 2 has bbox .* and area -1"),
         (changed("annotations", area=NAN), "annotation 2 has bbox .* and area nan"),
         (changed("annotations", bbox=[1, 2, 3]), "annotation .*'id': 2.*expected 4, got 3"),
         (changed("annotations", bbox=[1, 2, 3, "x"]), "annotation .*'id': 2.*could not convert"),
@@ -201,6 +205,7 @@ NAN = float("nan")
         (changed("annotations", id=1), "annotation 1 has the id of an earlier annotation"),
         (changed("images", id=7), "two images have id 7, the second is 'b.jpg'"),
         (changed("images", width=0), r"image 3 \(b.jpg\) has size 0 x 20"),
+        (changed("images", width=10**12), r"image 3 \(b.jpg\) has size 1000000000000 x 20"),
         (changed("images", width=None), r"image 3 \(b.jpg\) has size None x 20"),
         (content(images=[{"id": 1}]), "image {'id': 1} lacks"),
         (changed("images", file_name="../b.jpg"), "image 3 has file_name '../b.jpg'.*without '..'"),

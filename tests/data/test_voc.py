@@ -156,7 +156,7 @@ def test_a_folder_that_is_not_voc(tmp_path):
 def test_a_missing_split_names_those_there_are(devkit):
     lists = devkit / "VOC2007" / "ImageSets" / "Main"
     (lists / "train_val.txt").touch()  # the images with and without trains, which is not a split
-    with pytest.raises(InputError, match="has no split 'trainval'; it has test, train."):
+    with pytest.raises(InputError, match=r"has no split 'trainval'; it has test, train\."):
         Voc(devkit, "trainval")
 
 
@@ -177,6 +177,8 @@ BOMB = '<!DOCTYPE annotation [<!ENTITY a "aaaaaaaa"><!ENTITY b "&a;&a;&a;">]><an
         ("not xml", "a.xml: syntax error"),
         (BOMB, "a.xml: it declares a DOCTYPE"),
         ("<annotation></annotation>", "a.xml has no <size>"),
+        (annotation([], size=(10**12, 5)), "a.xml has no <size> with a positive"),
+        (annotation([("cat", 1, 1, 1e200, 5, 0)]), "xmax 1e\\+200"),
         (annotation([], size=(0, 5)), "a.xml has no <size> with a positive"),
         ("<annotation><size><width>x</width><height>5</height></size></annotation>", "a.xml has no <size>"),
         (annotation([("cat", 1, 1, "x", 5, 0)]), "a.xml: object 1 lacks"),

@@ -146,15 +146,81 @@ def test_equals_pytorch(torch):
     assert count > 200
 
 
-def test_float32_stays_and_is_close_to_float64():
-    x, weight, bias, options = make((3, 3), size=(16, 16), channels=32, outputs=16, padding=1)
+@pytest.mark.parametrize(("method", "bound"), [("reference", 2e-6), ("direct", 2e-6), ("winograd", 1e-4), ("", 1e-4)])
+def test_float32_stays_and_is_close_to_float64(method, bound, monkeypatch):
+    """Errors relative to the largest value; Winograd's are 3e-6 to 1e-5 where others have 5e-7."""
+    x, weight, bias, options = make((3, 3), size=(16, 16), channels=64, outputs=64, batch=2, padding=1)
+    monkeypatch.setenv("MINICENTERNET_CONV", "reference")
     y64, backward64 = conv2d.raw(x, weight, bias, **options)
-    y32, backward32 = conv2d.raw(*(a.astype(np.float32) for a in (x, weight, bias)), **options)
     dy = np.random.default_rng(1).standard_normal(y64.shape)
-    pairs = [(y32, y64), *zip(backward32(dy.astype(np.float32)), backward64(dy), strict=True)]
-    for single, double in pairs:
+    doubles = [y64, *backward64(dy)]
+    monkeypatch.setenv("MINICENTERNET_CONV", method)
+    y32, backward32 = conv2d.raw(*(a.astype(np.float32) for a in (x, weight, bias)), **options)
+    for single, double in zip([y32, *backward32(dy.astype(np.float32))], doubles, strict=True):
         assert single.dtype == np.float32
-        np.testing.assert_allclose(single, double, rtol=0, atol=2e-6 * np.abs(double).max())
+        np.testing.assert_allclose(single, double, rtol=0, atol=bound * np.abs(double).max())
+
+
+@pytest.mark.parametrize("kernel", [2, 3])
+@pytest.mark.parametrize("size", [(8, 8), (5, 7), (17, 6), (4, 33), (1, 1)])
+@pytest.mark.parametrize("padding", [0, 1, 2])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_winograd_equals_the_definition(kernel, size, padding, batch, monkeypatch):
+    if min(size) + 2 * padding < kernel:
+        pytest.skip("the kernel is larger than the padded map")
+    x, weight, bias, options = make((kernel, kernel), size=size, channels=5, outputs=6, batch=batch, padding=padding)
+    results = []
+    for method in ("reference", "winograd"):
+        monkeypatch.setenv("MINICENTERNET_CONV", method)
+        y, backward = conv2d.raw(x, weight, bias, **options)
+        results.append([y, *backward(np.cos(np.arange(y.size)).reshape(y.shape))])
+    for definition, fast in zip(*results, strict=True):
+        np.testing.assert_allclose(fast, definition, rtol=0, atol=1e-12 * max(1, np.abs(definition).max()))
+
+
+@pytest.mark.parametrize("method", ["reference", "direct", "winograd"])
+def test_gradients_on_every_path(method, monkeypatch):
+    monkeypatch.setenv("MINICENTERNET_CONV", method)
+    x, weight, bias, options = make((3, 3), size=(9, 6), channels=4, outputs=3, batch=2, padding=1)
+    check(conv2d, x, weight, bias, **options)
+
+
+def test_winograd_in_many_strips(monkeypatch):
+    """Strips of one row of tiles, and a weight gradient in several parts."""
+    monkeypatch.setattr(module, "TILE_BYTES", 1)
+    monkeypatch.setattr(module, "WEIGHT_BYTES", 1)
+    x, weight, bias, options = make((3, 3), size=(70, 50), channels=4, outputs=3, batch=2, padding=1)
+    results = []
+    for method in ("direct", "winograd"):
+        monkeypatch.setenv("MINICENTERNET_CONV", method)
+        y, backward = conv2d.raw(x, weight, bias, **options)
+        results.append([y, *backward(np.cos(y))])
+    for direct, fast in zip(*results, strict=True):
+        np.testing.assert_allclose(fast, direct, rtol=0, atol=1e-12 * np.abs(direct).max())
+
+
+@pytest.mark.parametrize("taps", [2, 3])
+def test_cook_toom_correlates(taps):
+    A, G, B = module.cook_toom(taps, np.dtype(np.float64))
+    rng = np.random.default_rng(0)
+    d, g = rng.standard_normal(module.TILE + taps - 1), rng.standard_normal(taps)
+    wanted = [sum(d[i + k] * g[k] for k in range(taps)) for i in range(module.TILE)]
+    np.testing.assert_allclose(A.T @ ((G @ g) * (B.T @ d)), wanted, atol=1e-13)
+
+
+def test_the_rule_that_picks_a_method(monkeypatch):
+    plain = module.Window(-1, 1, 1, 3)
+    monkeypatch.delenv("MINICENTERNET_CONV", raising=False)
+    assert module.method((plain, plain), 1, 64, (4, 32, 32)) == "winograd"
+    assert module.method((plain, plain), 1, 8, (4, 32, 32)) == "direct"  # too few channels
+    assert module.method((plain, plain), 1, 64, (1, 8, 8)) == "direct"  # too few tiles
+    for other in (plain._replace(stride=2), plain._replace(step=2), plain._replace(taps=5)):
+        assert module.method((other, other), 1, 64, (4, 32, 32)) == "direct"
+    assert module.method((plain, plain), 2, 64, (4, 32, 32)) == "direct"  # groups
+    monkeypatch.setenv("MINICENTERNET_CONV", "direct")
+    assert module.method((plain, plain), 1, 64, (4, 32, 32)) == "direct"
+    monkeypatch.setenv("MINICENTERNET_CONV", "winograd")
+    assert module.method((plain, plain), 1, 8, (1, 8, 8)) == "winograd"
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -7,7 +7,14 @@ from minicenternet.ops import upsample2d
 from minicenternet.ops.upsample2d import bilinear_matrix
 
 rng = np.random.default_rng(0)
-CASES = [((2, 3, 4, 2), 2), ((1, 2, 5, 3), 3), ((1, 1, 1, 2), 4), ((1, 1, 3, 1), 2), ((1, 4, 2, 1), 4), ((1, 3, 3, 2), 1)]
+CASES = [
+    ((2, 3, 4, 2), 2),
+    ((1, 2, 5, 3), 3),
+    ((1, 1, 1, 2), 4),
+    ((1, 1, 3, 1), 2),
+    ((1, 4, 2, 1), 4),
+    ((1, 3, 3, 2), 1),
+]
 
 
 @pytest.mark.parametrize("shape, factor", CASES)
@@ -41,7 +48,12 @@ def test_the_weights_of_each_output_sum_to_one():
 
 @pytest.mark.parametrize(
     "shape, options",
-    [((3, 4, 2), {}), ((1, 3, 4, 2), {"factor": 0}), ((1, 3, 4, 2), {"factor": 1.5}), ((1, 3, 4, 2), {"mode": "cubic"})],
+    [
+        ((3, 4, 2), {}),
+        ((1, 3, 4, 2), {"factor": 0}),
+        ((1, 3, 4, 2), {"factor": 1.5}),
+        ((1, 3, 4, 2), {"mode": "cubic"}),
+    ],
 )
 def test_what_does_not_fit_is_named(shape, options):
     with pytest.raises(ValueError, match=r"upsample2d needs x \(B, H, W, C\), a whole factor and mode"):

@@ -1,0 +1,235 @@
+"""AP of a network that is right, and of one that is not, with every image counted."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+from seer import CLASSES, Painted, Seer
+
+from minicenternet import evaluate as module
+from minicenternet.data.coco import Coco
+from minicenternet.errors import InputError
+from minicenternet.evaluate import count_mistakes, evaluate
+from minicenternet.predict import Detections
+
+OBJECTS = [
+    {0: ((10, 22, 53, 61), 0.9), 1: ((70, 9, 117, 30), 0.8)},
+    {},
+    {2: ((5, 6, 40, 90), 0.7)},
+    {0: ((64, 60, 100, 70), 0.35), 1: ((3, 2, 31, 30), 0.95), 2: ((40, 80, 90, 120), 0.6)},
+]
+
+
+class Missing(Painted):
+    """An image that the network sees has more, or less, in it than its annotation says."""
+
+    def __init__(self, annotated, painted):
+        super().__init__(painted)
+        self.annotated = Painted(annotated)
+
+    def annotation(self, i):
+        return self.annotated.annotation(i)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"flip": True}, {"resolution": "keep"}, {"scales": (1, 0.75), "nms": "hard"}, {"batch_size": 3}]
+)
+def test_perfect_network(options):
+    evaluation = evaluate(Seer(), Painted(OBJECTS), **options)
+    assert evaluation.result.ap > 0.999
+    assert evaluation.result.per_class == pytest.approx([1, 1, 1], abs=1e-3)
+    assert len(evaluation.detections) == 4
+    assert all(found.image is None for found in evaluation.detections)  # a large data set would not fit into memory
+
+
+def test_images_without_objects_count():
+    """The best detection of all is on an image without objects: precision begins at 1/2."""
+    painted = [OBJECTS[2], {2: ((60, 60, 90, 90), 0.95)}]
+    result = evaluate(Seer(), Missing([OBJECTS[2], {}], painted)).result
+    assert result.per_class[2] == pytest.approx(0.5, abs=1e-3)
+    assert result.per_class[:2] == pytest.approx([np.nan, np.nan], nan_ok=True)
+
+
+def test_labels_of_another_order():
+    data = Painted(OBJECTS)
+    data.class_names = ("blue", "red", "green")
+    data.objects = [{(label + 1) % 3: values for label, values in objects.items()} for objects in OBJECTS]
+    painted = Missing(data.objects, OBJECTS)
+    painted.class_names = data.class_names
+    evaluation = evaluate(Seer(), painted)
+    assert evaluation.result.ap > 0.999
+    assert {name for name, _, _ in evaluation.detections[2].above(0.5)} == {"blue"}
+
+
+def test_other_classes():
+    data = Painted(OBJECTS)
+    data.class_names = ("red", "green", "cyan", "pink")
+    with pytest.raises(InputError) as error:
+        evaluate(Seer(), data)
+    assert str(error.value) == (
+        "the network was trained on other classes than this data set has. Only the network (3 in all): blue. "
+        "Only the data set (4 in all): cyan, pink. "
+        "Give weights trained on these classes, or a data set with the network's class names."
+    )
+    data.class_names = (*CLASSES, "pink")
+    with pytest.raises(InputError, match=r"Only the network \(3 in all\): none. Only the data set .*: pink"):
+        evaluate(Seer(), data)
+    data.class_names = tuple(f"c{i}" for i in range(80))
+    with pytest.raises(InputError, match="c7 and 72 more"):
+        evaluate(Seer(), data)
+
+
+def test_bad_arguments():
+    with pytest.raises(InputError, match="no images"):
+        evaluate(Seer(), Painted([]))
+    with pytest.raises(InputError, match="protocol is 'kitti', expected 'coco' or 'voc'"):
+        evaluate(Seer(), Painted(OBJECTS), protocol="kitti")
+    with pytest.raises(InputError, match="k is 0"):
+        evaluate(Seer(), Painted(OBJECTS), k=0)
+
+
+def coco_folder(tmp_path):
+    data = Painted(OBJECTS)
+    categories = [{"id": id, "name": name} for id, name in sorted(zip(data.category_ids, CLASSES, strict=True))]
+    images, annotations = [], []
+    for i in range(len(data)):
+        sample = data[i]
+        Image.fromarray(sample.image).save(tmp_path / f"{i}.png")
+        images.append({"id": 1000 + i, "file_name": f"{i}.png", "width": 128, "height": 128})
+        for (x1, y1, x2, y2), label in zip(sample.annotation.boxes.tolist(), sample.annotation.labels, strict=True):
+            box = [x1, y1, x2 - x1, y2 - y1]
+            category = data.category_ids[label]
+            annotations.append({"id": len(annotations) + 1, "image_id": 1000 + i, "category_id": category, "bbox": box})
+    content = {"images": images, "categories": categories, "annotations": annotations}
+    (tmp_path / "truth.json").write_text(json.dumps(content))
+    return Coco(tmp_path / "truth.json")
+
+
+def test_unreadable_image_is_named(tmp_path):
+    data = coco_folder(tmp_path)
+    (tmp_path / "2.png").write_bytes((tmp_path / "2.png").read_bytes()[:60])
+    with pytest.raises(InputError, match="2.png"):
+        evaluate(Seer(), data)
+
+
+def test_save(tmp_path):
+    data = coco_folder(tmp_path)  # orders its labels by category id: green, red, blue
+    evaluation = evaluate(Seer(), data, protocol="voc")
+    evaluation.save(tmp_path / "results")
+    records = json.loads((tmp_path / "results" / "detections.json").read_text())
+    sure = [record for record in records if record["score"] > 0.1]
+    assert sorted((record["image_id"], record["category_id"]) for record in sure) == [
+        (1000, 3),
+        (1000, 7),
+        (1002, 90),
+        (1003, 3),
+        (1003, 7),
+        (1003, 90),
+    ]
+    assert sure[0]["bbox"] == pytest.approx([10, 22, 43, 39], abs=0.1)
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    metrics = json.loads((tmp_path / "results" / "metrics.json").read_text(), parse_constant=refuse)
+    assert metrics["ap"] == pytest.approx(1, abs=1e-3) and metrics["ap_large"] is None
+    assert list(metrics["per_class"]) == ["green", "red", "blue"]
+    assert metrics["images"] == 4 and metrics["voc_11"] == 1 and metrics["options"]["resolution"] == "fixed"
+    assert (tmp_path / "results" / "table.txt").read_text() == evaluation.text() + "\n"
+    for name in ("best.png", "worst.png", "precision_recall.png"):
+        with Image.open(tmp_path / "results" / name) as picture:
+            assert picture.size[0] >= 900
+    with pytest.raises(InputError, match="cannot write"):
+        evaluation.save(tmp_path / "truth.json")
+
+
+def test_saved_detections_are_what_pycocotools_reads(tmp_path):
+    coco = pytest.importorskip("pycocotools.coco")
+    cocoeval = pytest.importorskip("pycocotools.cocoeval")
+    data = coco_folder(tmp_path)
+    evaluation = evaluate(Seer(), data, k=30)
+    evaluation.save(tmp_path / "results", pictures=1)
+    content = json.loads((tmp_path / "truth.json").read_text())
+    for annotation in content["annotations"]:
+        annotation |= {"iscrowd": 0, "area": annotation["bbox"][2] * annotation["bbox"][3]}
+    truth = coco.COCO()
+    truth.dataset = {"info": {}, **content}
+    truth.createIndex()
+    score = cocoeval.COCOeval(truth, truth.loadRes(str(tmp_path / "results" / "detections.json")), "bbox")
+    score.evaluate()
+    score.accumulate()
+    score.summarize()
+    np.testing.assert_allclose(score.stats, evaluation.result.stats(), atol=1e-6)
+
+
+def test_referee():
+    pytest.importorskip("pycocotools")
+    evaluation = evaluate(Seer(), Missing(OBJECTS, [*OBJECTS[:3], OBJECTS[0]]), referee=True)
+    assert 0 < evaluation.result.ap < 1
+    assert evaluation.difference < 1e-6
+    assert "pycocotools agrees: the largest difference is" in evaluation.text()
+    wrong = replace(evaluation, referee=replace(evaluation.referee, ar_10=0.123))
+    assert "pycocotools DISAGREES" in wrong.text()
+
+
+def test_without_referee(monkeypatch):
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    evaluation = evaluate(Seer(), Painted(OBJECTS), referee=True)
+    assert evaluation.referee is None
+    assert "pycocotools is not installed" in evaluation.text()
+    assert "pycocotools" not in evaluate(Seer(), Painted(OBJECTS)).text()
+
+
+def test_text():
+    text = evaluate(Seer(), Painted(OBJECTS[:2]), protocol="voc").text()
+    lines = text.splitlines()
+    assert lines[0].split() == ["AP", "AP50", "AP75", "small", "medium", "large"]
+    assert ["red", "1.000", "1.000"] in [line.split() for line in lines]
+    assert ["VOC,", "IoU", "0.50", "11", "points", "all", "points"] in [line.split() for line in lines]
+    assert ["mean", "1.000", "1.000"] in [line.split() for line in lines]
+    assert ["blue", "-", "-"] in [line.split() for line in lines]
+    assert "2 images, milliseconds for each: load" in lines[-1]
+
+
+def test_voc_measures_far_edges():
+    """Half of a box has an IoU of 0.5, which is not enough; with boxes that end on their last pixel it would be."""
+    evaluation = evaluate(Seer(), Missing([{0: ((20, 20, 40, 40), 1)}], [{0: ((20, 20, 40, 30), 0.9)}]), protocol="voc")
+    assert evaluation.voc["11"][1] == evaluation.voc["all"][1] == 0
+
+
+def test_progress():
+    calls = []
+    evaluate(Seer(), Painted(OBJECTS), batch_size=3, progress=lambda done, total: calls.append((done, total)))
+    assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_count_mistakes():
+    data = Painted([{0: ((0, 0, 10, 10), 1), 1: ((20, 0, 30, 10), 1), 2: ((40, 0, 50, 10), 1)}])
+    truth = data.annotation(0)
+    boxes = np.float32([[0, 0, 10, 11], [0, 0, 10, 12], [20, 0, 30, 10], [40, 0, 50, 25], [40, 0, 50, 10]])
+    labels, scores = np.array([0, 0, 0, 2, 2]), np.float32([0.9, 0.8, 0.7, 0.6, 0.2])
+    found = Detections(boxes, scores, labels, CLASSES)
+    count = count_mistakes(truth, found, 3)  # one found, then again, one of another class, one too tall, one unsure
+    assert (count.found, count.missed, count.false) == (1, 2, 3)
+    ignored = replace(truth, difficult=np.array([True, False, False]), crowd=np.array([False, False, True]))
+    count = count_mistakes(ignored, found, 3)  # what lies in a crowd region is not false
+    assert (count.found, count.missed, count.false) == (0, 1, 3)
+    inside = Detections(np.float32([[41, 1, 43, 3]] * 4), np.float32([0.9] * 4), np.array([2] * 4), CLASSES)
+    count = count_mistakes(ignored, inside, 3)
+    assert (count.found, count.missed, count.false) == (0, 1, 0)
+
+
+def test_best_and_worst_are_told_apart(monkeypatch, tmp_path):
+    annotated = [OBJECTS[3], OBJECTS[0], {}, OBJECTS[2], {}]
+    painted = [OBJECTS[3], {0: OBJECTS[0][0]}, {}, {}, OBJECTS[2]]
+    data = Missing(annotated, painted)
+    evaluation = evaluate(Seer(), data)
+    counts = [count_mistakes(data.annotation(i), evaluation.detections[i], 3) for i in range(5)]
+    ranks = [count.rank for count in counts]
+    assert ranks[0] > ranks[2] > ranks[1] > ranks[3] == ranks[4]  # all found, nothing to find, half, nothing right
+    pages = {}
+    monkeypatch.setattr(module.Evaluation, "draw", lambda self, path, images: pages.update({path.name: list(images)}))
+    evaluation.save(tmp_path, pictures=2)
+    assert pages["best.png"] == [0, 2] and sorted(pages["worst.png"]) == [3, 4]
