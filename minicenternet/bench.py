@@ -54,7 +54,10 @@ def bench(
     networks = [(backbone, *_sizes(backbone, size, batch_size)) for backbone in backbones]
     for backbone, side, _ in networks:
         CenterNet(backbone, class_names=["thing"], input_size=(side, side))  # raises before anything is measured
-    say(f"{blas().value}; {thread_count()} threads")
+    library = blas()
+    say(f"{library.value}; {thread_count()} threads")
+    if library.advice:
+        say(f"{library.advice} {library.command}")
     figures = []
 
     def add(name: str, amount: float, unit: str, run: Callable[[], object]) -> None:

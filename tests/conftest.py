@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from minicenternet import threads
+
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -21,3 +23,19 @@ def torch():
     module = pytest.importorskip("torch")
     module.set_num_threads(1)
     return module
+
+
+@pytest.fixture
+def use_threads(monkeypatch):
+    """A function that sets MINICENTERNET_THREADS for the rest of the test, as often as wanted."""
+
+    def forget() -> None:
+        threads.thread_count.cache_clear()
+        threads._pool.cache_clear()
+
+    def use(number) -> None:
+        monkeypatch.setenv("MINICENTERNET_THREADS", str(number))
+        forget()
+
+    yield use
+    forget()

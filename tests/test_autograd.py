@@ -95,9 +95,10 @@ def test_an_op_may_have_no_gradient_for_an_argument():
     def stop(x, y):
         return x + y, lambda dy: (None, dy)
 
-    x, y = leaf(2), leaf(2)
-    stop(x * 2, y).sum().backward()
-    assert x.grad is None and y.grad.tolist() == [1, 1]
+    x, y, z = leaf(2), leaf(2), leaf(2)
+    twice = z * 2
+    (stop(x * 2, y) + stop(twice, twice)).sum().backward()
+    assert x.grad is None and y.grad.tolist() == [1, 1] and z.grad.tolist() == [2, 2]
 
 
 def test_detach_cuts_the_graph_and_shares_the_data():

@@ -124,6 +124,22 @@ def test_nothing_found_is_said(run, weights, tmp_path):
     assert os.listdir("predictions") == ["predictions.json"]
 
 
+@pytest.mark.parametrize("verb, place", [("evaluate", "evaluate.evaluate"), ("predict", "predict.Predictor")])
+def test_every_way_to_use_a_network_is_passed_on(run, tmp_path, monkeypatch, weights, verb, place):
+    given = {}
+
+    def record(*_, **options):
+        given.update(options)
+        raise InputError("that is all")
+
+    monkeypatch.setattr(f"minicenternet.{place}", record)
+    write_photo(tmp_path / "a.png")
+    options = "--most 7 --resolution keep --flip --scales 0.5 2 --nms hard --batch-size 3".split()
+    assert_refused(run(verb, *(["a.png"] if verb == "predict" else []), *options, "--weights", weights), "that is all")
+    wanted = {"k": 7, "resolution": "keep", "flip": True, "scales": (0.5, 2.0), "nms": "hard", "batch_size": 3}
+    assert wanted.items() <= given.items()
+
+
 # ---- help ------------------------------------------------------------------------------------------------------------
 
 

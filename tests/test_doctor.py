@@ -48,6 +48,7 @@ def test_the_report_is_narrow_and_leaves_commands_whole():
     lines = doctor.report(findings).splitlines()
     assert max(len(line) for line in lines if command not in line) <= 98
     assert sum(command in line for line in lines) == 1
+    assert " ".join(lines).count("word") == 60 and "free some space" in lines[-4]
     assert lines[-1] == "2 problems to solve before minicenternet can be used here"
     assert not doctor.usable(findings) and doctor.usable(findings[:1])
 

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from minicenternet import optim, threads
+from minicenternet import optim
 from minicenternet.errors import InputError
 from minicenternet.nn.layers import BatchNorm2d, Conv2d, Sequential
 from minicenternet.nn.module import Parameter
@@ -109,18 +109,14 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(name):
     assert all(np.array_equal(whole[key].data, broken[key].data) for key in whole)
 
 
-def test_blocks_and_threads_change_nothing(monkeypatch):
+def test_blocks_and_threads_change_nothing(monkeypatch, use_threads):
     results = []
     for block, count in ((1 << 15, 1), (7, 1), (7, 3)):
         monkeypatch.setattr(optim, "BLOCK", block)
-        monkeypatch.setenv("MINICENTERNET_THREADS", str(count))
-        threads.thread_count.cache_clear()
-        threads._pool.cache_clear()
+        use_threads(count)
         params = parameters(np.float32)
         run(params, Adam(params.items(), 0.01), range(3))
         results.append([p.data for p in params.values()])
-    threads.thread_count.cache_clear()
-    threads._pool.cache_clear()
     for other in results[1:]:
         assert all(np.array_equal(a, b) for a, b in zip(results[0], other, strict=True))
 

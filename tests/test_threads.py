@@ -15,22 +15,6 @@ from minicenternet.errors import InputError
 from minicenternet.threads import one_blas_thread, parallel_for, thread_count
 
 
-@pytest.fixture
-def use_threads(monkeypatch):
-    """Return a function that sets MINICENTERNET_THREADS for this test."""
-
-    def forget():
-        thread_count.cache_clear()
-        threads._pool.cache_clear()
-
-    def use(number):
-        monkeypatch.setenv("MINICENTERNET_THREADS", str(number))
-        forget()
-
-    yield use
-    forget()
-
-
 def blas_threads():
     return [library.num_threads for library in threads._blas_libraries()]
 
@@ -73,9 +57,11 @@ def test_one_thread_is_the_callers_own(use_threads):
     assert seen == {threading.current_thread()}
 
 
-def test_a_nested_call_stays_in_its_thread(use_threads):
+@pytest.mark.parametrize("jobs", [1, 6])
+def test_a_nested_call_stays_in_its_thread(use_threads, jobs):
+    """With one job the pool is idle and could take part; it must not."""
     use_threads(3)
-    pairs, sums = [], np.zeros((6, 10))
+    pairs, sums = [], np.zeros((jobs, 10))
 
     def outer(i):
         here = threading.current_thread()
@@ -83,12 +69,13 @@ def test_a_nested_call_stays_in_its_thread(use_threads):
         def inner(j):
             pairs.append((here, threading.current_thread()))
             sums[i, j] += i * j
+            time.sleep(0.001)
 
         parallel_for(inner, range(10))
 
-    parallel_for(outer, range(6))
-    assert len(pairs) == 60 and all(a is b for a, b in pairs)
-    assert np.array_equal(sums, np.outer(range(6), range(10)))
+    parallel_for(outer, range(jobs))
+    assert len(pairs) == 10 * jobs and all(a is b for a, b in pairs)
+    assert np.array_equal(sums, np.outer(range(jobs), range(10)))
 
 
 def test_a_call_after_a_nested_one_is_parallel_again(use_threads):
@@ -124,11 +111,11 @@ def test_several_user_threads_at_once(use_threads):
 def test_a_busy_pool_does_not_hold_up_another_caller(use_threads):
     """The pool's only helper waits for us; the call must be able to do all its jobs by itself."""
     use_threads(2)
-    ready, release = threading.Barrier(3, timeout=60), threading.Event()
+    ready, release, released = threading.Barrier(3, timeout=60), threading.Event(), []
 
     def wait(_):
         ready.wait()
-        release.wait(60)
+        released.append(release.wait(20))
 
     first = threading.Thread(target=parallel_for, args=(wait, range(2)))
     first.start()
@@ -137,7 +124,7 @@ def test_a_busy_pool_does_not_hold_up_another_caller(use_threads):
     parallel_for(done.append, range(5))
     release.set()
     first.join(60)
-    assert sorted(done) == [0, 1, 2, 3, 4]
+    assert sorted(done) == [0, 1, 2, 3, 4] and released == [True, True]
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])

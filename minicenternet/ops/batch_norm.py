@@ -89,7 +89,7 @@ def _sums(dy: Array, x: Array, mean: Array) -> tuple[Array, Array]:
         return channel_sum(dy), channel_sum(dy * (x - mean))
     channels, x_blocks, dy_blocks = x.shape[-1], _blocks(x), _blocks(dy)
     sums = np.empty((len(x_blocks), 2, channels), x.dtype)
-    means = _tile(mean, x_blocks)
+    means = _tile(mean, x)
 
     def add_up(i: int) -> None:
         rows, product = dy_blocks[i].reshape(-1, channels), x_blocks[i] - means
@@ -110,9 +110,9 @@ def _affine(x: Array, mean: Array, slope: Array, shift: Array, dy: Array | None 
         return y if dy is None else y + dy * dy_slope
     y = np.empty(x.shape, x.dtype)
     x_blocks, y_blocks = _blocks(x), _blocks(y)
-    mean, slope, shift = (_tile(vector, x_blocks) for vector in (mean, slope, shift))
+    mean, slope, shift = (_tile(vector, x) for vector in (mean, slope, shift))
     if dy is not None:
-        dy_blocks, dy_slope = _blocks(dy), _tile(dy_slope, x_blocks)
+        dy_blocks, dy_slope = _blocks(dy), _tile(dy_slope, x)
 
     def transform(i: int) -> None:
         block = y_blocks[i]
@@ -133,6 +133,6 @@ def _blocks(x: np.ndarray) -> list[np.ndarray]:
     return [rows[i : i + step] for i in range(0, len(rows), step)]
 
 
-def _tile(vector: np.ndarray, blocks: list[np.ndarray]) -> np.ndarray:
+def _tile(vector: np.ndarray, x: np.ndarray) -> np.ndarray:
     """Repeat a per-channel vector along a row: long equal rows are twice as fast as broadcasting a short one."""
-    return np.tile(vector, blocks[0].shape[1] // len(vector))
+    return np.tile(vector, x.shape[-2])

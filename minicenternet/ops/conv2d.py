@@ -29,7 +29,7 @@ from numpy.lib.stride_tricks import as_strided
 
 from ..autograd import differentiable
 from ..backend import Array, get_xp
-from ..threads import parallel_for
+from ..threads import one_blas_thread, parallel_for
 
 STRIP_BYTES = 1 << 20  # columns of one strip: about half of a core's L2 cache
 WEIGHT_PARTS = 8  # partial sums of a weight gradient, a fixed number so that the bits do not depend on the threads
@@ -85,7 +85,8 @@ def conv2d(x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1, i
 def channel_sum(x: Array) -> Array:
     """Return the sum over all but the last axis, as one matrix product (several times faster than x.sum)."""
     rows = x.reshape(-1, x.shape[-1])
-    return get_xp(x).ones(len(rows), x.dtype) @ rows
+    with one_blas_thread():  # bound by memory: a second thread would only be waited for
+        return get_xp(x).ones(len(rows), x.dtype) @ rows
 
 
 def _check(x, weight, bias, geometry) -> None:

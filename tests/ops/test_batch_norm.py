@@ -1,3 +1,5 @@
+import importlib
+
 import naive
 import numpy as np
 import pytest
@@ -5,6 +7,7 @@ from gradients import check
 
 from minicenternet.ops import batch_norm
 
+module = importlib.import_module("minicenternet.ops.batch_norm")  # the package's name batch_norm is the op
 STATE = ("running_mean", "running_var")
 
 
@@ -85,6 +88,30 @@ def test_equals_pytorch_over_three_steps(torch, training, dtype, tolerance):
         x = x * 1.5 + 1
 
 
+@pytest.mark.parametrize("block", [1, 40, 41, 1 << 16])
+def test_blocks_change_nothing_but_rounding(block, monkeypatch):
+    """A block is a row, two rows, and everything; means differ between blocks."""
+    x, weight, bias, mean, var = make()
+    x += np.arange(3)[:, None, None] * 5
+    batch_mean, biased, _ = naive.channel_statistics(x)
+    expected = naive.batch_norm(x, weight, bias, batch_mean, biased)
+    monkeypatch.setattr(module, "BLOCK", block)
+    np.testing.assert_allclose(batch_norm.raw(x, weight, bias, mean, var, training=True)[0], expected, atol=1e-12)
+    check(batch_norm, x, weight, bias, mean, var, constants=STATE, training=True)
+
+
+def test_the_number_of_threads_does_not_change_a_bit(monkeypatch, use_threads):
+    monkeypatch.setattr(module, "BLOCK", 100)
+    results = []
+    for count in (1, 2, 5):
+        use_threads(count)
+        arrays = [array.astype(np.float32) for array in make((3, 9, 7, 5))]
+        y, backward = batch_norm.raw(*arrays, training=True)
+        results.append([y, *backward(np.sin(y))[:3], *arrays[3:]])
+    for other in results[1:]:
+        assert all(np.array_equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
 def test_a_mean_far_from_zero_keeps_float32_accurate():
     """E[x²] - E[x]² would lose all digits here."""
     rng = np.random.default_rng(0)
@@ -110,6 +137,15 @@ def test_one_value_per_channel_is_refused_in_training_only():
     with pytest.raises(ValueError, match=r"cannot train on one value per channel, got x of shape \(1, 1, 1, 4\)"):
         batch_norm(x, weight, bias, mean, var, training=True)
     assert batch_norm(x, weight, bias, mean, var).shape == x.shape
+
+
+def test_empty_batch():
+    x, weight, bias, mean, var = make()
+    y, backward = batch_norm.raw(x[:0], weight, bias, mean, var)
+    dx, dweight, dbias, _, _ = backward(y)
+    assert y.shape == dx.shape == (0, 3, 5, 4) and not dweight.any() and not dbias.any()
+    with pytest.raises(ValueError, match="cannot train on"):
+        batch_norm(x[:0], weight, bias, mean, var, training=True)
 
 
 @pytest.mark.parametrize("position, name", [(1, "weight"), (2, "bias"), (3, "running_mean"), (4, "running_var")])

@@ -61,6 +61,21 @@ def test_is_the_adjoint_of_conv2d(name):
     assert np.vdot(down, x) == pytest.approx(np.vdot(y, up), abs=1e-10)
 
 
+@pytest.mark.parametrize("size", [(8, 8), (5, 7)])
+@pytest.mark.parametrize("kernel, stride, padding", [(4, 2, 1), (3, 1, 1), (2, 1, 0), (6, 3, 2), (4, 2, 0)])
+def test_every_path_equals_the_definition(kernel, stride, padding, size, monkeypatch):
+    """A 4x4 kernel with stride 2 is four 2x2 kernels, each writing every second pixel."""
+    x, weight, bias, _ = make((kernel, kernel), size=size, channels=5)
+    results = []
+    for method in ("reference", "direct", "winograd"):
+        monkeypatch.setenv("MINICENTERNET_CONV", method)
+        y, backward = conv_transpose2d.raw(x, weight, bias, stride=stride, padding=padding)
+        results.append([y, *backward(np.cos(np.arange(y.size)).reshape(y.shape))])
+    for other in results[1:]:
+        for definition, fast in zip(results[0], other, strict=True):
+            np.testing.assert_allclose(fast, definition, rtol=0, atol=1e-12 * np.abs(definition).max())
+
+
 def test_equals_pytorch(torch):
     count = 0
     for kernel, stride, padding, dilation, groups, extra in itertools.product(

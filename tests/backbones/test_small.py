@@ -1,0 +1,40 @@
+"""The small network: shapes, size, gradients."""
+
+import numpy as np
+import pytest
+from gradients import check_module
+
+from minicenternet import CenterNet, ops
+from minicenternet.autograd import Tensor, no_grad
+from minicenternet.backbones import BACKBONES
+from minicenternet.backbones.small import Small
+
+
+def test_every_backbone_can_be_built_by_name_and_says_its_stride():
+    for name, backbone in BACKBONES.items():
+        if name in ("small", "resnet18"):
+            assert backbone(np.random.default_rng(0)).stride in (16, 32)
+    assert list(BACKBONES) == ["small", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
+
+
+def test_maps_have_a_quarter_of_the_input():
+    model = CenterNet("small", class_names=["a", "b"], input_size=(48, 80)).eval()
+    with no_grad():
+        maps = model(Tensor(np.zeros((3, 48, 80, 3), np.float32)))
+    assert {name: tensor.shape for name, tensor in maps.items()} == {
+        "hm": (3, 12, 20, 2), "wh": (3, 12, 20, 2), "reg": (3, 12, 20, 2),
+    }  # fmt: skip
+
+
+def test_it_is_small():
+    parameters = sum(p.size for p in CenterNet("small", class_names=["a"]).parameters())
+    assert parameters < 300_000
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_gradients_of_the_whole_network(training, monkeypatch):
+    """With a smooth function for ReLU: among so many units some are at their kinks, where differences are no oracle."""
+    monkeypatch.setattr(ops, "relu", ops.sigmoid)
+    rng = np.random.default_rng(0)
+    network = Small(rng).astype(np.float64).train(training)
+    check_module(network, rng.standard_normal((2, 16, 32, 3)))

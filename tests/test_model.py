@@ -1,0 +1,113 @@
+"""CenterNet as an object: what it refuses, how it is saved and loaded, its one-line uses."""
+
+import json
+
+import numpy as np
+import pytest
+
+from minicenternet import CenterNet
+from minicenternet.autograd import Tensor
+from minicenternet.errors import InputError
+from minicenternet.nn.weights import load_weights, save_weights
+
+
+def make(**options) -> CenterNet:
+    return CenterNet("small", **{"class_names": ["cat", "dog"], "input_size": (32, 48), **options})
+
+
+def test_saved_and_loaded_it_gives_the_same_maps(tmp_path):
+    model = make(pixel_mean=(0.1, 0.2, 0.3), pixel_std=(0.4, 0.5, 0.6), channel_order="BGR", seed=5)
+    model.save(tmp_path / "net.safetensors", {"ap": 0.5})
+    loaded = CenterNet.load(tmp_path / "net.safetensors")
+    for name in ("class_names", "input_size", "pixel_mean", "pixel_std", "channel_order", "backbone_name", "task_name"):
+        assert getattr(loaded, name) == getattr(model, name), name
+    assert not loaded.training and not loaded.backbone.stem[1].training
+    x = Tensor(np.random.default_rng(0).standard_normal((1, 32, 48, 3)).astype(np.float32))
+    ours, theirs = model.eval()(x), loaded(x)
+    assert all(np.array_equal(ours[name].data, theirs[name].data) for name in ours)
+    assert json.loads(load_weights(tmp_path / "net.safetensors")[1]["metrics"]) == {"ap": 0.5}
+
+
+def test_the_seed_decides_the_weights():
+    one, same, other = make(seed=1).state_dict(), make(seed=1).state_dict(), make(seed=2).state_dict()
+    assert all(np.array_equal(one[key], same[key]) for key in one)
+    assert not np.array_equal(one["stem.0.weight"], other["stem.0.weight"])
+
+
+def test_no_two_layers_begin_alike():
+    weights = [array.ravel()[:8] for key, array in make().state_dict().items() if array.ndim == 4]
+    assert len({tuple(weight) for weight in weights}) == len(weights)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"class_names": []}, "at least one"),
+        ({"class_names": ["cat", "cat"]}, "distinct"),
+        ({"task": "detecton"}, "unknown task 'detecton'; there are detection"),
+        ({"input_size": (30, 48)}, r"multiples of 16, got 30 x 48; the next is 32 x 48"),
+        ({"input_size": (0, 48)}, "multiples of 16"),
+    ],
+)
+def test_what_it_refuses(options, message):
+    with pytest.raises(InputError, match=message):
+        make(**options)
+
+
+def test_an_unknown_backbone_lists_the_known_ones():
+    with pytest.raises(InputError, match="unknown backbone 'resnet19'; there are small, resnet18"):
+        CenterNet("resnet19", class_names=["a"])
+
+
+def test_images_of_unfit_shape_are_refused():
+    with pytest.raises(ValueError, match=r"needs images \(B, H, W, 3\), got \(1, 3, 32, 48\)"):
+        make()(Tensor(np.zeros((1, 3, 32, 48), np.float32)))
+    with pytest.raises(InputError, match="the next is 48 x 48"):
+        make()(Tensor(np.zeros((1, 33, 48, 3), np.float32)))
+
+
+def test_a_file_without_metadata_is_refused(tmp_path):
+    save_weights(tmp_path / "bare.safetensors", make().state_dict())
+    with pytest.raises(InputError, match="not what network they are"):
+        CenterNet.load(tmp_path / "bare.safetensors")
+
+
+def test_a_file_of_another_network_names_every_key(tmp_path):
+    model = make()
+    arrays = {key: array for key, array in model.state_dict().items() if key != "hm.2.bias"}
+    arrays["hm.0.bias"] = np.zeros(7, np.float32)
+    save_weights(tmp_path / "odd.safetensors", arrays, model.metadata())
+    with pytest.raises(InputError) as error:
+        CenterNet.load(tmp_path / "odd.safetensors")
+    assert "missing: hm.2.bias [2]" in str(error.value)
+    assert "misshapen: hm.0.bias is [7], expected [32]" in str(error.value)
+
+
+@pytest.mark.parametrize("kept", [0, 10, 1000, 100_000])
+def test_a_truncated_file_is_refused(tmp_path, kept):
+    path = tmp_path / "net.safetensors"
+    make().save(path)
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(InputError, match="is damaged or no safetensors file"):
+        CenterNet.load(path)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(InputError, match="no weights at .*nowhere"):
+        CenterNet.load(tmp_path / "nowhere.safetensors")
+
+
+def test_predict_on_an_array():
+    found = make().predict(np.zeros((40, 60, 3), np.uint8), min_score=0)
+    assert found.boxes.shape == (96 * 2 if len(found) > 100 else len(found), 4)
+    assert found.class_names == ("cat", "dog")
+
+
+def test_summary_prints_and_returns_a_table(capsys):
+    model = make()
+    before = {key: array.copy() for key, array in model.state_dict().items()}
+    table = model.summary(batch=4)
+    text = capsys.readouterr().out
+    assert "stage1.conv1" in text and "multiply-adds" in text
+    assert table.parameters == sum(p.size for p in model.parameters())
+    assert all(np.array_equal(array, before[key]) for key, array in model.state_dict().items())
