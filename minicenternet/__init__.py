@@ -2,7 +2,8 @@
 
 Data walks one way:
 
-    image -> data -> points/targets -> network (backbones, nn, ops) -> points/losses -> optim -> points/decode -> metrics
+    image -> data -> points/targets -> network (backbones, nn, ops)
+          -> points/losses -> optim -> points/decode -> metrics
 
 The floors; a file imports only from floors below its own:
 

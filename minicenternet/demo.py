@@ -20,7 +20,9 @@ from .model import CenterNet
 from .predict import explain
 from .train import Run
 
-RECIPE = TrainConfig(data="shapes", backbone="small", epochs=20)
+RECIPE = TrainConfig(
+    data="shapes", backbone="small", shapes=3200, epochs=4, learning_rate=4e-3, augment=False, evaluate_every=2
+)
 SHOWN_IMAGES = 6
 SHOWN_SCORE = 0.3
 GOOD_TO_EXPLAIN = 5  # objects: enough to see, few enough to follow

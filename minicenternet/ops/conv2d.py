@@ -11,9 +11,9 @@ Three array functions are the whole story, and conv_transpose2d is the same thre
     input_gradient(dy, weight)     its adjoint in x       <dy, forward(x, w)> = <input_gradient(dy, w), x>
     weight_gradient(x, dy)         its adjoint in weight  <dy, forward(x, w)> = <weight_gradient(x, dy), w>
 
-`reference_*`, one matrix product per kernel tap, is the definition. The fast forms work strip by strip, each strip sized
-to a core's cache: "direct" gathers a strip's columns and multiplies once (im2col), "winograd" (Lavin and Gray 2016) needs
-2.25 to 4 times fewer multiplications for 3x3 and 2x2 kernels. `method` says which is taken;
+`reference_*`, one matrix product per kernel tap, is the definition. The fast forms work strip by strip, each strip
+sized to the caches: "direct" gathers a strip's columns and multiplies once (im2col), "winograd" (Lavin and Gray 2016)
+needs 2.56 to 4 times fewer multiplications for 2x2 and 3x3 kernels. `method` says which is taken;
 MINICENTERNET_CONV=reference | direct | winograd takes one wherever it can.
 """
 
@@ -31,10 +31,10 @@ from ..autograd import differentiable
 from ..backend import Array, get_xp
 from ..threads import one_blas_thread, parallel_for
 
-STRIP_BYTES = 1 << 20  # columns of one strip: about half of a core's L2 cache
+STRIP_BYTES = 1 << 21  # columns of one strip: small enough for the caches, large enough for Python's overhead
 WEIGHT_PARTS = 8  # partial sums of a weight gradient, a fixed number so that the bits do not depend on the threads
 TILE = 4  # outputs of a Winograd tile, along each side
-TILE_BYTES = 300_000  # transformed tiles of one Winograd strip, which needs a few arrays of that size
+TILE_BYTES = 600_000  # transformed tiles of one Winograd strip, which needs a few arrays of that size
 WEIGHT_BYTES = 1 << 22  # transformed tiles kept at a time for a Winograd weight gradient
 
 
@@ -245,9 +245,9 @@ def weight_gradient(x: Array, dy: Array, kernel: tuple[int, int], geometry: Geom
     sums = np.zeros((len(parts), groups, math.prod(kernel) * channels, outputs // groups), x.dtype)
 
     def sum_part(i: int) -> None:
-        for image, first, last in parts[i]:
-            columns = _columns(x[image : image + 1], windows, groups, first, last, dy.shape[2])
-            strip = dy[image, first:last].reshape(-1, groups, outputs // groups)
+        for images, first, last in parts[i]:
+            columns = _columns(x[images], windows, groups, first, last, dy.shape[2])
+            strip = dy[images, first:last].reshape(-1, groups, outputs // groups)
             sums[i] += columns.transpose(0, 2, 1) @ strip.transpose(1, 0, 2)
 
     parallel_for(sum_part, range(len(parts)))
@@ -275,11 +275,19 @@ def _phases(axis: int, kernel: int, geometry: Geometry):
         yield phase, taps, Window(start, 1, step, len(taps))
 
 
-def _strips(output_shape: tuple[int, ...], column_bytes: int) -> list[tuple[int, int, int]]:
-    """Cut (B, OH, OW, ...) into (image, first row, last row) so that a strip's columns fill STRIP_BYTES."""
+def _strips(output_shape: tuple[int, ...], column_bytes: int) -> list[tuple[slice, int, int]]:
+    """Cut (B, OH, OW, ...) into (images, first row, last row) so that a strip's columns fill STRIP_BYTES.
+
+    Small maps are taken several at a time, yet in at least four strips, for the threads to share.
+    """
     batch, height, width = output_shape[:3]
-    rows = max(1, min(height, STRIP_BYTES // (width * column_bytes)))
-    return [(b, first, min(first + rows, height)) for b in range(batch) for first in range(0, height, rows)]
+    fitting = max(1, STRIP_BYTES // (width * column_bytes))  # rows
+    rows, images = min(height, fitting), max(1, min(fitting // height, -(-batch // 4)))
+    return [
+        (slice(b, b + images), first, min(first + rows, height))
+        for b in range(0, batch, images)
+        for first in range(0, height, rows)
+    ]
 
 
 def _correlate(x: np.ndarray, taps: np.ndarray, windows: tuple[Window, Window], groups: int, out: np.ndarray) -> None:
@@ -293,10 +301,10 @@ def _correlate(x: np.ndarray, taps: np.ndarray, windows: tuple[Window, Window], 
     matrices = taps.reshape(inputs, groups, outputs // groups).transpose(1, 0, 2)  # (G, KH*KW*C/G, O/G)
     matrices = np.ascontiguousarray(matrices)
 
-    def strip(job: tuple[int, int, int]) -> None:
-        image, first, last = job
-        columns = _columns(x[image : image + 1], windows, groups, first, last, out.shape[2])
-        target = out[image, first:last]
+    def strip(job: tuple[slice, int, int]) -> None:
+        images, first, last = job
+        columns = _columns(x[images], windows, groups, first, last, out.shape[2])
+        target = out[images, first:last]
         if groups == 1 and target.flags.c_contiguous:
             np.matmul(columns[0], matrices[0], out=target.reshape(-1, outputs))
         else:
@@ -305,22 +313,23 @@ def _correlate(x: np.ndarray, taps: np.ndarray, windows: tuple[Window, Window], 
     parallel_for(strip, _strips(out.shape, inputs * groups * x.itemsize))
 
 
-def _columns(image: np.ndarray, windows: tuple[Window, Window], groups: int, first: int, last: int, width: int):
-    """Return (G, rows*width, KH*KW*C/G): for the output rows first..last, everything that each output sees."""
-    (y, x), channels = windows, image.shape[3]
+def _columns(images: np.ndarray, windows: tuple[Window, Window], groups: int, first: int, last: int, width: int):
+    """Return (G, images*rows*width, KH*KW*C/G): for the output rows first..last, everything that each output sees."""
+    (y, x), (batch, _, _, channels) = windows, images.shape
     height_seen = y.stride * (last - first - 1) + y.step * (y.taps - 1) + 1
     width_seen = x.stride * (width - 1) + x.step * (x.taps - 1) + 1
-    seen = _cut(image, y.start + y.stride * first, x.start, height_seen, width_seen)
-    _, row, column, channel = seen.strides
+    seen = _cut(images, y.start + y.stride * first, x.start, height_seen, width_seen)
+    image, row, column, channel = seen.strides
     view = as_strided(
         seen,
-        (last - first, width, y.taps, x.taps, channels),
-        (row * y.stride, column * x.stride, row * y.step, column * x.step, channel),
+        (batch, last - first, width, y.taps, x.taps, channels),
+        (image, row * y.stride, column * x.stride, row * y.step, column * x.step, channel),
     )
+    outputs = batch * (last - first) * width
     if groups == 1:
-        return view.reshape(1, (last - first) * width, -1)
-    view = view.reshape(last - first, width, y.taps, x.taps, groups, channels // groups)
-    return view.transpose(4, 0, 1, 2, 3, 5).reshape(groups, (last - first) * width, -1)
+        return view.reshape(1, outputs, -1)
+    view = view.reshape(outputs, y.taps * x.taps, groups, channels // groups)
+    return view.transpose(2, 0, 1, 3).reshape(groups, outputs, -1)
 
 
 def _cut(images: np.ndarray, top: int, left: int, height: int, width: int) -> np.ndarray:
