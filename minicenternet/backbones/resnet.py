@@ -66,7 +66,7 @@ def _shortcut(inputs: int, outputs: int, stride: int, rng: np.random.Generator) 
 
 
 def head(inputs: int, hidden: int, outputs: int, rng: np.random.Generator, prior: float | None) -> Sequential:
-    """Return conv3x3, ReLU, conv1x1: the last bias is `init.prior_bias`, or without a prior its weights N(0, 0.001²)."""
+    """Return conv3x3, ReLU, conv1x1: the last bias is `init.prior_bias`, or without prior its weights small."""
     last = Conv2d(hidden, outputs, 1, rng=rng)
     if prior is None:
         last.weight.data = init.normal(last.weight.shape, rng, 0.001)
