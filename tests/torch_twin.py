@@ -59,14 +59,23 @@ class Narrow(nn.Module):
         return F.relu(self.bn3(self.conv3(y)) + self.downsample(x))
 
 
+class Merge(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv, self.bn = conv_bn(channels, channels, 1)
+
+    def forward(self, fine, coarse):
+        return F.relu(self.bn(self.conv(fine)) + F.interpolate(coarse, scale_factor=2))
+
+
 class SmallTwin(nn.Module):
     def __init__(self, classes: int):
         super().__init__()
         self.stem = nn.Sequential(*conv_bn(3, 16, 3, 2), nn.ReLU())
         self.stage1, self.stage2, self.stage3 = Basic(16, 32, 2), Basic(32, 64, 2), Basic(64, 64, 2)
-        self.lateral2 = conv_bn(64, 64, 1)
+        self.merge2 = Merge(64)
         self.smooth2 = nn.Sequential(*conv_bn(64, 32, 3), nn.ReLU())
-        self.lateral1 = conv_bn(32, 32, 1)
+        self.merge1 = Merge(32)
         self.smooth1 = nn.Sequential(*conv_bn(32, 32, 3), nn.ReLU())
         self.hm, self.wh, self.reg = head(32, 32, classes), head(32, 32, 2), head(32, 32, 2)
 
@@ -74,8 +83,7 @@ class SmallTwin(nn.Module):
         fine = self.stage1(self.stem(x))
         middle = self.stage2(fine)
         coarse = self.stage3(middle)
-        middle = self.smooth2(F.relu(self.lateral2(middle) + F.interpolate(coarse, scale_factor=2)))
-        x = self.smooth1(F.relu(self.lateral1(fine) + F.interpolate(middle, scale_factor=2)))
+        x = self.smooth1(self.merge1(fine, self.smooth2(self.merge2(middle, coarse))))
         return {"hm": self.hm(x), "wh": self.wh(x), "reg": self.reg(x)}
 
 

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from .. import ops
 from ..autograd import Tensor
 from ..nn import init
-from ..nn.layers import BatchNorm2d, Conv2d, ConvTranspose2d, MaxPool2d, ReLU, Sequential
+from ..nn.layers import BatchNorm2d, Conv2d, ConvTranspose2d, Identity, MaxPool2d, ReLU, Sequential
 from ..nn.module import Module
 
 
@@ -31,14 +30,13 @@ class BasicBlock(Module):
     expansion = 1
 
     def __init__(self, inputs: int, width: int, stride: int, rng: np.random.Generator):
-        self.conv1, self.bn1 = conv(inputs, width, 3, stride, rng), BatchNorm2d(width)
-        self.conv2, self.bn2 = conv(width, width, 3, 1, rng), BatchNorm2d(width)
+        self.conv1, self.bn1 = conv(inputs, width, 3, stride, rng), BatchNorm2d(width, relu=True)
+        self.conv2, self.bn2 = conv(width, width, 3, 1, rng), BatchNorm2d(width, relu=True)
         self.downsample = _shortcut(inputs, width, stride, rng)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = ops.relu(self.bn1(self.conv1(x)))
-        y = self.bn2(self.conv2(y))
-        return ops.relu(y + (self.downsample(x) if self.downsample else x))
+        y = self.bn1(self.conv1(x))
+        return self.bn2(self.conv2(y), self.downsample(x) if self.downsample else x)
 
 
 class Bottleneck(Module):
@@ -47,16 +45,15 @@ class Bottleneck(Module):
     expansion = 4
 
     def __init__(self, inputs: int, width: int, stride: int, rng: np.random.Generator):
-        self.conv1, self.bn1 = conv(inputs, width, 1, 1, rng), BatchNorm2d(width)
-        self.conv2, self.bn2 = conv(width, width, 3, stride, rng), BatchNorm2d(width)
-        self.conv3, self.bn3 = conv(width, 4 * width, 1, 1, rng), BatchNorm2d(4 * width)
+        self.conv1, self.bn1 = conv(inputs, width, 1, 1, rng), BatchNorm2d(width, relu=True)
+        self.conv2, self.bn2 = conv(width, width, 3, stride, rng), BatchNorm2d(width, relu=True)
+        self.conv3, self.bn3 = conv(width, 4 * width, 1, 1, rng), BatchNorm2d(4 * width, relu=True)
         self.downsample = _shortcut(inputs, 4 * width, stride, rng)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = ops.relu(self.bn1(self.conv1(x)))
-        y = ops.relu(self.bn2(self.conv2(y)))
-        y = self.bn3(self.conv3(y))
-        return ops.relu(y + (self.downsample(x) if self.downsample else x))
+        y = self.bn1(self.conv1(x))
+        y = self.bn2(self.conv2(y))
+        return self.bn3(self.conv3(y), self.downsample(x) if self.downsample else x)
 
 
 def _shortcut(inputs: int, outputs: int, stride: int, rng: np.random.Generator) -> Sequential | None:
@@ -74,8 +71,8 @@ def head(inputs: int, hidden: int, outputs: int, rng: np.random.Generator, prior
     return Sequential(Conv2d(inputs, hidden, 3, padding=1, rng=rng), ReLU(), last)
 
 
-class ResNet(Module):
-    """The trunk and neck: images (B, H, W, 3) -> features (B, H/4, W/4, 256); H and W multiples of `stride`."""
+class Trunk(Module):
+    """The layers of torchvision's ResNet: images (B, H, W, 3) -> features (B, H/32, W/32, channels)."""
 
     stride = 32
     layouts = {
@@ -88,12 +85,12 @@ class ResNet(Module):
 
     def __init__(self, depth: int, rng: np.random.Generator):
         block, counts = self.layouts[depth]
-        self.conv1, self.bn1, self.maxpool = conv(3, 64, 7, 2, rng), BatchNorm2d(64), MaxPool2d()
+        self.conv1, self.bn1, self.maxpool = conv(3, 64, 7, 2, rng), BatchNorm2d(64, relu=True), MaxPool2d()
         self.layer1, channels = self._stage(block, 64, 64, counts[0], 1, rng)
         self.layer2, channels = self._stage(block, channels, 128, counts[1], 2, rng)
         self.layer3, channels = self._stage(block, channels, 256, counts[2], 2, rng)
         self.layer4, channels = self._stage(block, channels, 512, counts[3], 2, rng)
-        self.deconv_layers = self._neck(channels, rng)
+        self.channels = channels
 
     @staticmethod
     def _stage(block, inputs: int, width: int, count: int, stride: int, rng) -> tuple[Sequential, int]:
@@ -101,14 +98,22 @@ class ResNet(Module):
         first = block(inputs, width, stride, rng)
         return Sequential(first, *(block(outputs, width, 1, rng) for _ in range(count - 1))), outputs
 
-    @staticmethod
-    def _neck(channels: int, rng) -> Sequential:
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.maxpool(self.bn1(self.conv1(x)))  # stride 4, 64 channels
+        return self.layer4(self.layer3(self.layer2(self.layer1(x))))  # stride 32
+
+
+class ResNet(Trunk):
+    """Trunk and neck: images (B, H, W, 3) -> features (B, H/4, W/4, 256); H and W multiples of `stride`."""
+
+    def __init__(self, depth: int, rng: np.random.Generator):
+        super().__init__(depth, rng)
         layers = []
-        for inputs in (channels, 256, 256):
+        for inputs in (self.channels, 256, 256):
             up = ConvTranspose2d(inputs, 256, 4, stride=2, padding=1, bias=False, rng=rng)
             up.weight.data = init.normal(up.weight.shape, rng, 0.001)
-            layers += [up, BatchNorm2d(256), ReLU()]
-        return Sequential(*layers)
+            layers += [up, BatchNorm2d(256, relu=True), Identity()]
+        self.deconv_layers = Sequential(*layers)
 
     def heads(self, channels: dict[str, int], rng: np.random.Generator) -> dict[str, Sequential]:
         """Return the head modules for {"hm": classes, "wh": 2, ...}, in the released (alphabetical) order."""
@@ -117,6 +122,4 @@ class ResNet(Module):
         }
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.maxpool(ops.relu(self.bn1(self.conv1(x))))  # stride 4, 64 channels
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))  # stride 32
-        return self.deconv_layers(x)  # stride 4, 256 channels
+        return self.deconv_layers(super().forward(x))  # stride 4, 256 channels

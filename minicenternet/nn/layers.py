@@ -95,17 +95,20 @@ class ConvTranspose2d(Module):
 
 
 class BatchNorm2d(Module):
-    """Batch normalisation with running statistics: weight, bias, running_mean, running_var (C,)."""
+    """Batch normalisation with running statistics: weight, bias, running_mean, running_var (C,).
 
-    def __init__(self, channels: int, *, momentum: float = 0.1, epsilon: float = 1e-5):
+    relu: whether a ReLU follows, done in the same pass over memory; so is the sum with a residual given to `forward`.
+    """
+
+    def __init__(self, channels: int, *, relu: bool = False, momentum: float = 0.1, epsilon: float = 1e-5):
         self.weight = Parameter(np.ones(channels, np.float32))
         self.bias = Parameter(np.zeros(channels, np.float32))
         self.running_mean = np.zeros(channels, np.float32)
         self.running_var = np.ones(channels, np.float32)
         self.num_batches_tracked = np.zeros((), np.int64)
-        self.momentum, self.epsilon = momentum, epsilon
+        self.relu, self.momentum, self.epsilon = relu, momentum, epsilon
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         if self.training:
             self.num_batches_tracked += 1
         return ops.batch_norm(
@@ -114,6 +117,8 @@ class BatchNorm2d(Module):
             self.bias,
             self.running_mean,
             self.running_var,
+            residual,
+            relu=self.relu,
             training=self.training,
             momentum=self.momentum,
             epsilon=self.epsilon,
@@ -125,6 +130,13 @@ class ReLU(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.relu(x)
+
+
+class Identity(Module):
+    """Its input: keeps a place in a Sequential, so that the layers after it keep their released numbers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
 
 
 class MaxPool2d(Module):
@@ -147,8 +159,8 @@ class Upsample(Module):
         return ops.upsample2d(x, factor=self.factor, mode=self.mode)
 
 
-class Sequential(Module):
-    """Modules one after another, named "0", "1", ... as in PyTorch."""
+class ModuleList(Module):
+    """Modules named "0", "1", ... as in PyTorch, for their owner to call."""
 
     def __init__(self, *modules: Module):
         for i, module in enumerate(modules):
@@ -159,6 +171,10 @@ class Sequential(Module):
 
     def __getitem__(self, i: int) -> Module:
         return [module for _, module in self.children()][i]
+
+
+class Sequential(ModuleList):
+    """Modules one after another, named "0", "1", ... as in PyTorch."""
 
     def forward(self, x: Tensor) -> Tensor:
         for _, module in self.children():

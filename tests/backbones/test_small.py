@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from gradients import check_module
 
-from minicenternet import CenterNet, ops
+from minicenternet import CenterNet
 from minicenternet.autograd import Tensor, no_grad
 from minicenternet.backbones import BACKBONES
 from minicenternet.backbones.small import Small
+from minicenternet.nn.layers import BatchNorm2d
 
 
 def test_every_backbone_can_be_built_by_name_and_says_its_stride():
@@ -32,9 +33,13 @@ def test_it_is_small():
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_gradients_of_the_whole_network(training, monkeypatch):
-    """With a smooth function for ReLU: among so many units some are at their kinks, where differences are no oracle."""
-    monkeypatch.setattr(ops, "relu", ops.sigmoid)
+def test_gradients_of_the_whole_network(training):
+    """Without its ReLUs: among so many units some are at their kinks, where differences are no oracle."""
     rng = np.random.default_rng(0)
     network = Small(rng).astype(np.float64).train(training)
-    check_module(network, rng.standard_normal((2, 16, 32, 3)))
+    for _, module in network.named_modules():
+        if isinstance(module, BatchNorm2d):
+            module.relu = False
+    check_module(
+        network, rng.standard_normal((2, 16, 32, 3)), tolerance=1e-5
+    )  # statistics of few cells: much curvature

@@ -69,7 +69,7 @@ def test_equals_pytorch_over_three_steps(torch, training, dtype, tolerance):
     for step in range(3):
         dy = np.random.default_rng(100 + step).standard_normal(x.shape).astype(dtype)
         y, backward = batch_norm.raw(x, weight, bias, mean, var, training=training)
-        dx, dweight, dbias, _, _ = backward(dy)
+        dx, dweight, dbias, *_ = backward(dy)
         tx = torch.tensor(x.transpose(0, 3, 1, 2), requires_grad=True)
         layer.zero_grad()
         expected = layer(tx)
@@ -142,7 +142,7 @@ def test_one_value_per_channel_is_refused_in_training_only():
 def test_empty_batch():
     x, weight, bias, mean, var = make()
     y, backward = batch_norm.raw(x[:0], weight, bias, mean, var)
-    dx, dweight, dbias, _, _ = backward(y)
+    dx, dweight, dbias, *_ = backward(y)
     assert y.shape == dx.shape == (0, 3, 5, 4) and not dweight.any() and not dbias.any()
     with pytest.raises(ValueError, match="cannot train on"):
         batch_norm(x[:0], weight, bias, mean, var, training=True)
@@ -154,3 +154,41 @@ def test_a_misshapen_argument_is_named(position, name):
     arguments[position] = np.ones(1)
     with pytest.raises(ValueError, match=rf"x has 4 channels, {name} has shape \(1,\)"):
         batch_norm(*arguments, training=True)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("with_residual", [True, False])
+def test_relu_and_residual_in_the_same_pass(training, relu, with_residual):
+    """The fused form equals batch norm, a sum and ReLU one after another, forward and backward."""
+    rng = np.random.default_rng(0)
+    arrays = make((2, 5, 4, 3))
+    residual = rng.standard_normal((2, 5, 4, 3)) if with_residual else None
+    fused, backward = batch_norm.raw(*(a.copy() for a in arrays), residual, relu=relu, training=training)
+    plain, plain_backward = batch_norm.raw(*(a.copy() for a in arrays), training=training)
+    total = plain + residual if with_residual else plain
+    np.testing.assert_allclose(fused, np.maximum(total, 0) if relu else total, atol=1e-12)
+    dy = rng.standard_normal(fused.shape)
+    g = dy * (total > 0) if relu else dy
+    kept = dy.copy()
+    for ours, theirs in zip(backward(dy)[:3], plain_backward(g)[:3], strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-12)
+    assert (backward(dy)[5] is None) != with_residual
+    if with_residual:
+        np.testing.assert_allclose(backward(dy)[5], g, atol=1e-12)
+    assert np.array_equal(dy, kept)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_gradients_with_residual_and_relu(training):
+    rng = np.random.default_rng(1)
+    x, weight, bias, mean, var = make((2, 5, 4, 3))
+    residual = rng.standard_normal(x.shape)
+    constants = ("running_mean", "running_var")
+    check(batch_norm, x, weight, bias, mean, var, residual, relu=True, training=training, constants=constants)
+
+
+def test_residual_of_another_shape_is_refused():
+    arrays = make((2, 5, 4, 3))
+    with pytest.raises(ValueError, match=r"residual \(2, 5, 4, 1\); they must be equal"):
+        batch_norm.raw(*arrays, np.zeros((2, 5, 4, 1)))
