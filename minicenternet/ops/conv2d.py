@@ -61,6 +61,9 @@ class Geometry(NamedTuple):
         )
 
 
+PLAIN = Geometry((1, 1), (0, 0), (1, 1), 1)
+
+
 @differentiable
 def conv2d(x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1, input_gradient_wanted=True):
     """Return the convolution of x (B, H, W, C) with weight (O, C/groups, KH, KW), plus bias (O,) or None.
@@ -196,7 +199,7 @@ def method(
     (_, stride_y, step_y, taps_y), (_, stride_x, step_x, taps_x) = windows
     can = groups == stride_y == stride_x == step_y == step_x == 1 and taps_y == taps_x and taps_y in (2, 3)
     tiles = shape[0] * -(-shape[1] // TILE) * -(-shape[2] // TILE)
-    pays = channels >= least_channels and tiles >= 32 and min(shape[1:3]) >= TILE
+    pays = channels >= least_channels and tiles >= 64 and min(shape[1:3]) >= TILE
     return "winograd" if can and (pays or wanted == "winograd") and wanted != "direct" else "direct"
 
 
@@ -208,8 +211,12 @@ def forward(x: Array, weight: Array, geometry: Geometry) -> Array:
     """Return y (B, OH, OW, O) of x (B, H, W, C) and weight (O, C/G, KH, KW)."""
     if _by_definition(x):
         return reference_forward(x, weight, geometry)
-    kernel = weight.shape[2:]
-    y = np.empty((len(x), *geometry.output_size(*x.shape[1:3], kernel), len(weight)), x.dtype)
+    outputs, channels, *kernel = weight.shape
+    size = geometry.output_size(*x.shape[1:3], kernel)
+    if _stride_folds(kernel, geometry, channels):
+        taps = weight.reshape(outputs, channels, 2, 2, 2, 2).transpose(0, 3, 5, 1, 2, 4)  # tap 2a + q -> q, a
+        return forward(_stride_to_depth(x, size, geometry), taps.reshape(outputs, 4 * channels, 2, 2), PLAIN)
+    y = np.empty((len(x), *size, outputs), x.dtype)
     _correlate(x, weight.transpose(2, 3, 1, 0), _forward_windows(kernel, geometry), geometry.groups, y)
     return y
 
@@ -236,6 +243,10 @@ def weight_gradient(x: Array, dy: Array, kernel: tuple[int, int], geometry: Geom
     """Return dweight (O, C/G, KH, KW): what each strip saw, times its dy, summed in a fixed order."""
     if _by_definition(x):
         return reference_weight_gradient(x, dy, kernel, geometry)
+    if _stride_folds(kernel, geometry, x.shape[3]):
+        deep = weight_gradient(_stride_to_depth(x, dy.shape[1:3], geometry), dy, (2, 2), PLAIN)
+        deep = deep.reshape(dy.shape[3], 2, 2, x.shape[3], 2, 2).transpose(0, 3, 4, 1, 5, 2)
+        return deep.reshape(dy.shape[3], x.shape[3], 4, 4)
     windows = _forward_windows(kernel, geometry)
     if method(windows, geometry.groups, min(x.shape[3], dy.shape[3]), dy.shape, least_channels=64) == "winograd":
         return _winograd_weight_gradient(x, dy, windows)
@@ -253,6 +264,29 @@ def weight_gradient(x: Array, dy: Array, kernel: tuple[int, int], geometry: Geom
     parallel_for(sum_part, range(len(parts)))
     dweight = sums.sum(0).reshape(groups, *kernel, channels, outputs // groups)
     return dweight.transpose(0, 4, 3, 1, 2).reshape(outputs, channels, *kernel)
+
+
+def _stride_folds(kernel: tuple[int, int], geometry: Geometry, channels: int) -> bool:
+    """Whether this is a 4x4 convolution of stride 2 (the adjoint of the usual upsampling) that Winograd could do."""
+    fits = tuple(kernel) == (4, 4) and geometry._replace(padding=(0, 0)) == ((2, 2), (0, 0), (1, 1), 1)
+    return fits and channels >= 16 and os.environ.get("MINICENTERNET_CONV") != "direct"
+
+
+def _stride_to_depth(x: np.ndarray, size: tuple[int, int], geometry: Geometry) -> np.ndarray:
+    """Return (B, OH+1, OW+1, 4C), each 2x2 pixels of the padded x as one: a 4x4 kernel of stride 2 is 2x2 on that."""
+    batch, _, _, channels = x.shape
+    height, width = size[0] + 1, size[1] + 1
+    deep = np.empty((batch, height, width, 2, 2, channels), x.dtype)
+
+    def strip(job: tuple[slice, int, int]) -> None:
+        images, first, last = job
+        top, left = (-n for n in geometry.padding)
+        seen = cut(x[images], top + 2 * first, left, 2 * (last - first), 2 * width)
+        seen = seen.reshape(-1, last - first, 2, width, 2, channels)
+        deep[images, first:last] = seen.transpose(0, 1, 3, 2, 4, 5)
+
+    parallel_for(strip, _strips(deep.shape, 4 * channels * x.itemsize))
+    return deep.reshape(batch, height, width, 4 * channels)
 
 
 def _forward_windows(kernel: tuple[int, int], geometry: Geometry) -> tuple[Window, Window]:
@@ -318,7 +352,7 @@ def _columns(images: np.ndarray, windows: tuple[Window, Window], groups: int, fi
     (y, x), (batch, _, _, channels) = windows, images.shape
     height_seen = y.stride * (last - first - 1) + y.step * (y.taps - 1) + 1
     width_seen = x.stride * (width - 1) + x.step * (x.taps - 1) + 1
-    seen = _cut(images, y.start + y.stride * first, x.start, height_seen, width_seen)
+    seen = cut(images, y.start + y.stride * first, x.start, height_seen, width_seen)
     image, row, column, channel = seen.strides
     view = as_strided(
         seen,
@@ -332,21 +366,21 @@ def _columns(images: np.ndarray, windows: tuple[Window, Window], groups: int, fi
     return view.transpose(2, 0, 1, 3).reshape(groups, outputs, -1)
 
 
-def _cut(images: np.ndarray, top: int, left: int, height: int, width: int) -> np.ndarray:
-    """Return images[:, top:top+height, left:left+width], with zeros where that lies outside: a view if all is inside.
+def cut(images: Array, top: int, left: int, height: int, width: int, border: float = 0) -> Array:
+    """Return images[:, top:top+height, left:left+width], with `border` outside: a view where nothing is.
 
     The padding of a convolution is written here, into a strip that stays in cache.
     """
     inner = images[:, max(top, 0) : max(top + height, 0), max(left, 0) : max(left + width, 0)]
     if inner.shape[1:3] == (height, width):
         return inner
-    cut = np.empty((len(images), height, width, images.shape[3]), images.dtype)
+    whole = get_xp(images).empty((len(images), height, width, images.shape[3]), images.dtype)
     row, column = max(-top, 0), max(-left, 0)
     last_row, last_column = row + inner.shape[1], column + inner.shape[2]
-    cut[:, :row], cut[:, last_row:] = 0, 0
-    cut[:, :, :column], cut[:, :, last_column:] = 0, 0
-    cut[:, row:last_row, column:last_column] = inner
-    return cut
+    whole[:, :row], whole[:, last_row:] = border, border
+    whole[:, :, :column], whole[:, :, last_column:] = border, border
+    whole[:, row:last_row, column:last_column] = inner
+    return whole
 
 
 # --- Winograd: TILE x TILE outputs of an r x r kernel by (TILE + r - 1)^2 products instead of TILE^2 r^2 --------------
@@ -415,16 +449,16 @@ def _correlate_winograd(x: np.ndarray, taps: np.ndarray, windows: tuple[Window, 
     def strip(job: tuple[slice, int, int]) -> None:
         images, first, last = job
         top, left = windows[0].start + first, windows[1].start
-        cut = _cut(x[images], top, left, last - first + size - 1, TILE * across + size - 1)
-        tiles = _two_sided(to_tile, _tiles(cut, side)).reshape(side * side, -1, channels)
+        seen = cut(x[images], top, left, last - first + size - 1, TILE * across + size - 1)
+        tiles = _two_sided(to_tile, _tiles(seen, side)).reshape(side * side, -1, channels)
         products = np.matmul(tiles, kernel.reshape(side * side, channels, outputs))
         y = _two_sided(to_output, products.reshape(side, side, -1))  # (TILE, TILE, B * tiles * O)
-        y = y.reshape(TILE, TILE, len(cut), -1, across, outputs).transpose(2, 3, 0, 4, 1, 5)
+        y = y.reshape(TILE, TILE, len(seen), -1, across, outputs).transpose(2, 3, 0, 4, 1, 5)
         target = out[images, first:last]
         if target.shape[1] == last - first and width == TILE * across and target.flags.c_contiguous:
             target.reshape(y.shape)[...] = y
         else:  # the last tiles may reach beyond the map
-            target[...] = y.reshape(len(cut), last - first, TILE * across, outputs)[:, : target.shape[1], :width]
+            target[...] = y.reshape(len(seen), last - first, TILE * across, outputs)[:, : target.shape[1], :width]
 
     parallel_for(transform_taps, range(0, channels * outputs, 4096))
     parallel_for(strip, _tile_strips(out.shape, max(32, TILE_BYTES // (side * side * channels * x.itemsize))))
@@ -438,7 +472,9 @@ def _winograd_weight_gradient(x: np.ndarray, dy: np.ndarray, windows: tuple[Wind
     to_tile = np.ascontiguousarray(B.T)
     per_tile = side * side * (channels + outputs) * x.itemsize
     total = np.zeros((side * side, channels, outputs), x.dtype)
-    for images, top, bottom in _tile_strips(dy.shape, max(64, WEIGHT_BYTES // per_tile)):
+    for images, top, bottom in _tile_strips(
+        dy.shape, max(WEIGHT_BYTES // per_tile, channels * outputs // (channels + outputs))
+    ):
         shape = (len(x[images]), (bottom - top) // TILE, across)
         seen = np.empty((side * side, *shape, channels), x.dtype)
         sent = np.empty((side * side, *shape, outputs), x.dtype)
@@ -447,10 +483,10 @@ def _winograd_weight_gradient(x: np.ndarray, dy: np.ndarray, windows: tuple[Wind
             part, first, last = job
             rows, columns = last - first, TILE * across
             where = np.s_[:, part, first // TILE : last // TILE]
-            x_cut = _cut(
+            x_cut = cut(
                 x[images][part], windows[0].start + top + first, windows[1].start, rows + size - 1, columns + size - 1
             )
-            dy_cut = _cut(dy[images][part], top + first, 0, rows, columns)
+            dy_cut = cut(dy[images][part], top + first, 0, rows, columns)
             seen[where] = _two_sided(to_tile, _tiles(x_cut, side)).reshape(seen[where].shape)
             sent[where] = _two_sided(A, _tiles(dy_cut, TILE)).reshape(sent[where].shape)
 

@@ -6,10 +6,16 @@ to the first maximum of each window, row by row (as in PyTorch).
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 from ..autograd import differentiable
 from ..backend import Array, get_xp
+from ..threads import parallel_for
+from .conv2d import cut
+
+STRIP = 1 << 16  # outputs at a time, so that what they see and send stays in cache
 
 
 def windows(size: int, stride: int, out_height: int, out_width: int):
@@ -21,11 +27,6 @@ def windows(size: int, stride: int, out_height: int, out_width: int):
             ]
 
 
-def _bordered(x: Array, padding: int) -> Array:
-    border = (padding, padding)
-    return get_xp(x).pad(x, ((0, 0), border, border, (0, 0)), constant_values=-np.inf) if padding else x
-
-
 @differentiable
 def max_pool2d(x, *, size=3, stride=2, padding=1):
     """Return the maximum over size x size windows, `stride` apart.
@@ -35,21 +36,43 @@ def max_pool2d(x, *, size=3, stride=2, padding=1):
     """
     if x.ndim != 4 or 2 * padding > size or min(x.shape[1:3]) + 2 * padding < size:
         raise ValueError(f"max_pool2d: x {x.shape} does not fit size={size}, padding={padding} (at most size / 2)")
-    xp, padded = get_xp(x), _bordered(x, padding)
-    out_height, out_width = ((n - size) // stride + 1 for n in padded.shape[1:3])
-    y = xp.full((len(x), out_height, out_width, x.shape[3]), -np.inf, x.dtype)
-    for seen in windows(size, stride, out_height, out_width):
-        xp.maximum(y, padded[seen], out=y)
+    xp, (batch, height, width, channels) = get_xp(x), x.shape
+    out_height, out_width = ((n + 2 * padding - size) // stride + 1 for n in (height, width))
+    y = xp.full((batch, out_height, out_width, channels), -np.inf, x.dtype)
+    rows = max(1, STRIP // (out_width * channels)) if xp is np else out_height
+    strips = [(first, min(first + rows, out_height)) for first in range(0, out_height, rows)]
+    images = [slice(b, b + 1) for b in range(batch)] if xp is np else [slice(None)]
+
+    def seen_by(images: slice, first: int, last: int) -> Array:
+        """What the output rows first .. last see, the border included."""
+        seen_height, seen_width = (last - first - 1) * stride + size, (out_width - 1) * stride + size
+        return cut(x[images], first * stride - padding, -padding, seen_height, seen_width, -np.inf)
+
+    def forward(job: tuple[slice, tuple[int, int]]) -> None:
+        images, (first, last) = job
+        seen, best = seen_by(images, first, last), y[images, first:last]
+        for window in windows(size, stride, last - first, out_width):
+            xp.maximum(best, seen[window], out=best)
 
     def backward(dy):
-        padded = _bordered(x, padding)  # made again: to keep it would cost more memory than x
-        dx = xp.zeros_like(padded)
-        waiting = xp.ones(y.shape, bool)  # windows whose maximum was not met yet
-        for seen in windows(size, stride, out_height, out_width):
-            chosen = waiting & (padded[seen] == y)
-            waiting ^= chosen
-            dx[seen] += dy * chosen
-        height, width = x.shape[1:3]
-        return (dx[:, padding : padding + height, padding : padding + width],)
+        dx = xp.zeros_like(x)
 
+        def send_back(images: slice) -> None:
+            for first, last in strips:  # one after another: the windows of two strips overlap
+                seen, best, sent = seen_by(images, first, last), y[images, first:last], dy[images, first:last]
+                back = xp.zeros_like(seen)
+                waiting = xp.ones(best.shape, bool)  # windows whose maximum was not met yet
+                for window in windows(size, stride, last - first, out_width):
+                    chosen = waiting & (seen[window] == best)
+                    waiting ^= chosen
+                    back[window] += sent * chosen
+                top, left = max(padding - first * stride, 0), padding  # of the map, within `back`
+                inner = back[:, top:, left : left + width][:, : height - max(first * stride - padding, 0)]
+                start = first * stride - padding + top
+                dx[images, start : start + inner.shape[1], : inner.shape[2]] += inner
+
+        parallel_for(send_back, images)
+        return (dx,)
+
+    parallel_for(forward, itertools.product(images, strips))
     return y, backward

@@ -183,6 +183,21 @@ def test_gradients_on_every_path(method, monkeypatch):
     check(conv2d, x, weight, bias, **options)
 
 
+@pytest.mark.parametrize("size", [(8, 8), (7, 10), (16, 5)])
+@pytest.mark.parametrize("padding", [0, 1, 2])
+def test_a_stride_folded_into_depth_equals_the_definition(size, padding, monkeypatch):
+    """4x4 with stride 2 is 2x2 on maps of a quarter of the pixels and four times the channels."""
+    x, weight, bias, options = make((4, 4), size=size, channels=16, outputs=20, batch=3, stride=2, padding=padding)
+    assert module._stride_folds((4, 4), geometry_of(stride=2, padding=padding), 16)
+    results = []
+    for method in ("reference", ""):
+        monkeypatch.setenv("MINICENTERNET_CONV", method)
+        y, backward = conv2d.raw(x, weight, bias, **options)
+        results.append([y, *backward(np.cos(np.arange(y.size)).reshape(y.shape))])
+    for definition, fast in zip(*results, strict=True):
+        np.testing.assert_allclose(fast, definition, rtol=0, atol=1e-12 * np.abs(definition).max())
+
+
 def test_winograd_in_many_strips(monkeypatch):
     """Strips of one row of tiles, and a weight gradient in several parts."""
     monkeypatch.setattr(module, "TILE_BYTES", 1)
@@ -211,7 +226,7 @@ def test_the_rule_that_picks_a_method(monkeypatch):
     monkeypatch.delenv("MINICENTERNET_CONV", raising=False)
     assert module.method((plain, plain), 1, 64, (4, 32, 32)) == "winograd"
     assert module.method((plain, plain), 1, 8, (4, 32, 32)) == "direct"  # too few channels
-    assert module.method((plain, plain), 1, 64, (1, 8, 8)) == "direct"  # too few tiles
+    assert module.method((plain, plain), 1, 64, (1, 28, 28)) == "direct"  # too few tiles
     for other in (plain._replace(stride=2), plain._replace(step=2), plain._replace(taps=5)):
         assert module.method((other, other), 1, 64, (4, 32, 32)) == "direct"
     assert module.method((plain, plain), 2, 64, (4, 32, 32)) == "direct"  # groups
