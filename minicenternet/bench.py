@@ -49,8 +49,9 @@ def bench(
     size, batch_size: of all networks; by default what each is mostly trained with.
     Raises InputError for an unknown backbone or an unfit size.
     """
-    if seconds <= 0 or batch_size is not None and batch_size < 1:
-        raise InputError(f"seconds is {seconds} and batch_size {batch_size}; expected more than 0 and at least 1")
+    for name, value in (("seconds", seconds), ("batch_size", batch_size), ("size", size)):
+        if value is not None and value <= 0:
+            raise InputError(f"{name} is {value}, expected more than 0")
     networks = [(backbone, *_sizes(backbone, size, batch_size)) for backbone in backbones]
     for backbone, side, _ in networks:
         CenterNet(backbone, class_names=["thing"], input_size=(side, side))  # raises before anything is measured
@@ -91,7 +92,7 @@ def save(figures: Sequence[Figure], path: Path) -> None:
     """Write the figures, with what they were measured on, as JSON."""
     content = {"blas": blas().value, "threads": thread_count(), "figures": [figure._asdict() for figure in figures]}
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _sizes(backbone: str, size: int | None, batch_size: int | None) -> tuple[int, int]:

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from . import __version__
 from .config import (
     BenchConfig,
+    ConvertConfig,
     DataCheckConfig,
     DemoConfig,
     DoctorConfig,
@@ -35,6 +36,8 @@ from .config import (
     ExplainConfig,
     PredictConfig,
     TrainConfig,
+    WeightsGetConfig,
+    WeightsListConfig,
 )
 from .errors import InputError
 from .files import replacing
@@ -67,6 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Do what the arguments (by default the program's) ask for and return the exit code."""
     with warnings.catch_warnings():
         _quieten_warnings()
+        if hasattr(sys.stdout, "reconfigure"):  # a name that the terminal's encoding lacks is no reason to stop
+            sys.stdout.reconfigure(errors="backslashreplace")
         try:
             with _bugs_reported_in(Path(tempfile.gettempdir())):
                 code = _run(sys.argv[1:] if arguments is None else list(arguments))
@@ -113,7 +118,7 @@ def _help() -> str:
         "usage: minicenternet VERB [OPTIONS]        minicenternet VERB --help lists the options",
     ]
     for name, verb in VERBS.items():
-        lines += ["", f"{name:<12}{verb.summary}", f"{'':12}$ {verb.example}"]
+        lines += ["", f"{name:<14}{verb.summary}", f"{'':14}$ {verb.example}"]
     return "\n".join(lines)
 
 
@@ -132,9 +137,10 @@ def _parse(name: str, verb: Verb, arguments: list[str]) -> Any:
 def _no_such_verb(arguments: list[str]) -> str:
     if arguments[0].startswith("-"):
         return f"{arguments[0]} stands before the verb; write minicenternet VERB {arguments[0]} ..."
-    typed = " ".join(arguments[: 2 if arguments[0] == "data" else 1])
-    near = difflib.get_close_matches(typed, VERBS, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(VERBS)}"
+    typed = " ".join(arguments[: 2 if arguments[0] in ("data", "weights") else 1])
+    of_word = {word: verb for verb in VERBS for word in (verb, *verb.split())}  # "data" stands for "data check"
+    near = difflib.get_close_matches(typed, of_word, n=1, cutoff=0.5)
+    hint = f"did you mean {of_word[near[0]]!r}?" if near else f"there are {', '.join(VERBS)}"
     return f"there is no verb {typed!r}; {hint} (minicenternet --help shows them all)"
 
 
@@ -168,7 +174,7 @@ def _train(options: TrainConfig) -> int:
         print(f"AP {last['ap']:.3f}, AP50 {last['ap50']:.3f}, best AP {run.counters.best_ap:.3f}: see {run.folder}")
     else:
         print(f"no AP, as the validation images hold no objects: see {run.folder}")
-    print(f"now try: minicenternet predict IMAGES --weights {shlex.quote(str(run.folder / 'best.safetensors'))}")
+    _say_what_next(run.folder / "best.safetensors")
     return 0
 
 
@@ -197,7 +203,7 @@ def _evaluate(options: EvaluateConfig) -> int:
             dataset,
             protocol=options.protocol,
             referee=options.referee,
-            k=options.most,
+            k=options.k,
             resolution=options.resolution,
             flip=options.flip,
             scales=options.scales,
@@ -221,7 +227,7 @@ def _predict(options: PredictConfig) -> int:
     predictor = Predictor(
         model,
         min_score=options.min_score,
-        k=options.most,
+        k=options.k,
         resolution=options.resolution,
         flip=options.flip,
         scales=options.scales,
@@ -244,7 +250,7 @@ def _predict(options: PredictConfig) -> int:
     path = options.output / "predictions.json"
     with replacing(path) as temporary:
         content = {"images": images, "categories": categories, "annotations": annotations}
-        temporary.write_text(json.dumps(content) + "\n")
+        temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
     drawn = ", with a picture of each image" if options.draw else ""
     print(f"\n{_count(annotations, 'object')} in {_count(images, 'image')}: {path}{drawn}")
     return 0
@@ -288,6 +294,43 @@ def _data_check(options: DataCheckConfig) -> int:
     return 0
 
 
+def _convert(options: ConvertConfig) -> int:
+    from .backbones import BACKBONES
+    from .released import convert
+
+    if options.network is None:
+        raise InputError(f"--network is missing: which network is {options.source} of? One of {', '.join(BACKBONES)}")
+    print(
+        convert(
+            options.source,
+            options.target,
+            network=options.network,
+            dataset=options.dataset,
+            size=options.size,
+        )
+    )
+    _say_what_next(options.target)
+    return 0
+
+
+def _weights_list(options: WeightsListConfig) -> int:
+    from .released import table
+
+    print(table(options.folder))
+    return 0
+
+
+def _weights_get(options: WeightsGetConfig) -> int:
+    from .released import get
+
+    _say_what_next(get(options.name, options.folder, options.source))
+    return 0
+
+
+def _say_what_next(weights: Path) -> None:
+    print(f"now try: minicenternet predict IMAGES --weights {shlex.quote(str(weights))}")
+
+
 def _doctor(options: DoctorConfig) -> int:
     from .doctor import examine, report, usable
 
@@ -312,6 +355,9 @@ VERBS = {
     "predict": Verb(PredictConfig, _predict, "minicenternet predict photos --weights runs/demo/best.safetensors"),
     "explain": Verb(ExplainConfig, _explain, "minicenternet explain photo.jpg --weights runs/demo/best.safetensors"),
     "data check": Verb(DataCheckConfig, _data_check, "minicenternet data check instances.json --images photos"),
+    "convert": Verb(ConvertConfig, _convert, "minicenternet convert net.pth net.safetensors --network dla34"),
+    "weights list": Verb(WeightsListConfig, _weights_list, "minicenternet weights list"),
+    "weights get": Verb(WeightsGetConfig, _weights_get, "minicenternet weights get ctdet_coco_resdcn18"),
     "doctor": Verb(DoctorConfig, _doctor, "minicenternet doctor"),
     "bench": Verb(BenchConfig, _bench, "minicenternet bench --json figures.json"),
 }
@@ -331,6 +377,7 @@ def _quieten_warnings() -> None:
         return
     warnings.simplefilter("ignore")
     warnings.filterwarnings("default", category=UserWarning, module="minicenternet")
+    warnings.filterwarnings("ignore", message="Glyph")  # matplotlib's, of a class name in a script its font lacks
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
 
 
@@ -346,8 +393,8 @@ def _bugs_reported_in(folder: Path) -> Iterator[None]:
         text = f"{system}\n{shlex.join(sys.argv)}\n\n{traceback.format_exc()}"
         path = folder / time.strftime("crash-%Y%m%d-%H%M%S.txt")
         try:
-            path.write_text(text)
+            path.write_text(text, encoding="utf-8", errors="backslashreplace")
         except OSError:
             path = Path(tempfile.gettempdir()) / path.name
-            path.write_text(text)
+            path.write_text(text, encoding="utf-8", errors="backslashreplace")
         raise Bug(path) from error

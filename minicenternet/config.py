@@ -14,6 +14,7 @@ from .errors import InputError
 from .files import replacing
 
 DEMO_FOLDER = Path("runs/demo")
+WEIGHTS_FOLDER = Path("weights")
 DEMO_WEIGHTS = DEMO_FOLDER / "best.safetensors"
 
 
@@ -33,6 +34,8 @@ class TrainConfig:
     val: str | None = None
     """Validation data; by default what belongs to --data (shapes: unseen ones; VOC: the val split; COCO: the sibling
     instances_val*.json), else the training images themselves."""
+    val_images: str | None = None
+    """Folder of the images of a .json file named by --val, where it is not found beside it."""
     output: str | None = None
     """Run folder; by default the next free runs/NAME-N."""
     resume: str | None = None
@@ -41,7 +44,8 @@ class TrainConfig:
     backbone: str = "small"
     """small, resnet18, resnet34, resnet50, resnet101 or resnet152."""
     weights: str | None = None
-    """Begin with these weights (.safetensors of the same backbone and classes) instead of random ones."""
+    """Begin with these weights instead of random ones: .safetensors or .pth, of this backbone or of its trunk alone
+    (torchvision's, of ImageNet); for other classes the last layer of the heatmap begins anew."""
     size: int | None = None
     """Side of the square network input in pixels; by default 128 for shapes and 512 for photographs."""
 
@@ -93,17 +97,25 @@ class TrainConfig:
         _require(self.size is None or self.size > 0, "size", self.size, "more than 0")
         _require(self.workers is None or self.workers >= 0, "workers", self.workers, "0 or more")
         _require(0 <= self.average < 1, "average", self.average, "0 to less than 1")
+        if (self.schedule == "step") != bool(self.drops):
+            drops = " ".join(map(str, self.drops)) or "empty"
+            raise InputError(
+                f"--schedule is {self.schedule} and --drops is {drops}; a rate that falls in steps needs both: "
+                "--schedule step --drops 90 120"
+            )
+        if self.val_images is not None and self.val is None:
+            raise InputError(f"--val-images {self.val_images} belongs to a file named by --val; name that as well")
 
     def save(self, path: Path) -> None:
         """Write the configuration as JSON."""
         with replacing(path) as temporary:
-            temporary.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+            temporary.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: Path) -> TrainConfig:
         """Return the configuration that `save` wrote.  Raises InputError when there is none or it is damaged."""
         try:
-            values = json.loads(path.read_text())
+            values = json.loads(path.read_text(encoding="utf-8"))
             return cls(
                 **{
                     **values,
@@ -136,7 +148,7 @@ class UseConfig:
     """Sizes at which to look at each image, such as 0.5 1 1.5; their boxes are merged by soft NMS."""
     nms: Literal["soft", "hard"] | None = None
     """Suppress overlapping boxes of a class; a peak per object mostly makes that needless."""
-    most: int = 100
+    k: int = 100
     """Most objects of an image."""
     batch_size: int = 8
     """Images that go through the network together."""
@@ -216,6 +228,42 @@ class DataCheckConfig:
     """Folder for report.txt, report.json and pictures."""
     size: int = 512
     """Side of the network input, in pixels, for which centres that fall into one cell are counted."""
+
+
+@dataclass(frozen=True)
+class ConvertConfig:
+    """Make a .pth file of the released code one that all verbs take."""
+
+    source: Path
+    """The .pth file."""
+    target: Path
+    """The .safetensors file to write."""
+    network: str | None = None
+    """The backbone that the file is of, such as resnet18 or dla34."""
+    dataset: Literal["coco", "voc"] = "coco"
+    """What it was trained on: its 80 or 20 classes, and pixel statistics."""
+    size: int | None = None
+    """Side of the network input in pixels; by default 512 for coco and 384 for voc."""
+
+
+@dataclass(frozen=True)
+class WeightsListConfig:
+    """List the released networks, where they are and what is known of them."""
+
+    folder: Path = WEIGHTS_FOLDER
+    """Folder of converted networks: those that are in it are marked."""
+
+
+@dataclass(frozen=True)
+class WeightsGetConfig:
+    """Download a released network, check it and convert it."""
+
+    name: str
+    """Its name, as minicenternet weights list shows it."""
+    source: str | None = None
+    """The .pth file where it was downloaded already, or a URL of it; by default from where it was published."""
+    folder: Path = WEIGHTS_FOLDER
+    """Folder for NAME.pth and NAME.safetensors."""
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
@@ -30,6 +31,8 @@ from PIL import Image
 from .errors import InputError
 from .files import replacing
 from .metrics.average_precision import Result
+from .ops.conv2d import Geometry
+from .ops.deform_conv2d import sample_positions
 from .points.decode import peaks as keep_peaks
 
 PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")  # Okabe and Ito 2008
@@ -287,6 +290,77 @@ def _offset(axes: Axes, heatmap: np.ndarray, x: int, y: int, offset: np.ndarray,
     axes.annotate("", centre, corner, arrowprops=arrow, zorder=4)
     axes.plot(*corner, "s", color="white", markeredgecolor="black", markersize=5, zorder=5)
     axes.plot(*centre, "o", color="white", markeredgecolor="black", markersize=6, zorder=5)
+
+
+# ---- deformable convolution ------------------------------------------------------------------------------------------
+
+
+def draw_sampling_points(
+    image: np.ndarray,
+    offset: np.ndarray,
+    mask: np.ndarray,
+    cell: tuple[int, int],
+    path: str | os.PathLike | None = None,
+) -> np.ndarray:
+    """Draw where the taps of a deformable convolution look, for one output: in its image and, beside it, from near.
+
+    image (H, W, 3) uint8, the network input; offset (h, w, 2*K*K), mask (h, w, K*K) in 0..1, of a K x K layer that
+    keeps the size of its map, h x w cells; cell: (x, y) of the output.  The area of a point is its mask.
+    Raises InputError when the arrays do not fit or the cell is not of the map.
+    """
+    (rows, columns, taps), (x, y), size = mask.shape, cell, math.isqrt(mask.shape[2])
+    if size**2 != taps or offset.shape != (rows, columns, 2 * taps):
+        raise InputError(
+            f"offset {offset.shape} and mask {mask.shape} do not fit: expected (h, w, 2*K*K) and (h, w, K*K)"
+        )
+    if not (0 <= x < columns and 0 <= y < rows):
+        raise InputError(f"there is no cell {cell}: the map has {columns} x {rows}, counted from (0, 0)")
+    unmoved, moved = (
+        np.stack(sample_positions(map_[None], (size, size), Geometry.of(1, size // 2, 1, 1)), axis=-1)[0, y, x]
+        for map_ in (np.zeros_like(offset), offset)
+    )
+    cell_size = np.array([image.shape[1] / columns, image.shape[0] / rows])  # in pixels of the image
+    unmoved, moved = ((points[:, ::-1] + 0.5) * cell_size for points in (unmoved, moved))  # (K*K, 2), x and y
+
+    gap, top, bottom = 18, 40, 46
+    height, width = _fit(image, 640)
+    side = max(height, 480)
+    places = [(gap, top, width, height), (2 * gap + width, top, side, side)]
+    figure, (whole, near) = _page(places, 3 * gap + width + side, top + side + bottom)
+    everything = np.concatenate([unmoved, moved])
+    centre = (everything.min(axis=0) + everything.max(axis=0)) / 2
+    reach = np.ptp(everything, axis=0).max() / 2 + cell_size.max()
+    near.add_patch(Rectangle(centre - reach, 2 * reach, 2 * reach, color="0.85", zorder=0))  # outside of the image
+    for axes, scale in ((whole, 0.5), (near, 1)):
+        _show(axes, image)
+        axes.autoscale(False)
+        stroke = [withStroke(linewidth=1.5 * scale + 1, foreground="black")]
+        lines = np.stack([unmoved, moved], axis=1)
+        axes.add_collection(LineCollection(lines, colors="white", linewidths=1.5 * scale, path_effects=stroke))
+        edge = {"edgecolor": "black", "linewidth": 1.5 * scale}
+        axes.scatter(*unmoved.T, 40 * scale, "white", marker="s", zorder=3, label="without offset", **edge)
+        axes.scatter(*moved.T, 400 * scale * mask[y, x], PALETTE[0], zorder=4, **edge)
+    near.set_xlim(centre[0] - reach, centre[0] + reach)
+    near.set_ylim(centre[1] + reach, centre[1] - reach)
+    near.add_patch(
+        Rectangle(cell_size * cell, *cell_size, fill=False, edgecolor="white", linewidth=1.5, path_effects=stroke)
+    )
+    for value in (0.25, 1):
+        near.scatter([], [], 400 * value, PALETTE[0], label=f"mask {value}", **edge)
+    near.legend(
+        loc="upper left",
+        bbox_to_anchor=(0, 0),
+        ncols=3,
+        fontsize=_points(15),
+        frameon=False,
+        borderpad=0.8,
+        borderaxespad=0,
+        handletextpad=0.8,
+        columnspacing=1.2,
+    )
+    _title(whole, f"cell ({x}, {y}) of a map of {columns} × {rows} cells")
+    _title(near, f"where its {size} × {size} taps look")
+    return _finish(figure, path)
 
 
 # ---- curves ----------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from .data.annotation import Annotation
+from .data.annotation import Annotation, DataSet
 from .errors import InputError
 from .files import replacing
 from .metrics import (
@@ -44,7 +44,7 @@ class Evaluation:
     options: how the network was used.
     """
 
-    dataset: object
+    dataset: DataSet
     detections: list[Detections]
     result: Result
     referee: Result | None
@@ -187,7 +187,7 @@ def count_mistakes(truth: Annotation, found: Detections, num_classes: int) -> Mi
 
 def evaluate(
     model: CenterNet,
-    dataset,
+    dataset: DataSet,
     *,
     protocol: Literal["coco", "voc"] = "coco",
     referee: bool = False,

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from types import ModuleType
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from .autograd import Tensor
 from .backbones import BACKBONES
+from .backend import Array, get_xp
 from .errors import InputError
+from .nn.folding import fold
 from .nn.module import Module
-from .nn.summary import Summary, summarise
+from .nn.summary import Summary, summarise, training_peak
 from .nn.weights import load_weights, save_weights
-from .predict import Detections, predict
+from .predict import Detections, ImageLike, predict
 from .tasks import TASKS
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # RGB, of pixels in 0..1
+CLASSIFIERS = ("fc.", "base.fc.")  # of networks trained on ImageNet; no detector computes with it
 
 
 class CenterNet(Module):
@@ -46,20 +52,21 @@ class CenterNet(Module):
             raise InputError(f"unknown backbone {backbone!r}; there are {', '.join(BACKBONES)}")
         if task not in TASKS:
             raise InputError(f"unknown task {task!r}; there are {', '.join(TASKS)}")
-        if not class_names or len(set(class_names)) != len(class_names):
-            raise InputError(f"class_names must be distinct and at least one, got {list(class_names)}")
+        if isinstance(class_names, str) or not class_names or len(set(class_names)) != len(class_names):
+            raise InputError(f"class_names must be a list of distinct names, at least one, got {class_names!r}")
         self.backbone_name, self.task_name = backbone, task
         self.class_names = tuple(class_names)
         self.input_size = tuple(input_size)
         self.pixel_mean, self.pixel_std = tuple(pixel_mean), tuple(pixel_std)
         self.channel_order = channel_order
+        self.folded = False
         rng = np.random.default_rng(seed)
         self.backbone = BACKBONES[backbone](rng)
         self.heads = self.backbone.heads(self.task.heads(len(self.class_names)), rng)
         self._check_size(*self.input_size)
 
     @property
-    def task(self):
+    def task(self) -> ModuleType:
         """The module in `minicenternet.tasks` that encodes, decodes and measures the loss."""
         return TASKS[self.task_name]
 
@@ -68,12 +75,17 @@ class CenterNet(Module):
         yield from self.backbone.children()
         yield from self.heads.items()
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
+    def forward(self, images: Tensor) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+        """Return the maps. In training, a backbone of several stacks gives a list of them, the last stack's last."""
         if images.ndim != 4 or images.shape[3] != 3:
             raise ValueError(f"CenterNet needs images (B, H, W, 3), got {images.shape}")
         self._check_size(*images.shape[1:3])
         features = self.backbone(images)
-        return {name: head(features) for name, head in self.heads.items()}
+        if isinstance(features, Tensor):
+            return {name: head(features) for name, head in self.heads.items()}
+        stacks = range(len(features)) if self.training else [len(features) - 1]
+        maps = [{name: head[i](features[i]) for name, head in self.heads.items()} for i in stacks]
+        return maps if self.training else maps[0]
 
     def _check_size(self, height: int, width: int) -> None:
         stride = self.backbone.stride
@@ -83,16 +95,58 @@ class CenterNet(Module):
                 f" the next is {-(-height // stride) * stride} x {-(-width // stride) * stride}"
             )
 
+    def fold(self) -> CenterNet:
+        """Return a copy for inference, its batch norms folded into the convolutions before them: same maps, sooner.
+
+        The copy is in evaluation mode and records no gradients; to train or save it raises InputError, for which this
+        network stays as it was.
+        """
+        model = copy.deepcopy(self)
+        weight, side = self.parameters()[0].data, self.backbone.stride
+        fold(model, get_xp(weight).zeros((1, side, side, 3), weight.dtype))
+        model.folded = True
+        return model
+
+    def train(self, training: bool = True) -> CenterNet:
+        """Set training mode, or evaluation mode, and return the network.  Raises InputError for training when folded."""
+        if training:
+            self._check_unfolded("trained")
+        return super().train(training)
+
+    def load_state_dict(self, state: Mapping[str, Array]) -> None:
+        """Copy arrays in, see Module.load_state_dict.  Raises InputError when folded, or when they do not fit."""
+        self._check_unfolded("given other weights")
+        super().load_state_dict(state)
+
+    def _check_unfolded(self, what: str) -> None:
+        if self.folded:
+            raise InputError(
+                f"a folded network cannot be {what}: its batch norms are gone; use the network that fold() was called"
+                " on, or CenterNet.load its file again"
+            )
+
     def summary(self, batch: int = 1) -> Summary:
-        """Print and return the table of layers: output shape, parameters, multiply-adds, activation memory."""
-        images = np.zeros((1, *self.input_size, 3), self.parameters()[0].dtype)
-        table = summarise(self, images, batch)
+        """Print and return the table of layers: output shape, parameters, multiply-adds, activation memory.
+
+        Below it, the peak memory of a training step with `batch` images: see nn.summary.training_peak.
+        """
+        height, width = self.input_size
+        dtype = self.parameters()[0].dtype
+        table = summarise(self, np.zeros((1, height, width, 3), dtype), batch)
+
+        def loss(images: int) -> Tensor:
+            targets = self.task.encode(np.zeros((0, 4)), np.zeros(0, int), len(self.class_names), height, width)
+            batch_of_targets = {name: np.stack([array] * images) for name, array in targets.items()}
+            return self.task.loss(self(Tensor(np.zeros((images, height, width, 3), dtype))), batch_of_targets)[0]
+
+        if not self.folded:
+            table = replace(table, peak_bytes=training_peak(self, loss, batch))
         print(table)
         return table
 
     def predict(
         self,
-        images,
+        images: ImageLike | Iterable[ImageLike],
         *,
         min_score: float = 0.1,
         k: int = 100,
@@ -115,8 +169,42 @@ class CenterNet(Module):
             batch_size=batch_size,
         )
 
+    def load_matching(self, arrays: Mapping[str, Array]) -> LoadReport:
+        """Copy in the arrays of a related network: an ImageNet backbone, or a detector of other classes.
+
+        Parts (first names of the keys) that the arrays lack as a whole, and head layers of another shape, keep their
+        initial values; `fc` is ignored; a DLA trunk may come without its prefix "base.". The report names all of it.
+
+        Raises InputError, and changes nothing, for arrays that are unexpected, or of another shape outside the heads,
+        and for a part that is there in pieces: these are of another network. Raises it for a folded network too.
+        """
+        self._check_unfolded("given other weights")
+        own = self.state_dict()
+        given = {f"base.{key}" if f"base.{key}" in own else key: array for key, array in arrays.items()}
+        misshapen = [key for key in own if key in given and given[key].shape != own[key].shape]
+        loaded = [key for key in own if key in given and key not in misshapen]
+        parts = {key.split(".")[0] for key in own if key in given}
+        lacking = [key for key in own if key not in given and not key.startswith(CLASSIFIERS)]
+        missing = [key for key in lacking if not key.endswith("num_batches_tracked")]  # old files have none
+        report = LoadReport(loaded, missing, misshapen, [key for key in given if key not in own])
+        wrong = {
+            "lacks": [key for key in missing if key.split(".")[0] in parts],
+            "has unknown": [key for key in report.unused if not key.startswith(CLASSIFIERS)],
+            "has of another shape": [key for key in misshapen if key.split(".")[0] not in self.heads],
+        }
+        if any(wrong.values()) or not loaded:
+            reasons = [f"the file {verb} {_some(keys)}" for verb, keys in wrong.items() if keys]
+            raise InputError(
+                f"the weights are not those of {self.backbone_name}: {'; '.join(reasons) or 'no name is known'}. "
+                "Name the network that they are of, or use other weights"
+            )
+        for key in loaded:
+            own[key][...] = given[key]
+        return report
+
     def save(self, path: str | os.PathLike, metrics: Mapping[str, float] | None = None) -> None:
         """Write weights and metadata (all that `load` needs, and the metrics given) to a .safetensors file."""
+        self._check_unfolded("saved")
         save_weights(path, self.state_dict(), self.metadata(metrics))
 
     def metadata(self, metrics: Mapping[str, float] | None = None) -> dict[str, str]:
@@ -155,7 +243,33 @@ class CenterNet(Module):
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise InputError(
                 f"{path} holds arrays but not what network they are ({error!r}); "
-                "expected a file written by CenterNet.save or by training"
+                "expected a file written by CenterNet.save or by training; minicenternet convert makes one of others"
             ) from error
         model.load_state_dict(arrays)
         return model.eval()
+
+
+class LoadReport(NamedTuple):
+    """What `CenterNet.load_matching` did, in keys of the state_dict."""
+
+    loaded: list[str]
+    missing: list[str]  # as they were, since the file has none
+    misshapen: list[str]  # as they were, since the file's have another shape
+    unused: list[str]  # in the file, but not in the network
+
+    def __str__(self) -> str:
+        """One sentence."""
+        parts = [f"{len(self.loaded)} arrays were loaded"]
+        if self.missing:
+            lacking = dict.fromkeys(key.split(".")[0] for key in self.missing)
+            parts.append(f"{', '.join(lacking)} begin anew, for the file has none")
+        if self.misshapen:
+            parts.append(f"{', '.join(self.misshapen)} begin anew, for the file's are of another number of classes")
+        if self.unused:
+            parts.append(f"{', '.join(self.unused)} of the file are not used")
+        return "; ".join(parts)
+
+
+def _some(keys: Sequence[str], named: int = 3) -> str:
+    more = f" and {len(keys) - named} more" if len(keys) > named else ""
+    return ", ".join(keys[:named]) + more

@@ -25,7 +25,7 @@ from PIL import Image, ImageOps
 from .autograd import Tensor, no_grad
 from .backend import get_xp, to_cpu
 from .data.annotation import Sample
-from .data.images import read_image
+from .data.images import read_image, to_rgb
 from .data.transforms import apply_to_boxes, compose, invert, keep_resolution, letterbox, normalise, warp
 from .errors import InputError
 from .metrics.coco import to_coco_results
@@ -92,12 +92,14 @@ class Detections:
         return draw_boxes(self.image, shown.boxes, shown.labels, shown.scores, self.class_names, path)
 
     def to_coco(
-        self, image_id: int | str, category_ids: Sequence[int] | None = None, rounded: bool = False
+        self, image_id: int | str | None = None, category_ids: Sequence[int] | None = None, rounded: bool = False
     ) -> list[dict]:
         """Return the records of a COCO results file, ready for json.dump, with boxes as x, y, width, height.
 
-        category_ids: one for each label, by default 1 to C.  rounded: to two decimals, as the released code writes.
+        image_id: by default the file name, or 1 where there is none.  category_ids: one for each label, by default 1 to
+        C.  rounded: to two decimals, as the released code writes.
         """
+        image_id = (self.file_name or 1) if image_id is None else image_id
         category_ids = range(1, len(self.class_names) + 1) if category_ids is None else category_ids
         return to_coco_results([self], [image_id], category_ids, rounded=rounded)
 
@@ -129,7 +131,8 @@ def predict(
         nms=nms,
         batch_size=batch_size,
     )
-    if isinstance(images, (str, os.PathLike, Image.Image, Sample)) or getattr(images, "ndim", 0) in (2, 3):
+    one = isinstance(images, (str, os.PathLike, Image.Image, Sample)) or getattr(images, "ndim", 0) in (2, 3)
+    if one or not isinstance(images, Iterable):
         return next(predictor.stream([images]))
     return list(predictor.stream(images))
 
@@ -362,7 +365,9 @@ def read(image: ImageLike) -> tuple[np.ndarray, str]:
     if isinstance(image, Image.Image):
         name = getattr(image, "filename", "")
         try:
-            return np.array(ImageOps.exif_transpose(image).convert("RGB")), name
+            return to_rgb(ImageOps.exif_transpose(image)), name
+        except InputError as error:
+            raise InputError(f"cannot use {name or 'the PIL image'}: {error}") from error
         except OSError as error:
             raise InputError(f"cannot read {name or 'the PIL image'}: it is truncated or damaged ({error})") from error
     name = ""

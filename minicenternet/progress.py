@@ -66,18 +66,23 @@ class Progress:
             f"epoch {row['epoch']}/{self.epochs}  {losses}{measured}  lr {row['learning_rate']:.1e}"
             f"  {row['images_per_second']:.0f} images/s  {row['memory_mb']:.0f} MB"
         )
+        if row["epoch"] < self.epochs and self.done:
+            text += f"  {self._left((self.epochs - row['epoch']) * self.steps)} left"
         tqdm.write(text, file=sys.stdout)
         sys.stdout.flush()
 
     def _line(self, losses: dict[str, float], learning_rate: float) -> str:
-        left = (self.epochs - self.current) * self.steps - self.batch
-        minutes, seconds = divmod(int(left * self.seconds / self.done), 60)
-        parts = "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
-        return (
-            f"epoch {self.current + 1}/{self.epochs}  step {self.batch}/{self.steps}"
-            f"  {self.images_per_second:.0f} images/s  {minutes}:{seconds:02d} left"
-            f"  {parts}  lr {learning_rate:.1e}  {self.memory_mb:.0f} MB"
+        left = self._left((self.epochs - self.current) * self.steps - self.batch)
+        parts = " ".join(f"{name} {value:.3g}" for name, value in losses.items())
+        return (  # within 100 columns, the end of which is the least needed
+            f"epoch {self.current + 1}/{self.epochs} step {self.batch}/{self.steps}  {left} left  {parts}"
+            f"  {self.images_per_second:.0f} images/s  lr {learning_rate:.1e}  {self.memory_mb:.0f} MB"
         )
+
+    def _left(self, steps: int) -> str:
+        """How long so many steps will take, without what comes between them: minutes and seconds."""
+        minutes, seconds = divmod(int(steps * self.seconds / self.done), 60)
+        return f"{minutes}:{seconds:02d}"
 
     def _show(self, line: str) -> None:
         if self.in_terminal:

@@ -4,7 +4,8 @@ config.json   command.txt   versions.json   what was asked, and with which libra
 metrics.csv                                 one row per epoch: losses, AP, speed
 last.safetensors   best.safetensors         weights with metadata, for predict and evaluate (best: by AP)
 state.safetensors                           weights, optimiser and counters, for an exact resume
-targets.png   detections.png   curves.png   what the network is asked, what it answers, how it went
+targets.png   heatmaps.png   detections.png   what the network is asked, what it answers, and what that means
+curves.png                                  how it went
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ import io
 import json
 import math
 import platform
+import shlex
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from fnmatch import fnmatch
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -29,7 +33,7 @@ from . import __version__
 from .autograd import Tensor
 from .config import TrainConfig
 from .data import open_dataset
-from .data.annotation import Sample
+from .data.annotation import Annotation, DataSet, Sample
 from .data.loader import Loader
 from .data.transforms import Augmentation, prepare
 from .errors import InputError
@@ -40,6 +44,7 @@ from .nn.module import first_nonfinite
 from .nn.weights import load_weights, save_weights
 from .optim import SGD, Adam, Average, clip_gradients, learning_rate
 from .points.losses import expected_first_loss, explain_loss
+from .predict import explain
 from .progress import Progress
 from .tasks import TASKS
 
@@ -83,6 +88,38 @@ class Counters:
     sums: dict[str, float] = field(default_factory=dict)  # of the losses of this epoch's steps
 
 
+@dataclass(frozen=True)
+class BlackWhereUnreadable:
+    """A data set in which an image that cannot be read is black, with one warning: its objects count as missed."""
+
+    dataset: DataSet
+    named: set[str] = field(default_factory=set)  # the messages given so far
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.dataset.class_names
+
+    @property
+    def category_ids(self) -> tuple[int, ...]:
+        return self.dataset.category_ids
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def annotation(self, i: int) -> Annotation:
+        return self.dataset.annotation(i)
+
+    def __getitem__(self, i: int) -> Sample:
+        try:
+            return self.dataset[i]
+        except InputError as error:
+            if str(error) not in self.named:
+                self.named.add(str(error))
+                warnings.warn(f"black when AP is measured: {error}", stacklevel=2)
+            annotation = self.annotation(i)
+            return Sample(np.zeros((annotation.height, annotation.width, 3), np.uint8), annotation)
+
+
 class Interrupted(Exception):
     """The user asked a run to stop; its state is saved."""
 
@@ -94,15 +131,16 @@ class Run:
         self.resuming = config.resume is not None
         if self.resuming:
             self.folder = Path(config.resume)
-            config = TrainConfig.load(self.folder / "config.json")
+            config = _resumed(config, TrainConfig.load(self.folder / "config.json"))
         self.config, self.say = config, say
         size = (config.size or (128 if config.data == "shapes" else 512),) * 2
         self.train_data, self.val_data = _open_data(config, size, say)
         self.model = CenterNet(
             config.backbone, class_names=self.train_data.class_names, input_size=size, seed=config.seed
         )
-        if config.weights and not self.resuming:
-            self.model.load_state_dict(_pretrained(config.weights, self.model))
+        begun = self.resuming and (self.folder / "state.safetensors").exists()  # not killed before anything was done
+        if config.weights and not begun:
+            _load_pretrained(config.weights, self.model, say)
         named = self.model.named_parameters()
         if config.optimiser == "adam":
             self.optimiser = Adam(named, config.learning_rate, weight_decay=config.weight_decay)
@@ -119,10 +157,12 @@ class Run:
             self.model.channel_order,
             config.augmentation if config.augment else None,
         )
+        self.batch_size = min(config.batch_size, len(self.train_data))
+        _check_batch_norm(self.batch_size, size[0], self.model.backbone.stride)
         self.loader = Loader(
             self.train_data,
             example,
-            min(config.batch_size, len(self.train_data)),
+            self.batch_size,
             seed=config.seed,
             workers=config.num_workers,
             shuffle=True,
@@ -137,7 +177,7 @@ class Run:
             self.folder = _new_folder(config)  # now that nothing above was refused
         for unfinished in self.folder.glob(".*.tmp"):  # files that were being written when the run was killed
             unfinished.unlink()
-        if self.resuming and (self.folder / "state.safetensors").exists():
+        if begun:
             self._load_state()
         else:
             self._write_beginning()
@@ -208,7 +248,7 @@ class Run:
         with (
             self.loader,
             _asked_to_stop() as asked,
-            Progress(len(self.loader), config.epochs, config.batch_size) as progress,
+            Progress(len(self.loader), config.epochs, self.batch_size) as progress,
         ):
             while counters.epoch < config.epochs:
                 progress.epoch(counters.epoch, counters.batch)
@@ -232,6 +272,7 @@ class Run:
 
     def _end_epoch(self, progress: Progress) -> None:
         """Measure AP where it is due, write the epoch's files, then the state."""
+        self._check_finite()  # before a good last.safetensors is replaced
         counters, config = self.counters, self.config
         number, last = counters.epoch + 1, counters.epoch + 1 == config.epochs
         means = {name: value / len(self.loader) for name, value in counters.sums.items()}
@@ -254,7 +295,7 @@ class Run:
             model.save(self.folder / "best.safetensors", measured)
         model.save(self.folder / "last.safetensors", measured)
         if evaluation and (last or time.monotonic() - self.last_pictures > PICTURE_SECONDS):
-            self._draw_progress(evaluation)
+            self._draw_progress(model, evaluation)
         counters.epoch, counters.batch, counters.sums = number, 0, {}
         self.save_state()  # last of all: a run killed before this does the epoch again and writes the same files
         progress.end_epoch(row)
@@ -269,20 +310,15 @@ class Run:
     def _write_beginning(self) -> None:
         self.config.save(self.folder / "config.json")
         with replacing(self.folder / "command.txt") as temporary:
-            temporary.write_text(" ".join(sys.argv) + "\n")
+            temporary.write_text(shlex.join(sys.argv) + "\n", encoding="utf-8")
         with replacing(self.folder / "versions.json") as temporary:
-            temporary.write_text(json.dumps(versions(), indent=2) + "\n")
+            temporary.write_text(json.dumps(versions(), indent=2) + "\n", encoding="utf-8")
         self.save_state()
 
     def save_state(self) -> None:
         """Write all that a resumed run needs, whole or not at all.  Raises InputError when a weight is not finite."""
+        self._check_finite()
         state = {f"model.{key}": array for key, array in self.model.state_dict().items()}
-        bad = [key for key, array in state.items() if not np.isfinite(array).all()]
-        if bad:
-            raise InputError(
-                f"{bad[0].removeprefix('model.')} became NaN or infinite at step {self.optimiser.steps}; not saved. "
-                f"The last good state is kept in {self.folder}; lower --learning-rate or set --clip-norm"
-            )
         state |= {f"optimiser.{key}": array for key, array in self.optimiser.state_dict().items()}
         if self.average:
             state |= {f"average.{key}": array for key, array in self.average.arrays.items()}
@@ -293,12 +329,30 @@ class Run:
             "best_ap": counters.best_ap,
             "sums": counters.sums,
             "average_updates": self.average.updates if self.average else 0,
+            "images": len(self.train_data),
+            "class_names": self.train_data.class_names,
         }
         save_weights(self.folder / "state.safetensors", state, {"counters": json.dumps(values)})
+
+    def _check_finite(self) -> None:
+        bad = [key for key, array in self.model.state_dict().items() if not np.isfinite(array).all()]
+        if bad:
+            raise InputError(
+                f"{bad[0]} became NaN or infinite at step {self.optimiser.steps}; not saved. "
+                f"The last good state is kept in {self.folder}; lower --learning-rate or set --clip-norm"
+            )
 
     def _load_state(self) -> None:
         state, metadata = load_weights(self.folder / "state.safetensors")
         values = json.loads(metadata["counters"])
+        images, class_names = values["images"], tuple(values["class_names"])
+        if (images, class_names) != (len(self.train_data), self.train_data.class_names):
+            different = sorted(set(class_names) ^ set(self.train_data.class_names))
+            raise InputError(
+                f"the training data changed since {self.folder} was begun: {images} images then, "
+                f"{len(self.train_data)} now; classes that differ: {', '.join(different) or 'none'}. "
+                "Put the data back, or start a new run"
+            )
 
         def part(prefix: str) -> dict[str, np.ndarray]:
             return {key.removeprefix(prefix): array for key, array in state.items() if key.startswith(prefix)}
@@ -311,7 +365,12 @@ class Run:
             self.average.updates = values["average_updates"]
         self.counters = Counters(values["epoch"], values["batch"], values["best_ap"], values["sums"])
         self.rows = [row for row in read_metrics(self.folder) if row["epoch"] <= self.counters.epoch]
-        self.say(f"going on with {self.folder} at epoch {self.counters.epoch + 1}, batch {self.counters.batch + 1}")
+        if self.counters.epoch < self.config.epochs:
+            self.say(f"going on with {self.folder} at epoch {self.counters.epoch + 1}, batch {self.counters.batch + 1}")
+        elif self.rows:
+            self.say(f"{self.folder} is finished: all its {self.config.epochs} epochs are done")
+        else:
+            raise InputError(f"{self.folder} is finished, but its metrics.csv is gone; its weights can still be used")
 
     def _write_metrics(self) -> None:
         text = io.StringIO()
@@ -319,7 +378,7 @@ class Run:
         writer.writeheader()
         writer.writerows(self.rows)
         with replacing(self.folder / "metrics.csv") as temporary:
-            temporary.write_text(text.getvalue())
+            temporary.write_text(text.getvalue(), encoding="utf-8")
 
     def _draw_targets(self, batch: dict[str, np.ndarray]) -> None:
         from .draw import draw_targets
@@ -328,10 +387,14 @@ class Run:
         images = (255 * images.clip(0, 1)).astype(np.uint8)
         draw_targets(images, batch["heatmap"][:8], self.folder / "targets.png")
 
-    def _draw_progress(self, evaluation: Evaluation) -> None:
-        from .draw import draw_curves
+    def _draw_progress(self, model: CenterNet, evaluation: Evaluation) -> None:
+        from .draw import draw_curves, draw_grid, draw_heatmap
 
-        evaluation.draw(self.folder / "detections.png", range(min(8, len(self.val_data))))
+        shown = range(min(8, len(self.val_data)))
+        evaluation.draw(self.folder / "detections.png", shown)
+        seen = [explain(model, self.val_data[i]) for i in shown]
+        pictures = [draw_heatmap(one.image, one.heatmap) for one in seen]
+        draw_grid(pictures, [one.detections.file_name for one in seen], self.folder / "heatmaps.png")
         draw_curves(self.rows, self.folder / "curves.png")
         self.last_pictures = time.monotonic()
 
@@ -341,7 +404,7 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
     path = folder / "metrics.csv"
     if not path.is_file():
         return []
-    with open(path, newline="") as file:
+    with open(path, newline="", encoding="utf-8") as file:
         return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
 
@@ -361,12 +424,13 @@ def _new_folder(config: TrainConfig) -> Path:
     if config.output:
         folder = Path(config.output)
     else:
-        name = Path(config.data).stem
+        name = Path(config.data).resolve().stem  # that of "." is empty
         numbers = (f"runs/{name}-{i}" for i in range(1, 1 << 20))
         folder = next(Path(text) for text in numbers if not Path(text).exists())
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
+        # What a run leaves that was killed while it wrote the first of its files does not count.
+        if any(not fnmatch(path.name, ".config.json.*.tmp") for path in folder.iterdir()):
             raise InputError(
                 f"the run folder {folder} is not empty; name another --output, or go on with it by --resume {folder}"
             )
@@ -384,7 +448,7 @@ def _open_data(config: TrainConfig, size: tuple[int, int], say: Callable[[str], 
         config.val if named else config.data,
         # a .json file that was named is taken as it is; of anything else, the val split
         split="train" if named and config.val.endswith(".json") else "val",
-        image_folder=None if named else config.images,
+        image_folder=config.val_images if named else config.images,
         size=size,
         length=config.val_shapes,
         seed=config.seed,
@@ -392,6 +456,8 @@ def _open_data(config: TrainConfig, size: tuple[int, int], say: Callable[[str], 
     if val_data is None:
         say("no validation data found beside --data: AP is measured on the training images (name some by --val)")
         val_data = train_data
+    if config.skip_bad_images:
+        val_data = BlackWhereUnreadable(val_data)
     if val_data.class_names != train_data.class_names:
         different = sorted(set(val_data.class_names) ^ set(train_data.class_names))
         raise InputError(
@@ -401,16 +467,42 @@ def _open_data(config: TrainConfig, size: tuple[int, int], say: Callable[[str], 
     return train_data, val_data
 
 
-def _pretrained(path: str, model: CenterNet) -> dict[str, np.ndarray]:
-    """Return the arrays of a weights file.  Raises InputError when its classes are not the data's."""
-    arrays, metadata = load_weights(path)
-    names = json.loads(metadata.get("class_names", "[]"))
-    if names and tuple(names) != model.class_names:
+def _load_pretrained(path: str, model: CenterNet, say: Callable[[str], None]) -> None:
+    """Begin with the arrays of a weights file, and say what else there is to know.
+
+    Raises InputError when its backbone is another.
+    """
+    arrays, theirs = load_weights(path)
+    ours = model.metadata()  # of other people's files there is nothing to compare it with
+    other = {key for key, text in ours.items() if theirs.get(key, text) != text}
+    if "backbone" in other:
+        raise InputError(f"{path} is of {theirs['backbone']}, not of {ours['backbone']}; give --backbone")
+    say(f"{path}: {model.load_matching(arrays)}")
+    if "class_names" in other:
+        say(f"it was trained for the classes {theirs['class_names']}")
+    if other & {"pixel_mean", "pixel_std", "channel_order"}:
+        say("it was trained on pixels in another channel order or scaled otherwise, so that its first steps are worse")
+
+
+def _resumed(given: TrainConfig, saved: TrainConfig) -> TrainConfig:
+    """Return the run's own options.  Raises InputError when others were given beside --resume."""
+    usual = TrainConfig()
+    for option in fields(TrainConfig):
+        value, own = getattr(given, option.name), getattr(saved, option.name)
+        if option.name != "resume" and value not in (own, getattr(usual, option.name)):
+            raise InputError(
+                f"--{option.name.replace('_', '-')} is {value}, but {given.resume} was begun with {own} and goes on as "
+                f"it began: leave it out, or start a new run with --weights {Path(given.resume) / 'last.safetensors'}"
+            )
+    return saved
+
+
+def _check_batch_norm(batch_size: int, side: int, stride: int) -> None:
+    if batch_size * (side // stride) ** 2 < 2:
         raise InputError(
-            f"{path} was trained for the classes {names}, the data have {list(model.class_names)}; "
-            "use weights for these classes, or data with those"
+            f"a batch of one image of {side} pixels leaves batch normalisation one value per channel, of which it "
+            "cannot take a variance; choose a larger --size or --batch-size"
         )
-    return arrays
 
 
 @contextmanager
@@ -422,6 +514,7 @@ def _asked_to_stop() -> Iterator[Callable[[], bool]]:
         if asked:
             raise KeyboardInterrupt
         asked.append(number)
+        print("\nstopping after this step; once more stops at once", file=sys.stderr, flush=True)
 
     try:
         before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -39,6 +39,23 @@ def conv2d(x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1):
     return y
 
 
+def deform_conv2d(x, offset, mask, weight, bias=None, *, stride=1, padding=0, dilation=1):
+    (sy, sx), (py, px), (dy, dx) = pair(stride), pair(padding), pair(dilation)
+    outputs, channels, kh, kw = weight.shape
+    y = np.zeros((*mask.shape[:3], outputs))
+    for b, i, j, u, v in indices(*mask.shape[:3], kh, kw):
+        tap = kw * u + v
+        row = sy * i - py + dy * u + offset[b, i, j, 2 * tap]
+        column = sx * j - px + dx * v + offset[b, i, j, 2 * tap + 1]
+        if not (-1 < row < x.shape[1] and -1 < column < x.shape[2]):
+            continue
+        for p, q in indices(*x.shape[1:3]):  # every pixel weighs by its distance, 0 from one pixel on
+            share = max(0.0, 1 - abs(row - p)) * max(0.0, 1 - abs(column - q))
+            if share:
+                y[b, i, j] += mask[b, i, j, tap] * share * (weight[:, :, u, v] @ x[b, p, q])
+    return y if bias is None else y + bias
+
+
 def conv_transpose2d(x, weight, bias=None, *, stride=1, padding=0, output_padding=0, dilation=1, groups=1):
     (sy, sx), (py, px), (dy, dx), (ey, ex) = pair(stride), pair(padding), pair(dilation), pair(output_padding)
     channels, outputs, kh, kw = weight.shape  # outputs of one group

@@ -66,7 +66,9 @@ def test_a_training_step_trains():
     assert {"stem.0.weight", "heads.hm.2.weight", "hm.2.weight"} & set(moved) and len(moved) > len(before) / 2
 
 
-@pytest.mark.parametrize("options", [{"backbones": ["alexnet"]}, {"size": 33}, {"seconds": 0}, {"batch_size": 0}])
+@pytest.mark.parametrize(
+    "options", [{"backbones": ["alexnet"]}, {"size": 33}, {"size": 0}, {"seconds": 0}, {"batch_size": 0}]
+)
 def test_bad_options_are_refused_before_anything_is_measured(options):
     lines = []
     with pytest.raises(InputError):

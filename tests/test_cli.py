@@ -5,17 +5,21 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from pth_files import checkpoint
 
 from minicenternet import CenterNet, __version__, cli, doctor
 from minicenternet.data import Shapes
+from minicenternet.data.voc import CLASSES as VOC_CLASSES
 from minicenternet.errors import InputError
 from minicenternet.train import Interrupted, Run
 
@@ -78,7 +82,7 @@ def test_from_training_to_detections(run, tmp_path):
     assert best.is_file()
 
     code, said, _ = run("train", "--resume", "runs/shapes-1")  # finished: nothing is left to do
-    assert code == 0 and "epoch" not in said.replace("at epoch 3", "")
+    assert code == 0 and "is finished: all its 2 epochs are done" in said and "epoch 1/2" not in said
 
     code, said, _ = run("evaluate", "--weights", best, "--shapes", 3, "--flip", "--no-referee", "--protocol", "voc")
     assert code == 0 and "AP50" in said and "11 points" in said and "3 images" in said
@@ -86,7 +90,7 @@ def test_from_training_to_detections(run, tmp_path):
     (tmp_path / "photos").mkdir()
     for name in ("a.png", "b.jpg"):
         write_photo(tmp_path / "photos" / name)
-    code, said, _ = run("predict", "photos", "photos/a.png", "--weights", best, "--min-score", 0, "--most", 3)
+    code, said, _ = run("predict", "photos", "photos/a.png", "--weights", best, "--min-score", 0, "--k", 3)
     assert code == 0 and "6 objects in 2 images" in said
     assert sorted(os.listdir("predictions")) == ["a-found.jpg", "b-found.jpg", "predictions.json"]
     content = json.loads((tmp_path / "predictions/predictions.json").read_text())
@@ -113,7 +117,7 @@ def test_pictures_of_images_with_one_name_are_kept_apart(run, tmp_path, weights)
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
         write_photo(tmp_path / folder / "a.png")
-    run("predict", "one", "two", "--weights", weights, "--most", 1)
+    run("predict", "one", "two", "--weights", weights, "--k", 1)
     assert {"a-found.jpg", "a-found-2.jpg"} < set(os.listdir("predictions"))
 
 
@@ -134,7 +138,7 @@ def test_every_way_to_use_a_network_is_passed_on(run, tmp_path, monkeypatch, wei
 
     monkeypatch.setattr(f"minicenternet.{place}", record)
     write_photo(tmp_path / "a.png")
-    options = "--most 7 --resolution keep --flip --scales 0.5 2 --nms hard --batch-size 3".split()
+    options = "--k 7 --resolution keep --flip --scales 0.5 2 --nms hard --batch-size 3".split()
     assert_refused(run(verb, *(["a.png"] if verb == "predict" else []), *options, "--weights", weights), "that is all")
     wanted = {"k": 7, "resolution": "keep", "flip": True, "scales": (0.5, 2.0), "nms": "hard", "batch_size": 3}
     assert wanted.items() <= given.items()
@@ -166,6 +170,16 @@ def test_examples_are_valid(name):
     assert isinstance(cli._parse(name, cli.VERBS[name], arguments), cli.VERBS[name].options)
 
 
+def test_commands_of_the_readme_are_valid():
+    readme = Path(__file__).parents[1] / "README.md"
+    lines = [line for line in readme.read_text(encoding="utf-8").splitlines() if line.startswith("minicenternet ")]
+    assert len(lines) >= 5
+    for line in lines:
+        words = shlex.split(line, comments=True)[1:]
+        name = next(name for name in cli.VERBS if words[: len(name.split())] == name.split())
+        assert isinstance(cli._parse(name, cli.VERBS[name], words[len(name.split()) :]), cli.VERBS[name].options)
+
+
 def test_version(run):
     assert run("--version") == (0, f"minicenternet {__version__}\n", "")
 
@@ -195,6 +209,7 @@ def test_a_reader_who_has_seen_enough_is_no_error():
         ("trian", ["'trian'", "did you mean 'train'?"]),
         ("evalute --flip", ["did you mean 'evaluate'?"]),
         ("data", ["did you mean 'data check'?"]),
+        ("dta", ["did you mean 'data check'?"]),
         ("data chekc x.json", ["'data chekc'", "did you mean 'data check'?"]),
         ("check", ["did you mean 'data check'?"]),
         ("xyzzy", ["'xyzzy'", "demo, train, evaluate"]),
@@ -222,6 +237,39 @@ def test_a_wrong_option_is_named_and_the_near_one_suggested(run, typed, words):
     assert (code, said) == (2, "") and "Traceback" not in error
     for word in words:
         assert word in error
+
+
+# ---- weights of others -----------------------------------------------------------------------------------------------
+
+
+def test_a_network_of_the_released_code_is_converted_and_used(run, tmp_path):
+    network = CenterNet("small", class_names=VOC_CLASSES)
+    (tmp_path / "net.pth").write_bytes(checkpoint(network.state_dict(), zipped=False))
+    code, said, _ = run("convert", "net.pth", "net.safetensors", "--network", "small", "--dataset", "voc", "--size", 64)
+    assert code == 0 and "arrays were loaded" in said and "predict IMAGES --weights net.safetensors" in said
+    write_photo(tmp_path / "a.png")
+    code, said, _ = run("predict", "a.png", "--weights", "net.safetensors", "--min-score", 0, "--no-draw")
+    assert code == 0 and "objects in 1 image" in said
+
+
+def test_what_cannot_be_converted_is_refused(run, tmp_path):
+    assert_refused(run("convert", "net.pth", "net.safetensors"), "--network is missing", "dla34")
+    assert_refused(run("convert", "net.pth", "net.safetensors", "--network", "dla34"), "no weights at net.pth")
+    (tmp_path / "net.pth").write_bytes(b"cos\nsystem\n(S'touch canary'\ntR.")
+    refusal = run("convert", "net.pth", "net.safetensors", "--network", "small")
+    assert_refused(refusal, "net.pth asks for 'os.system', which weights do not need; nothing in it was run")
+    assert os.listdir(tmp_path) == ["net.pth"]
+    write_photo(tmp_path / "a.png")
+    assert_refused(run("predict", "a.png", "--weights", "net.pth"), "net.pth asks for 'os.system'")
+
+
+def test_released_networks_are_listed_and_taken_from_a_file(run, tmp_path):
+    code, said, _ = run("weights", "list")
+    assert code == 0 and "ctdet_coco_dla_2x" in said and "MIT" in said
+    (tmp_path / "other.pth").write_bytes(b"of something else")
+    refusal = run("weights", "get", "ctdet_coco_resdcn18", "--source", "other.pth")
+    assert_refused(refusal, "other.pth is not ctdet_coco_resdcn18", "expected f9e413f91cdb235a", "convert --network")
+    assert_refused(run("weights", "get", "ctdet_coco_resdcn8"), "did you mean ctdet_coco_resdcn18?")
 
 
 # ---- bad images ------------------------------------------------------------------------------------------------------
@@ -304,13 +352,14 @@ def test_data_without_objects_can_be_trained_on_and_evaluated(run, tmp_path):
 # ---- bad weights -----------------------------------------------------------------------------------------------------
 
 
-def test_weights_of_other_classes_are_refused(run, tmp_path, weights):
+def test_weights_of_other_classes_can_be_trained_on_from_but_not_evaluated(run, tmp_path, weights):
     write_photo(tmp_path / "a.png")
     (tmp_path / "cats.json").write_text(json.dumps(coco([cat()])))
     data = ("--data", "cats.json", "--images", ".")
     outcome = run("evaluate", *data, "--split", "train", "--weights", weights)
     assert_refused(outcome, "other classes", "cat", "circle")
-    assert_refused(run("train", *data, "--size", 32, "--weights", weights), "classes", "cat", "circle")
+    code, said, _ = run("train", *data, "--size", 32, "--epochs", 1, "--workers", 0, "--weights", weights)
+    assert code == 0 and "hm.2.weight, hm.2.bias begin anew" in said and '"circle"' in said
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut short", "other bytes", "no metadata", "other suffix"])
@@ -458,6 +507,20 @@ def test_only_our_own_warnings_are_shown_and_only_as_a_line(run, monkeypatch):
     monkeypatch.setattr(doctor, "examine", warn)
     code, _, error = run("doctor")
     assert (code, error) == (0, "warning: image 3 is skipped\n")
+
+
+def test_names_that_the_terminal_or_the_font_lacks_stop_nothing(tmp_path, weights):
+    path = tmp_path / "名 é.png"
+    write_photo(path)
+    CenterNet("small", class_names=["名"], input_size=(32, 32)).save(tmp_path / "w.safetensors")
+    command = [sys.executable, "-m", "minicenternet", "predict", path, "--weights", tmp_path / "w.safetensors"]
+    ended = subprocess.run(
+        [*command, "--min-score", "0.05", "--output", tmp_path / "ö"],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert r"\u540d \xe9.png: \u540d" in ended.stdout
+    assert json.loads((tmp_path / "ö/predictions.json").read_text(encoding="utf-8"))["images"][0]["file_name"]
 
 
 def test_input_errors_are_the_message_and_nothing_else(run, monkeypatch):

@@ -50,7 +50,14 @@ def test_options_are_frozen(options):
 )
 def test_what_is_saved_comes_back(tmp_path_factory, learning_rate, drops, size, data, augmentation):
     path = tmp_path_factory.mktemp("run") / "config.json"
-    options = TrainConfig(data=data, learning_rate=learning_rate, drops=drops, size=size, augmentation=augmentation)
+    options = TrainConfig(
+        data=data,
+        learning_rate=learning_rate,
+        schedule="step" if drops else "cosine",
+        drops=drops,
+        size=size,
+        augmentation=augmentation,
+    )
     options.save(path)
     assert TrainConfig.load(path) == options
 
@@ -97,6 +104,19 @@ def test_a_file_of_another_version_is_named(tmp_path, change):
     path.write_text(json.dumps(values))
     with pytest.raises(InputError, match="config.json is damaged or from another version"):
         TrainConfig.load(path)
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"schedule": "step"}, "--schedule is step and --drops is empty"),
+        ({"drops": (3, 5)}, "--schedule is cosine and --drops is 3 5"),
+        ({"val_images": "photos"}, "--val-images photos belongs to a file named by --val"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(values, message):
+    with pytest.raises(InputError, match=message):
+        TrainConfig(**values)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "\x00"])

@@ -138,6 +138,49 @@ def test_heatmap_and_targets(figures):
     ]
 
 
+@pytest.mark.parametrize("size", [(96, 160), (160, 96), (96, 600)])
+def test_sampling_points_are_where_the_taps_look(figures, tmp_path, size):
+    height, width = size
+    offset, mask = np.zeros((12, 20, 18)), np.full((12, 20, 9), 0.5)
+    offset[7, 4, :2] = (2, -1)  # the tap of the upper left neighbour: two cells down, one to the left
+    offset[7, 4, 17], mask[7, 4, 8] = 0.5, 0.25
+    image = np.full((height, width, 3), 90, np.uint8)
+    drawn = draw.draw_sampling_points(image, offset, mask, (4, 7), tmp_path / "points.png")
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "points.png")), drawn)
+    down, across = height / 12, width / 20  # pixels of the image to a cell
+    for axes in figures[0].axes:
+        _, unmoved, moved, *_ = axes.collections
+        grid = [[across * (4.5 + v), down * (7.5 + u)] for u in (-1, 0, 1) for v in (-1, 0, 1)]
+        np.testing.assert_allclose(unmoved.get_offsets(), grid)
+        grid[0][0], grid[0][1], grid[8][0] = grid[0][0] - across, grid[0][1] + 2 * down, grid[8][0] + across / 2
+        np.testing.assert_allclose(moved.get_offsets(), grid)
+        np.testing.assert_allclose(moved.get_sizes() / moved.get_sizes()[0], 8 * [1] + [0.5])
+    frame, legend = figures[0].bbox, figures[0].axes[1].get_legend().get_window_extent()
+    assert frame.x0 <= legend.x0 and legend.x1 <= frame.x1 and frame.y0 <= legend.y0
+
+
+def test_sampling_points_far_outside(figures):
+    offset, mask = np.full((4, 4, 18), -50.0), np.ones((4, 4, 9))
+    draw.draw_sampling_points(np.zeros((16, 16, 3), np.uint8), offset, mask, (0, 0))
+    near = figures[0].axes[1]
+    assert near.get_xlim()[0] < 4 * -51 and near.get_xlim()[1] > 4 and near.get_ylim()[1] < 4 * -51
+
+
+@pytest.mark.parametrize(
+    ("channels", "cell", "message"),
+    [
+        ((18, 9), (4, 0), r"there is no cell \(4, 0\): the map has 4 x 3"),
+        ((18, 9), (0, -1), r"there is no cell \(0, -1\)"),
+        ((9, 9), (0, 0), r"offset \(3, 4, 9\) and mask \(3, 4, 9\) do not fit"),
+        ((16, 8), (0, 0), r"expected \(h, w, 2\*K\*K\) and \(h, w, K\*K\)"),
+    ],
+)
+def test_sampling_points_that_do_not_fit(channels, cell, message):
+    offset, mask = (np.zeros((3, 4, count)) for count in channels)
+    with pytest.raises(InputError, match=message):
+        draw.draw_sampling_points(np.zeros((12, 16, 3), np.uint8), offset, mask, cell)
+
+
 def test_curves(figures):
     rows = [
         {"epoch": "1", "loss": "3.5", "heatmap": 3.0, "size": 0.0, "offset": 0.5, "ap": "", "learning_rate": 0.001},

@@ -23,6 +23,14 @@ def test_importing_touches_neither_cuda_nor_heavy_libraries():
     )
 
 
+def test_layers_and_the_paper_are_found_where_they_belong():
+    run(
+        "from minicenternet import nn, points\n"
+        "nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())\n"
+        "assert points.targets.encode and points.losses.focal_loss and points.decode.decode\n"
+    )
+
+
 def test_a_missing_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="minicenternet"):
         minicenternet.CentreNet  # noqa: B018

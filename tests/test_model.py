@@ -44,6 +44,7 @@ def test_no_two_layers_begin_alike():
     [
         ({"class_names": []}, "at least one"),
         ({"class_names": ["cat", "cat"]}, "distinct"),
+        ({"class_names": "cat"}, "a list of distinct names, at least one, got 'cat'"),
         ({"task": "detecton"}, "unknown task 'detecton'; there are detection"),
         ({"input_size": (30, 48)}, r"multiples of 16, got 30 x 48; the next is 32 x 48"),
         ({"input_size": (0, 48)}, "multiples of 16"),
@@ -111,3 +112,91 @@ def test_summary_prints_and_returns_a_table(capsys):
     assert "stage1.conv1" in text and "multiply-adds" in text
     assert table.parameters == sum(p.size for p in model.parameters())
     assert all(np.array_equal(array, before[key]) for key, array in model.state_dict().items())
+
+
+# ---- weights of related networks -------------------------------------------------------------------------------------
+
+
+def arrays_of(model: CenterNet, *parts: str) -> dict[str, np.ndarray]:
+    """The arrays of these parts, or of all, each filled with a number of its own."""
+    arrays = {key: array for key, array in model.state_dict().items() if not parts or key.split(".")[0] in parts}
+    return {key: np.full_like(array, number) for number, (key, array) in enumerate(arrays.items())}
+
+
+def assert_holds(model: CenterNet, arrays: dict[str, np.ndarray], but: tuple[str, ...] = ()) -> None:
+    """These arrays are in the network; all others, and those of `but`, are as they were made."""
+    fresh = CenterNet(model.backbone_name, class_names=model.class_names, input_size=model.input_size).state_dict()
+    for key, array in model.state_dict().items():
+        assert np.array_equal(array, arrays[key] if key in arrays and not key.startswith(but or "?") else fresh[key]), (
+            key
+        )
+
+
+def test_an_imagenet_backbone_is_loaded_into_a_detector():
+    """As torchvision names it: the trunk, a classifier that is ignored, and, in old files, no num_batches_tracked."""
+    model = CenterNet("resnet18", class_names=["cat"])
+    trunk = arrays_of(model, "conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
+    old = {key: array for key, array in trunk.items() if not key.endswith("num_batches_tracked")}
+    report = model.load_matching({**old, "fc.weight": np.zeros((1000, 512)), "fc.bias": np.zeros(1000)})
+    assert_holds(model, old)
+    assert len(report.loaded) == len(old) == 100 and not report.misshapen
+    assert str(report) == (
+        "100 arrays were loaded; deconv_layers, hm, reg, wh begin anew, for the file has none; "
+        "fc.weight, fc.bias of the file are not used"
+    )
+
+
+def test_an_imagenet_trunk_of_dla_has_no_prefix():
+    model = CenterNet("dla34", class_names=["cat"], input_size=(64, 64))
+    trunk = arrays_of(model, "base")
+    report = model.load_matching({key.removeprefix("base."): array for key, array in trunk.items()})
+    assert_holds(model, trunk)
+    assert len(report.loaded) == len(trunk) and not report.unused and "dla_up, ida_up, hm" in str(report)
+
+
+def test_other_classes_keep_all_but_the_last_layer():
+    arrays, model = arrays_of(make(class_names=list("abc"))), make()
+    report = model.load_matching(arrays)
+    assert_holds(model, arrays, but=("hm.2",))
+    assert not report.missing and not report.unused
+    assert str(report) == (
+        f"{len(arrays) - 2} arrays were loaded; "
+        "hm.2.weight, hm.2.bias begin anew, for the file's are of another number of classes"
+    )
+
+
+@pytest.mark.parametrize(
+    "theirs, message",
+    [
+        ("resnet34", r"the file has unknown layer1\.2\.conv1\.weight, .* and \d+ more"),
+        ("resdcn18", r"has unknown deconv_layers\.0\.bias.*has of another shape deconv_layers"),
+        ("small", r"has unknown stem\.0\.weight"),
+    ],
+)
+def test_other_networks_are_refused_and_change_nothing(theirs, message):
+    model = CenterNet("resnet18", class_names=["cat"])
+    with pytest.raises(InputError, match=f"not those of resnet18: .*{message}.*Name the network that they are of"):
+        model.load_matching(arrays_of(CenterNet(theirs, class_names=["cat"])))
+    assert_holds(model, {})
+
+
+def test_parts_in_pieces_are_refused():
+    model = CenterNet("resnet34", class_names=["cat"])
+    shorter = arrays_of(CenterNet("resnet18", class_names=["cat"]))
+    with pytest.raises(InputError, match=r"the file lacks layer1\.2\.conv1\.weight, .* and \d+ more\. Name"):
+        model.load_matching(shorter)
+    with pytest.raises(InputError, match="no name is known"):
+        model.load_matching({"fc.weight": np.zeros((1000, 512))})
+    assert_holds(model, {})
+
+
+def test_a_folded_network_takes_no_weights():
+    model = make()
+    with pytest.raises(InputError, match="a folded network cannot be given other weights"):
+        model.eval().fold().load_matching(arrays_of(model))
+
+
+def test_half_precision_becomes_the_networks_own():
+    model = make()
+    model.load_matching({key: array.astype(np.float16) for key, array in arrays_of(model, "stem").items()})
+    assert model.backbone.stem[0].weight.dtype == np.float32

@@ -63,6 +63,17 @@ CALLS = {
     "conv_transpose2d": Call(
         ops.conv_transpose2d, (away(1, 3, 4, 2), away(2, 2, 3, 3), away(2)), dict(stride=2, padding=1, output_padding=1)
     ),
+    "deform_conv2d": Call(
+        ops.deform_conv2d,
+        (
+            away(2, 4, 5, 3),
+            rng.integers(-2, 2, (2, 4, 5, 18)) + rng.uniform(0.1, 0.9, (2, 4, 5, 18)),
+            rng.uniform(0.2, 1, (2, 4, 5, 9)),
+            away(4, 3, 3, 3),
+            away(4),
+        ),
+        {"padding": 1},
+    ),
     "batch_norm": Call(
         ops.batch_norm, (3 + away(2, 3, 4, 2), away(2), away(2), away(2), abs(away(2))), {"training": True}, STATE
     ),
@@ -280,6 +291,29 @@ FAULTS = {
         "kernel turned": nth(1, lambda dw, *_: dw[:, :, ::-1, ::-1]),
         "output padding dropped": with_dy(lambda dy: without(dy, slice(None), slice(None), -1)),
         "bias forgotten": nth(2, lambda db, *_: None),
+    },
+    "deform_conv2d": {
+        "kernel transposed": nth(3, lambda dw, *_: dw.swapaxes(2, 3)),
+        "dx by one pixel": first(rolled(2)),
+        "dx without the border": first(lambda dx, *_: without(dx, slice(None), slice(None), -1)),
+        "dx without the mask": first(
+            lambda dx, dy, x, offset, mask, weight, bias: ops.deform_conv2d.raw(
+                x, offset, np.ones_like(mask), weight, padding=1
+            )[1](dy)[0]
+        ),
+        "rows and columns of the offset exchanged": nth(
+            1, lambda do, *_: do.reshape(*do.shape[:3], 9, 2)[..., ::-1].reshape(do.shape)
+        ),
+        "all rows before all columns": nth(
+            1, lambda do, *_: do.reshape(*do.shape[:3], 9, 2).swapaxes(3, 4).reshape(do.shape)
+        ),
+        "sign of the offset": nth(1, lambda do, *_: -do),
+        "offset without the mask": nth(1, lambda do, dy, x, offset, mask, *_: do / mask.repeat(2, axis=-1)),
+        "offset of the last tap forgotten": nth(1, lambda do, *_: without(do, ..., np.s_[16:])),
+        "mask's own factor": nth(2, lambda dm, dy, x, offset, mask, *_: dm * mask),
+        "mask taken as a constant": nth(2, lambda dm, *_: None),
+        "taps of the mask turned": nth(2, lambda dm, *_: dm[..., ::-1]),
+        "bias averaged": nth(4, lambda db, *_: db / 40),
     },
     "batch_norm": {
         "mean of dy missing": first(batch_norm_dx(dy_mean=0)),

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image
 from seer import CLASSES, Painted, Seer, paint
 
 from minicenternet.autograd import Tensor, no_grad
-from minicenternet.data.transforms import apply_to_points, prepare
+from minicenternet.data.transforms import apply_to_points, prepare, warp
 from minicenternet.errors import InputError
 from minicenternet.model import CenterNet
 from minicenternet.ops import sigmoid
@@ -21,10 +22,13 @@ from minicenternet.predict import (
     average_mirrored,
     explain,
     find_images,
+    normalised,
     predict,
+    read,
     run,
     view,
 )
+from minicenternet.released import TRAINING_DATA
 
 OBJECTS = {0: ((10, 22, 53, 61), 1.0), 1: ((70, 9, 117, 30), 0.8), 2: ((63, 65, 84, 107), 0.6)}  # best first
 
@@ -195,6 +199,25 @@ def test_input_is_what_training_gives(order):
     np.testing.assert_array_equal(model.seen[0][0], prepared.image)
 
 
+@pytest.mark.parametrize(
+    ("dataset", "red", "black"),  # of B, G, R
+    [
+        ("coco", (-1.413175, -1.631605, 1.904867), (-1.413175, -1.631605, -1.690988)),
+        ("voc", (-2.117904, -2.035714, 2.64), (-2.117904, -2.035714, -1.804444)),
+    ],
+)
+def test_input_of_the_released_weights(dataset, red, black):
+    """A red image in its letter-box, which is black before normalisation."""
+    data = TRAINING_DATA[dataset]
+    options = {"pixel_mean": data.pixel_mean, "pixel_std": data.pixel_std, "channel_order": "BGR"}
+    model = CenterNet(class_names=("a",), input_size=(32, 64), **options)
+    square = np.full((32, 32, 3), (255, 0, 0), np.uint8)
+    seen = view(32, 32, model.input_size)
+    pixels = normalised(warp(square, seen.to_input, seen.size), model)
+    np.testing.assert_allclose(pixels[16, 32], red, atol=1e-5)
+    np.testing.assert_allclose(pixels[16, 4], black, atol=1e-5)
+
+
 def test_mode_and_recording_are_as_before():
     model = CenterNet(class_names=("a",), input_size=(32, 32))
     model.backbone.stem.eval()  # a frozen part of a network in training
@@ -256,6 +279,20 @@ def test_kinds_of_image(tmp_path):
         found = predict(Seer(), many)
         assert len(found) == 2
         check(found[1])
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "I;16"])
+def test_a_pil_image_is_what_its_file_is(tmp_path, mode):
+    noise = np.random.default_rng(0).integers(0, 256, (9, 7, 4), np.uint8)
+    if mode == "I;16":
+        image = Image.fromarray(noise[..., 0].astype(np.uint16) * 257)
+    else:
+        image = Image.fromarray(noise) if mode == "RGBA" else Image.fromarray(noise[..., :3]).convert(mode)
+    path = tmp_path / ("image.tif" if mode == "CMYK" else "image.png")
+    image.save(path)
+    np.testing.assert_array_equal(read(image)[0], read(path)[0])
+    with pytest.raises(InputError, match="cannot use the PIL image: its pixels are floating-point"):
+        read(Image.new("F", (3, 3)))
 
 
 def test_stream_holds_one_batch():
@@ -320,6 +357,8 @@ def test_options_out_of_range(options, message):
         (np.zeros((3, 20, 20), np.uint8), r"not \(3, 20, 20\) uint8"),
         (np.zeros((0, 20, 3), np.uint8), r"\(0, 20, 3\) has no pixels"),
         ([3], "not int"),
+        (3, "not int"),
+        (None, "not NoneType"),
     ],
 )
 def test_arrays_that_are_no_image(image, message):
@@ -364,6 +403,8 @@ def test_detections_to_coco():
     assert records[0]["bbox"] == pytest.approx([1.234, 2, 28.772, 38])
     assert records[0]["score"] == pytest.approx(0.987)
     assert [record["category_id"] for record in some_detections().to_coco("x")] == [3, 1]
+    assert [record["image_id"] for record in some_detections().to_coco()] == ["a.jpg", "a.jpg"]
+    assert replace(some_detections(), file_name="").to_coco()[0]["image_id"] == 1
     assert some_detections().to_coco(1, rounded=True)[0] == {
         "image_id": 1,
         "category_id": 3,

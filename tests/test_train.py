@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shlex
+import shutil
 import signal
 import sys
 import time
@@ -12,13 +14,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+from pth_files import checkpoint
 
-from minicenternet import CenterNet
+from minicenternet import CenterNet, train
 from minicenternet.config import TrainConfig
 from minicenternet.data import Shapes
 from minicenternet.data.transforms import Augmentation
 from minicenternet.errors import InputError
 from minicenternet.nn.weights import load_weights
+from minicenternet.progress import Progress
 from minicenternet.train import Interrupted, Run, read_metrics
 
 TINY = {
@@ -72,7 +77,7 @@ def test_a_run_leaves_everything_behind(unbroken):
     names = {path.name for path in unbroken.iterdir()}
     assert names == {
         "config.json", "command.txt", "versions.json", "metrics.csv", "last.safetensors", "best.safetensors",
-        "state.safetensors", "targets.png", "detections.png", "curves.png",
+        "state.safetensors", "targets.png", "heatmaps.png", "detections.png", "curves.png",
     }  # fmt: skip
     assert [row["step"] for row in read_metrics(unbroken)] == [3, 6, 9]
     assert TrainConfig.load(unbroken / "config.json").epochs == 3
@@ -130,7 +135,9 @@ def test_kill_9_at_twenty_random_moments_changes_nothing(unbroken, tmp_path):
     whole.start()
     whole.join()
     length = time.monotonic() - begin
-    rng = np.random.default_rng(int(time.time()))  # other moments in every run of the tests
+    seed = int(time.time())  # other moments in every run of the tests
+    print(f"seed {seed}")
+    rng = np.random.default_rng(seed)
     kills = 0
     while kills < 20:
         attempt = context.Process(target=_train, args=(folder,))
@@ -206,7 +213,6 @@ def test_one_image_trains(tmp_path):
 
 
 def test_images_without_objects_train(tmp_path, monkeypatch):
-    from PIL import Image
 
     images = [{"id": i, "file_name": f"{i}.png", "width": 40, "height": 30} for i in range(4)]
     for record in images:
@@ -218,17 +224,20 @@ def test_images_without_objects_train(tmp_path, monkeypatch):
     assert np.isfinite(row["loss"]) and row["size"] == 0
 
 
-def test_a_bad_image_is_named_or_skipped(tmp_path):
-    from PIL import Image
-
+def write_photos(folder: Path) -> dict:
+    """Write 0.png to 3.png and data.json, which knows one object in the first of them; return what is in the file."""
     images = [{"id": i, "file_name": f"{i}.png", "width": 40, "height": 30} for i in range(4)]
     for record in images:
-        Image.new("RGB", (40, 30), (90, 120, 60)).save(tmp_path / record["file_name"])
+        Image.new("RGB", (40, 30), (90, 120, 60)).save(folder / record["file_name"])
     annotations = [{"id": 1, "image_id": 0, "category_id": 1, "bbox": [5, 5, 20, 20], "area": 400, "iscrowd": 0}]
     content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "thing"}]}
-    (tmp_path / "data.json").write_text(json.dumps(content))
-    val = {**content, "images": images[:1]}
-    (tmp_path / "val.json").write_text(json.dumps(val))
+    (folder / "data.json").write_text(json.dumps(content))
+    return content
+
+
+def test_a_bad_image_is_named_or_skipped(tmp_path):
+    content = write_photos(tmp_path)
+    (tmp_path / "val.json").write_text(json.dumps({**content, "images": content["images"][:1]}))
     (tmp_path / "2.png").write_bytes(b"this is no image")
     options = {"data": str(tmp_path / "data.json"), "val": str(tmp_path / "val.json"), "epochs": 1}
     with pytest.raises(InputError, match=r"2\.png"):
@@ -238,17 +247,145 @@ def test_a_bad_image_is_named_or_skipped(tmp_path):
     assert read_metrics(tmp_path / "skipped")[0]["step"] == 1
 
 
+def test_a_bad_image_may_also_be_among_those_that_ap_is_measured_on(tmp_path):
+    write_photos(tmp_path)
+    (tmp_path / "2.png").write_bytes(b"this is no image")
+    with pytest.warns(UserWarning) as warned:
+        options = {"data": str(tmp_path / "data.json"), "epochs": 2, "evaluate_every": 1, "skip_bad_images": True}
+        start(tmp_path / "run", **options).train()
+    messages = [str(warning.message) for warning in warned]
+    for beginning in ("skipped: ", "black when AP is measured: "):
+        assert sum(message.startswith(beginning) and "2.png" in message for message in messages) == 1
+    assert read_metrics(tmp_path / "run")[0]["ap"] >= 0
+
+
+def test_validation_images_may_lie_in_a_folder_of_their_own(tmp_path):
+    for name in ("photos", "more", "lists"):
+        (tmp_path / name).mkdir()
+    write_photos(tmp_path / "photos")
+    write_photos(tmp_path / "more")
+    (tmp_path / "photos/data.json").rename(tmp_path / "lists/a.json")
+    (tmp_path / "more/data.json").rename(tmp_path / "lists/b.json")
+    options = {"data": "lists/a.json", "images": "photos", "val": "lists/b.json"}
+    options = {name: str(tmp_path / path) for name, path in options.items()}
+    with pytest.raises(InputError, match=r"no image folder for .*b\.json"):
+        start(tmp_path / "run", **options)
+    run = start(tmp_path / "run", **options, val_images=str(tmp_path / "more"))
+    assert (run.train_data.folder, run.val_data.folder) == (tmp_path / "photos", tmp_path / "more")
+
+
+def test_a_single_value_per_channel_is_refused(tmp_path):
+    with pytest.raises(InputError, match="one image of 16 pixels leaves batch normalisation one value"):
+        start(tmp_path, shapes=4, size=16, batch_size=1)
+    start(tmp_path, shapes=4, size=16, batch_size=2, epochs=1).train()
+
+
+def test_the_speed_is_that_of_the_images_there_are(tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(train, "Progress", lambda *arguments: given.append(arguments) or Progress(*arguments))
+    start(tmp_path, shapes=2, epochs=1, batch_size=16).train()
+    assert given == [(1, 1, 2)]  # steps, epochs, images of a step
+
+
+def test_weights_of_another_backbone_are_refused_in_one_line(unbroken, tmp_path):
+    with pytest.raises(InputError, match="small.*, not of .*resnet18.*; give --backbone"):
+        start(tmp_path / "run", backbone="resnet18", weights=str(unbroken / "last.safetensors"))
+
+
+def test_a_run_killed_before_its_first_state_begins_with_the_weights_given(unbroken, tmp_path):
+    run = start(tmp_path / "run", weights=str(unbroken / "last.safetensors"))
+    (run.folder / "state.safetensors").unlink()
+    state = start(tmp_path / "run").model.state_dict()
+    assert all(np.array_equal(array, state[key]) for key, array in weights(unbroken).items())
+
+
+def test_a_folder_in_which_a_run_was_killed_at_its_first_file_is_as_good_as_empty(tmp_path):
+    (tmp_path / ".config.json.123.tmp").write_text("{")
+    start(tmp_path)
+    assert (tmp_path / "config.json").exists() and not list(tmp_path.glob(".*.tmp"))
+
+
+def test_a_resumed_run_refuses_other_options(unbroken):
+    with pytest.raises(InputError, match="--epochs is 7, but .* was begun with 3 .*leave it out, or start a new run"):
+        Run(TrainConfig(resume=str(unbroken), epochs=7), quiet)
+    Run(TrainConfig(resume=str(unbroken), epochs=3), quiet)
+
+
+def test_a_finished_run_says_so(unbroken, tmp_path):
+    lines = []
+    assert Run(TrainConfig(resume=str(unbroken)), lines.append).train() == read_metrics(unbroken)[-1]
+    assert lines == [f"{unbroken} is finished: all its 3 epochs are done"]
+    copy = shutil.copytree(unbroken, tmp_path / "copy")
+    (copy / "metrics.csv").unlink()
+    with pytest.raises(InputError, match="finished, but its metrics.csv is gone"):
+        start(copy)
+
+
+def test_a_resumed_run_refuses_data_that_changed(tmp_path):
+    content = write_photos(tmp_path)
+    start(tmp_path / "run", data=str(tmp_path / "data.json"), epochs=1)
+    (tmp_path / "data.json").write_text(json.dumps({**content, "images": content["images"][:3]}))
+    with pytest.raises(InputError, match="changed .*: 4 images then, 3 now; classes that differ: none"):
+        start(tmp_path / "run")
+    (tmp_path / "data.json").write_text(json.dumps({**content, "categories": [{"id": 1, "name": "cat"}]}))
+    with pytest.raises(InputError, match="changed .*classes that differ: cat, thing"):
+        start(tmp_path / "run")
+
+
+def test_nan_at_the_end_of_an_epoch_does_not_replace_good_weights(tmp_path):
+    run = start(tmp_path, epochs=3, evaluate_every=2)
+    step = run.step
+
+    def spoil(batch):
+        losses = step(batch)
+        if run.optimiser.steps == 3:
+            dict(run.model.named_parameters())["hm.2.bias"].data[0] = np.nan
+        return losses
+
+    run.step = spoil
+    with pytest.raises(InputError, match=r"hm\.2\.bias became NaN"):
+        run.train()
+    assert not (tmp_path / "last.safetensors").exists()
+
+
+def test_the_command_can_be_typed_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["minicenternet", "train", "--data", "my photos/größe.json"])
+    start(tmp_path)
+    command = (tmp_path / "command.txt").read_text(encoding="utf-8")
+    assert shlex.split(command) == sys.argv
+
+
+def test_a_run_is_named_after_its_data_wherever_they_are(tmp_path, monkeypatch):
+    (tmp_path / "birds/annotations").mkdir(parents=True)
+    write_photos(tmp_path / "birds")
+    monkeypatch.chdir(tmp_path / "birds")
+    Path("data.json").rename("annotations/instances_train.json")
+    run = Run(TrainConfig(**{**TINY, "data": ".", "images": "."}), quiet)
+    assert run.folder == Path("runs/birds-1")
+
+
 def test_weights_to_begin_with(unbroken, tmp_path):
     run = start(tmp_path / "run", weights=str(unbroken / "last.safetensors"))
     state = run.model.state_dict()
     assert all(np.array_equal(array, state[key]) for key, array in weights(unbroken).items())
 
 
-def test_weights_of_other_classes_are_refused(unbroken, tmp_path):
-    other = tmp_path / "other.safetensors"
-    CenterNet("small", class_names=["cat", "dog"], input_size=(32, 32)).save(other)
-    with pytest.raises(InputError, match="trained for the classes .*cat"):
-        start(tmp_path / "run", weights=str(other))
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+def test_weights_of_other_classes_begin_all_but_the_last_layer(tmp_path, suffix):
+    other = CenterNet("small", class_names=["cat", "dog"], seed=9, channel_order="BGR")
+    path = tmp_path / f"net.{suffix}"
+    if suffix == "pth":
+        path.write_bytes(checkpoint(other.state_dict(), zipped=True))
+    else:
+        other.save(path)
+    said: list[str] = []
+    options = {**TINY, "weights": str(path), "output": str(tmp_path / "run")}
+    state = Run(TrainConfig(**options), said.append).model.state_dict()
+    same = {key for key, array in other.state_dict().items() if np.array_equal(array, state[key])}
+    assert set(state) - same == {"hm.2.weight", "hm.2.bias"}
+    assert "hm.2.weight, hm.2.bias begin anew" in said[0]
+    notes = ['it was trained for the classes ["cat", "dog"]', "channel order"] if suffix == "safetensors" else []
+    assert len(said) == 1 + len(notes) and all(note in line for note, line in zip(notes, said[1:], strict=True))
 
 
 def test_a_folder_with_something_in_it_is_refused(tmp_path):
@@ -283,6 +420,8 @@ def test_damaged_state_is_refused(unbroken, tmp_path):
 
 
 def test_configuration_survives_saving(tmp_path):
-    config = TrainConfig(drops=(3, 5), augmentation=Augmentation(flip=0.25), clip_norm=2.0, val="x.json")
+    config = TrainConfig(
+        schedule="step", drops=(3, 5), augmentation=Augmentation(flip=0.25), clip_norm=2.0, val="x.json"
+    )
     config.save(tmp_path / "config.json")
     assert TrainConfig.load(tmp_path / "config.json") == config

@@ -43,6 +43,8 @@ def open_dataset(
     """
     path = Path(source)
     if str(source) == "shapes":
+        if image_folder is not None:
+            raise InputError(f"shapes are drawn, not read: leave the image folder {image_folder} out.")
         # A series of its own: a split shares no image with another.
         own = np.random.SeedSequence((seed, *split.encode())).generate_state(1)[0]
         return Shapes(length, size, seed if split == "train" else int(own))

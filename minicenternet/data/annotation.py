@@ -24,6 +24,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
+from typing import Protocol
 
 import numpy as np
 
@@ -52,6 +53,19 @@ class Sample:
 
     image: np.ndarray
     annotation: Annotation
+
+
+class DataSet(Protocol):
+    """What this package takes for a data set; the module's table says what each member is."""
+
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+
+    def __len__(self) -> int: ...
+
+    def annotation(self, i: int) -> Annotation: ...
+
+    def __getitem__(self, i: int) -> Sample: ...
 
 
 LARGEST = 1e15  # numbers of a box beyond it are mistakes, whose area float32 might not hold; NaN is not below it

@@ -199,6 +199,8 @@ def check(
 
     Raises InputError when there is nothing to look over: no such data set or split, not JSON, no images.
     """
+    if input_size < 1:
+        raise InputError(f"the size of the network input is {input_size}, expected 1 pixel or more.")
     problems = Problems()
     dataset = open_dataset(source, split=split, image_folder=image_folder, problems=problems)
     if dataset is None:

@@ -36,7 +36,7 @@ def read_image(path: str | os.PathLike, size: tuple[int, int] | None = None) -> 
             image = ImageOps.exif_transpose(stored)
             if size is not None and image.size != size and stored.size == size:
                 image = stored
-            pixels = _to_rgb(image)
+            pixels = to_rgb(image)
     except InputError as error:
         raise InputError(f"cannot use the image {path}: {error}") from error
     except Image.DecompressionBombError as error:
@@ -55,7 +55,11 @@ def read_image(path: str | os.PathLike, size: tuple[int, int] | None = None) -> 
     return pixels
 
 
-def _to_rgb(image: Image.Image) -> np.ndarray:
+def to_rgb(image: Image.Image) -> np.ndarray:
+    """Return the pixels of a PIL image of any mode, as stored, as (H, W, 3) uint8 RGB; see the module's table.
+
+    Raises InputError for floating-point pixels.
+    """
     if image.mode == "F":
         raise InputError("its pixels are floating-point numbers of unknown range. Convert it to 8 or 16 bits.")
     if image.mode.startswith("I"):  # 16-bit grey; Pillow opens some of it as 32-bit "I"

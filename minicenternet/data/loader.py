@@ -31,7 +31,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from ..errors import InputError
-from .annotation import Sample
+from .annotation import DataSet, Sample
 
 Example = Callable[[Sample, np.random.Generator], dict[str, np.ndarray]]
 
@@ -56,7 +56,7 @@ class Loader:
 
     def __init__(
         self,
-        dataset,
+        dataset: DataSet,
         example: Example,
         batch_size: int,
         *,

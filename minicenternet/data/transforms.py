@@ -11,6 +11,7 @@ k = 1), and (k + 1) / 2 left of them where it mirrors as well. The released trai
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -39,7 +40,10 @@ LIGHTING_VECTORS = np.array(
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random views and colours of a training image; the defaults are the released ones."""
+    """Random views and colours of a training image; the defaults are the released ones.
+
+    Raises InputError for a value out of range.
+    """
 
     random_crop: bool = True  # 0.6 to 1.3 of the image around a random point; if not, a small shift and scale
     shift: float = 0.1  # without random_crop: standard deviation in parts of the longer side, cut at twice that
@@ -49,6 +53,15 @@ class Augmentation:
     contrast: float = 0.4  # likewise the distance from the mean grey of the image
     saturation: float = 0.4  # likewise the distance from the pixel's own grey
     lighting: float = 0.1  # standard deviation along the principal colours of natural images
+
+    def __post_init__(self):
+        for name in ("shift", "brightness", "contrast", "saturation", "lighting"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"{name} is {getattr(self, name)}, expected 0 or more")
+        if not 0 <= self.scale < 1:
+            raise InputError(f"scale is {self.scale}, expected 0 to less than 1")
+        if not 0 <= self.flip <= 1:
+            raise InputError(f"flip is {self.flip}, expected a probability from 0 to 1")
 
     @classmethod
     def none(cls) -> Augmentation:

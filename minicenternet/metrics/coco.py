@@ -65,7 +65,7 @@ def to_coco_ground_truth(ground_truth: Sequence, image_ids: Sequence, category_i
     ground_truth: as in average_precision; image_ids: one for each image; category_ids: one for each label.
     A difficult object that is not a crowd region gets "ignore": 1.
     """
-    image_ids, category_ids = np.asarray(image_ids).tolist(), np.asarray(category_ids).tolist()
+    image_ids, category_ids = _plain(image_ids), _plain(category_ids)
     annotations = [
         {
             "image_id": image_id,
@@ -97,7 +97,7 @@ def to_coco_results(
     detections: as in average_precision; image_ids: one for each image; category_ids: one for each label.
     rounded: coordinates and scores to two decimals, as the released code writes them. This ties many scores.
     """
-    image_ids, category_ids = np.asarray(image_ids).tolist(), np.asarray(category_ids).tolist()
+    image_ids, category_ids = _plain(image_ids), _plain(category_ids)
     results = [
         {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
         for image_id, image in zip(image_ids, detections, strict=True)
@@ -113,6 +113,11 @@ def to_coco_results(
 def _xywh(boxes: np.ndarray) -> list[list[float]]:
     boxes = np.asarray(boxes, float).reshape(-1, 4)
     return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).tolist()
+
+
+def _plain(ids: Sequence) -> list[int | str]:
+    """The ids as Python's own numbers and words, each of the kind it was."""
+    return [number.item() if isinstance(number, np.generic) else number for number in ids]
 
 
 def _floats(values: np.ndarray) -> list[float]:

@@ -94,6 +94,51 @@ class ConvTranspose2d(Module):
         return math.prod(input_shape[:3]) * self.weight.size
 
 
+class DeformConv2d(Module):
+    """Deformable convolution DCNv2, with the small convolution of the same input that says where its taps look.
+
+    weight (outputs, inputs, size, size), bias (outputs,); conv_offset_mask gives 2 * size² offsets and size² logits of
+    the mask. weight begins as U(±1/√fan_in); all else as 0, hence at offset 0 and mask 1/2 (released code).
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        size: int = 3,
+        *,
+        stride: int = 1,
+        padding: int = 1,
+        dilation: int = 1,
+        rng: np.random.Generator | None = None,
+    ):
+        rng = rng or np.random.default_rng()
+        self.weight = Parameter(init.kaiming_uniform((outputs, inputs, size, size), rng))
+        self.bias = Parameter(np.zeros(outputs, np.float32))
+        self.conv_offset_mask = Conv2d(
+            inputs, 3 * size**2, size, stride=stride, padding=padding, dilation=dilation, rng=rng
+        )
+        for parameter in self.conv_offset_mask.parameters():
+            parameter.data[...] = 0
+        self.stride, self.padding, self.dilation = stride, padding, dilation
+
+    def forward(self, x: Tensor) -> Tensor:
+        offset_mask, offsets = self.conv_offset_mask(x), 2 * self.weight.shape[2] * self.weight.shape[3]
+        return ops.deform_conv2d(
+            x,
+            offset_mask[..., :offsets],
+            ops.sigmoid(offset_mask[..., offsets:]),
+            self.weight,
+            self.bias,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+        )
+
+    def multiply_adds(self, input_shape, output_shape) -> int:
+        return math.prod(output_shape[:3]) * self.weight.size
+
+
 class BatchNorm2d(Module):
     """Batch normalisation with running statistics: weight, bias, running_mean, running_var (C,).
 

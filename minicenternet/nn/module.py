@@ -8,7 +8,7 @@ misspelt name raises instead of being ignored.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -151,14 +151,21 @@ def watching(watcher: Callable[[Module, tuple, object], None]) -> Iterator[None]
         _watchers.remove(watcher)
 
 
+def tensors(output: Tensor | Mapping | Sequence) -> list[Tensor]:
+    """Return the Tensors of what a module gave: a Tensor, or a dict or list of these."""
+    if isinstance(output, Tensor):
+        return [output]
+    values = output.values() if isinstance(output, Mapping) else output
+    return [tensor for value in values for tensor in tensors(value)]
+
+
 def first_nonfinite(module: Module, *inputs) -> str | None:
     """Run forward and return a sentence naming the first layer with NaN or infinity in its output or parameters."""
     names = {id(child): path or type(module).__name__ for path, child in module.named_modules()}
     found: list[str] = []
 
     def look(layer: Module, _, output) -> None:
-        values = output.values() if isinstance(output, dict) else [output]
-        if not found and not all(np.isfinite(to_cpu(value.data)).all() for value in values):
+        if not found and not all(np.isfinite(to_cpu(tensor.data)).all() for tensor in tensors(output)):
             bad = [key for key, p in layer.named_parameters() if not np.isfinite(to_cpu(p.data)).all()]
             cause = f"its parameter {bad[0]} is not finite" if bad else "its parameters are finite"
             found.append(

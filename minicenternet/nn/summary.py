@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import tracemalloc
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 
-from ..autograd import Tensor
+from ..autograd import Node, Tensor
 from ..backend import Array
-from .module import Module, watching
+from .module import Module, Parameter, tensors, watching
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Summary:
     batch: int
     parameters: int
     other_bytes: int  # kept by ops outside any layer: sums of branches, activations between layers
+    peak_bytes: int | None = None
 
     @property
     def multiply_adds(self) -> int:
@@ -65,33 +68,123 @@ class Summary:
             for row in cells
         ]
         rule = "-" * len(lines[0])
-        return "\n".join(line.rstrip() for line in [lines[0], rule, *lines[1:-1], rule, lines[-1]])
+        lines = [lines[0], rule, *lines[1:-1], rule, lines[-1]]
+        if self.peak_bytes is not None:
+            peak = f"{self.peak_bytes / 2**20:,.1f} MB"
+            lines.append(f"peak memory of a training step with Adam, batch {self.batch}: {peak}")
+        return "\n".join(line.rstrip() for line in lines)
 
 
 def summarise(module: Module, x: Array, batch: int = 1) -> Summary:
-    """Return the Summary of a module for inputs like x (1, H, W, C); its running statistics are left as they were.
+    """Return the Summary of a module for inputs like x (1, H, W, C), without its peak; the module is left as it was.
 
     Activation memory is read off the tape: the arrays in the closures that backward needs, parameters left out.
     """
     names = {id(layer): name for name, layer in module.named_modules()}
-    leaves = {id(layer) for _, layer in module.named_modules() if not any(layer.children())}
-    state = {key: array.copy() for key, array in module.state_dict().items()}
+    layers = {id(layer) for _, layer in module.named_modules() if _own_parameters(layer) or not any(layer.children())}
     seen = {id(_buffer(array)) for array in module.state_dict().values()}
     rows = []
 
     def note(layer: Module, inputs: tuple, output: Tensor) -> None:
-        if id(layer) in leaves:
-            size = sum(p.size for p in layer.parameters())
+        if id(layer) in layers:
+            size = sum(p.size for p in _own_parameters(layer))
             work = layer.multiply_adds(inputs[0].shape, output.shape)
             kept = _new_bytes(output, {id(tensor) for tensor in inputs}, seen)
             rows.append(Row(names[id(layer)], type(layer).__name__, output.shape, size, work, kept))
 
-    with watching(note):
+    with _left_as_it_was(module), watching(note):
         outputs = module(Tensor(x))
-    others = outputs.values() if isinstance(outputs, dict) else [outputs]
-    between = sum(_new_bytes(output, set(), seen) for output in others)
-    module.load_state_dict(state)
+    between = sum(_new_bytes(output, set(), seen) for output in tensors(outputs))
     return Summary(tuple(rows), batch, sum(p.size for p in module.parameters()), between)
+
+
+def training_peak(module: Module, loss: Callable[[int], Tensor], batch: int) -> int:
+    """Return the bytes that a training step with Adam takes at its peak, for `batch` images; module is left as it was.
+
+    loss(n): the scalar loss of n images, computed by the module from the images on.
+    Parameters, gradients and Adam's two moments are counted. The rest is measured op by op in a step with one image and
+    in one with two, and each op's need is carried on along that line, so that a large batch is not needed to know what
+    it takes. What NumPy allocates is seen by tracemalloc; arrays on a GPU are not.
+    """
+    parameters = sum(parameter.data.nbytes for parameter in module.parameters())
+    state = sum(array.nbytes for array in module.state_dict().values())
+    needs = _needs(module, loss, 1)
+    if batch > 1:
+        needs = [one + (batch - 1) * (two - one) for one, two in zip(needs, _needs(module, loss, 2), strict=True)]
+    needs[0] += parameters  # the gradients of the step before last until this one's loss is known
+    return state + 2 * parameters + max(needs)
+
+
+def _needs(module: Module, loss: Callable[[int], Tensor], images: int) -> list[int]:
+    """Return the most bytes allocated at a time in the forward pass, then in each op's backward, in a training step."""
+    peaks: list[int] = []
+
+    def note_peak() -> None:
+        peaks.append(tracemalloc.get_traced_memory()[1] - before)
+        tracemalloc.reset_peak()
+
+    def noting(backward: Callable) -> Callable:
+        def noted(gradient: Array) -> tuple:
+            note_peak()
+            return backward(gradient)
+
+        return noted
+
+    with _left_as_it_was(module), _tracing():
+        module.train().zero_grad()
+        before, _ = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        total = loss(images)
+        for node in _nodes(total):
+            node.backward = noting(node.backward)
+        total.backward()
+        note_peak()
+    return peaks
+
+
+def _nodes(root: Tensor) -> list[Node]:
+    """Return the nodes of all recorded ops that root was computed by."""
+    found, stack = {}, [root]
+    while stack:
+        node = stack.pop().node
+        if node is not None and id(node) not in found:
+            found[id(node)] = node
+            stack += [parent for parent in node.inputs if parent is not None]
+    return list(found.values())
+
+
+@contextmanager
+def _tracing() -> Iterator[None]:
+    """Inside, tracemalloc is on; afterwards it is as it was."""
+    was_on = tracemalloc.is_tracing()
+    tracemalloc.start()
+    try:
+        yield
+    finally:
+        if not was_on:
+            tracemalloc.stop()
+
+
+@contextmanager
+def _left_as_it_was(module: Module) -> Iterator[None]:
+    """Afterwards, restore the module's arrays (batch norm's statistics), gradients and modes."""
+    arrays = [(array, array.copy()) for array in module.state_dict().values()]
+    gradients = [(parameter, parameter.grad) for parameter in module.parameters()]
+    modes = [(layer, layer.training) for _, layer in module.named_modules()]
+    try:
+        yield
+    finally:
+        for array, before in arrays:
+            array[...] = before
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+        for layer, training in modes:
+            layer.training = training
+
+
+def _own_parameters(layer: Module) -> list[Parameter]:
+    """Return a layer's parameters without those of its children."""
+    return [value for value in vars(layer).values() if isinstance(value, Parameter)]
 
 
 def _new_bytes(output: Tensor, stop: set[int], seen: set[int]) -> int:

@@ -1,4 +1,4 @@
-"""Weight files that cannot execute code: safetensors (arrays and text metadata) and npz (arrays)."""
+"""Weight files, none of which can execute code: safetensors (arrays and text metadata), npz and pth (arrays)."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from safetensors.numpy import save
 from ..backend import Array, to_cpu
 from ..errors import InputError
 from ..files import replacing
+from .pth import load_pth
 
 
 def save_weights(
@@ -35,17 +36,20 @@ def save_weights(
 
 
 def load_weights(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Return (arrays, metadata) of a .safetensors or .npz file; .npz has no metadata.
+    """Return (arrays, metadata) of a .safetensors, .npz, .pth or .pt file; only .safetensors has metadata.
 
-    Raises InputError when the file is missing, damaged or of another kind.
+    Raises InputError when the file is missing, damaged or of another kind, and for a .pth or .pt file that asks for
+    more than tensors (see pth.load_pth).
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(
             f"no weights at {path}; check the path (a run folder keeps best.safetensors and last.safetensors)"
         )
+    if path.suffix in (".pth", ".pt"):
+        return load_pth(path), {}
     if path.suffix not in (".safetensors", ".npz"):
-        raise InputError(f"cannot read weights from {path.name}: expected a .safetensors or .npz file")
+        raise InputError(f"cannot read weights from {path.name}: expected a .safetensors, .npz, .pth or .pt file")
     try:
         if path.suffix == ".npz":
             with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:

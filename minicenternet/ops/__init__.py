@@ -5,6 +5,7 @@ from .avg_pool2d import avg_pool2d
 from .batch_norm import batch_norm
 from .conv2d import conv2d
 from .conv_transpose2d import conv_transpose2d
+from .deform_conv2d import deform_conv2d
 from .gather_points import gather_points
 from .matmul import matmul
 from .max_pool2d import max_pool2d
@@ -30,9 +31,9 @@ from .shape import concatenate, pad, reshape, slice, transpose
 from .upsample2d import upsample2d
 
 __all__ = [
-    "abs", "add", "avg_pool2d", "batch_norm", "clip", "concatenate", "conv2d", "conv_transpose2d", "div", "exp",
-    "gather_points", "leaky_relu", "log", "matmul", "max", "max_pool2d", "maximum", "mean", "mul", "neg", "pad", "pow",
-    "relu", "reshape", "sigmoid", "slice", "sqrt", "sub", "sum", "transpose", "upsample2d",
+    "abs", "add", "avg_pool2d", "batch_norm", "clip", "concatenate", "conv2d", "conv_transpose2d", "deform_conv2d",
+    "div", "exp", "gather_points", "leaky_relu", "log", "matmul", "max", "max_pool2d", "maximum", "mean", "mul",
+    "neg", "pad", "pow", "relu", "reshape", "sigmoid", "slice", "sqrt", "sub", "sum", "transpose", "upsample2d",
 ]  # fmt: skip
 
 Tensor.__add__ = Tensor.__radd__ = add

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -27,9 +27,23 @@ def encode(boxes: np.ndarray, labels: np.ndarray, num_classes: int, height: int,
     return encode_targets(boxes, labels, num_classes, height // STRIDE, width // STRIDE, STRIDE)._asdict()
 
 
-def loss(outputs: Mapping[str, Tensor], targets: Mapping[str, np.ndarray]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return (total, named parts) of a batch: see points.losses.detection_loss."""
-    return detection_loss(outputs, Targets(**{name: targets[name] for name in Targets._fields}))
+def loss(
+    outputs: Mapping[str, Tensor] | Sequence[Mapping[str, Tensor]], targets: Mapping[str, np.ndarray]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return (total, named parts) of a batch: see points.losses.detection_loss.
+
+    Of the maps of several stacks, a list, each loss is the mean over the stacks (released code).
+    """
+    targets = Targets(**{name: targets[name] for name in Targets._fields})
+    if isinstance(outputs, Mapping):
+        return detection_loss(outputs, targets)
+    losses = [detection_loss(maps, targets) for maps in outputs]
+    parts = {name: _mean([parts[name] for _, parts in losses]) for name in losses[0][1]}
+    return _mean([total for total, _ in losses]), parts
+
+
+def _mean(values: Sequence[Tensor]) -> Tensor:
+    return sum(values[1:], start=values[0]) / len(values)
 
 
 def decode(outputs: Mapping[str, Tensor], k: int = 100) -> Decoded:

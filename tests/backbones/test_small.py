@@ -15,7 +15,14 @@ def test_every_backbone_can_be_built_by_name_and_says_its_stride():
     for name, backbone in BACKBONES.items():
         if name in ("small", "resnet18"):
             assert backbone(np.random.default_rng(0)).stride in (16, 32)
-    assert list(BACKBONES) == ["small", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
+    assert list(BACKBONES) == [
+        "small",
+        *(f"resnet{depth}" for depth in (18, 34, 50, 101, 152)),
+        *(f"resdcn{depth}" for depth in (18, 34, 50, 101, 152)),
+        "dla34",
+        "dlav0_34",
+        "hourglass104",
+    ]
 
 
 def test_maps_have_a_quarter_of_the_input():

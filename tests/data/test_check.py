@@ -229,6 +229,11 @@ def test_what_cannot_be_looked_over_is_refused(make, tmp_path):
         check(path, tmp_path / "file")
 
 
+def test_an_input_without_pixels_is_refused(make):
+    with pytest.raises(InputError, match="the network input is 0, expected 1 pixel or more"):
+        check(make([GOOD]), input_size=0)
+
+
 def test_every_kind_of_mistake_that_stops_training_is_refused_there_too(make, voc):
     def spoil(record):
         record["annotations"][0]["bbox"][2] = -1

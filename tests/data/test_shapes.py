@@ -171,3 +171,8 @@ def test_each_split_is_a_series_of_its_own():
     again = open_dataset("shapes", split="val", length=10, seed=5)
     np.testing.assert_array_equal(again[2].image, val[2].image)
     assert open_dataset("shapes", size=(32, 48), length=2)[1].image.shape == (32, 48, 3)
+
+
+def test_an_image_folder_for_shapes_is_refused(tmp_path):
+    with pytest.raises(InputError, match="drawn, not read: leave the image folder"):
+        open_dataset("shapes", image_folder=tmp_path)

@@ -422,3 +422,18 @@ def test_the_same_seed_gives_the_same_input():
 def test_bad_input_is_refused(image, options, message):
     with pytest.raises(InputError, match=message):
         prepare(sample_of(image), size=(8, 8), **PLAIN, **options)
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"shift": -0.1}, "shift is -0.1, expected 0 or more"),
+        ({"lighting": float("nan")}, "lighting is nan, expected 0 or more"),
+        ({"contrast": float("inf")}, "contrast is inf"),
+        ({"scale": 1}, "scale is 1, expected 0 to less than 1"),
+        ({"flip": 1.5}, "flip is 1.5, expected a probability"),
+    ],
+)
+def test_changes_out_of_range_are_refused(values, message):
+    with pytest.raises(InputError, match=message):
+        Augmentation(**values)

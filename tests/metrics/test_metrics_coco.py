@@ -42,6 +42,12 @@ def test_results_rounded_as_the_released_code_does():
     assert results[0] == {"image_id": "a", "category_id": 90, "bbox": [10.0, 20.0, 31.23, 40.0], "score": 0.99}
 
 
+def test_ids_keep_their_kind():
+    ids = [7, "b", np.int64(9)]
+    assert [record["image_id"] for record in to_coco_results(FOUND, ids, np.array([3, 90]))] == [7, 9]
+    assert [record["id"] for record in to_coco_ground_truth(TRUTH, ids, [3, 90])["images"]] == [7, "b", 9]
+
+
 def test_an_id_missing():
     with pytest.raises(ValueError, match="zip"):
         to_coco_results(FOUND, [7, 8], [3, 90])

@@ -1,11 +1,21 @@
 import math
 
+import naive
 import numpy as np
 import pytest
 from gradients import check_module
 
 from minicenternet.autograd import Tensor, no_grad
-from minicenternet.nn.layers import BatchNorm2d, Conv2d, ConvTranspose2d, MaxPool2d, ReLU, Sequential, Upsample
+from minicenternet.nn.layers import (
+    BatchNorm2d,
+    Conv2d,
+    ConvTranspose2d,
+    DeformConv2d,
+    MaxPool2d,
+    ReLU,
+    Sequential,
+    Upsample,
+)
 
 rng = np.random.default_rng(0)
 LAYERS = {
@@ -86,6 +96,43 @@ def test_initial_weights_are_uniform_by_fan_in_and_seeded(layer):
         assert 0.8 * bound < np.abs(parameter.data).max() <= bound
 
 
+def moved(**options):
+    """Return a DeformConv2d whose points lie between pixels, some pixels away, at different masks."""
+    layer = DeformConv2d(4, 6, rng=rng, **options)
+    inner = layer.conv_offset_mask
+    offset = rng.integers(-2, 2, 18) + rng.uniform(0.3, 0.7, 18)
+    inner.bias.data = np.concatenate([offset, rng.standard_normal(9)]).astype(np.float32)
+    inner.weight.data = 0.01 * rng.standard_normal(inner.weight.shape).astype(np.float32)
+    layer.bias.data = rng.standard_normal(6).astype(np.float32)
+    return layer
+
+
+@pytest.mark.parametrize("options", [{}, dict(stride=2, padding=2, dilation=2)])
+def test_deformable_convolution(options):
+    """Channels 2t and 2t + 1 of the inner convolution are the offset of tap t, 18 + t the logit of its mask."""
+    layer, x = moved(**options).astype(np.float64), rng.standard_normal((2, 5, 6, 4))
+    options = {"padding": 1} | options
+    inner = naive.conv2d(x, *(p.data for p in layer.conv_offset_mask.parameters()), **options)
+    mask = 1 / (1 + np.exp(-inner[..., 18:]))
+    expected = naive.deform_conv2d(x, inner[..., :18], mask, layer.weight.data, layer.bias.data, **options)
+    np.testing.assert_allclose(layer(Tensor(x)).data, expected, atol=1e-12)
+    check_module(layer, x)
+
+
+def test_deformable_convolution_begins_as_half_a_convolution():
+    layer, x = DeformConv2d(4, 6, rng=rng), Tensor(rng.standard_normal((2, 5, 6, 4), dtype=np.float32))
+    assert [(key, array.shape) for key, array in layer.state_dict().items()] == [
+        ("weight", (6, 4, 3, 3)),
+        ("bias", (6,)),
+        ("conv_offset_mask.weight", (27, 4, 3, 3)),
+        ("conv_offset_mask.bias", (27,)),
+    ]
+    plain = Conv2d(4, 6, 3, padding=1, bias=False, rng=rng)
+    plain.weight.data = layer.weight.data
+    assert 0.8 / 6 < np.abs(layer.weight.data).max() <= 1 / 6
+    np.testing.assert_allclose(layer(x).data, plain(x).data / 2, atol=1e-6)
+
+
 def test_layers_without_a_generator_differ():
     assert not np.array_equal(Conv2d(2, 2, 3).weight.data, Conv2d(2, 2, 3).weight.data)
 
@@ -109,4 +156,6 @@ def test_multiply_adds_count_what_the_loops_do():
     assert conv.multiply_adds((2, 8, 8, 4), (2, 4, 4, 6)) == 2 * 4 * 4 * 6 * 9 * 2
     up = ConvTranspose2d(4, 6, 4, stride=2, padding=1, rng=rng)
     assert up.multiply_adds((2, 8, 8, 4), (2, 16, 16, 6)) == 2 * 8 * 8 * 4 * 16 * 6
+    deformable = DeformConv2d(4, 6, rng=rng)  # the inner convolution counts its own
+    assert deformable.multiply_adds((2, 8, 8, 4), (2, 8, 8, 6)) == 2 * 8 * 8 * 6 * 9 * 4
     assert ReLU().multiply_adds((2, 8, 8, 4), (2, 8, 8, 4)) == 0

@@ -1,9 +1,14 @@
-import numpy as np
+import tracemalloc
 
-from minicenternet import ops
-from minicenternet.nn.layers import BatchNorm2d, Conv2d, ReLU, Sequential
-from minicenternet.nn.module import Module
-from minicenternet.nn.summary import summarise
+import numpy as np
+import pytest
+
+from minicenternet import CenterNet, ops
+from minicenternet.autograd import Tensor
+from minicenternet.nn.layers import BatchNorm2d, Conv2d, DeformConv2d, ReLU, Sequential
+from minicenternet.nn.module import Module, Parameter
+from minicenternet.nn.summary import summarise, training_peak
+from minicenternet.optim import Adam
 
 
 class Residual(Module):
@@ -26,6 +31,16 @@ def test_rows():
         ("bn", "BatchNorm2d", (1, 6, 5, 4), 8, 0),
         ("relu", "ReLU", (1, 6, 5, 4), 0, 0),
     ]
+
+
+def test_a_layer_with_parameters_and_a_layer_inside_is_a_row_without_it():
+    layer = DeformConv2d(4, 2, rng=np.random.default_rng(0))
+    summary = summarise(layer, image())
+    assert [(row.name, row.parameters, row.multiply_adds) for row in summary.rows] == [
+        ("conv_offset_mask", 27 * 37, 30 * 27 * 36),
+        ("", 2 * 37, 30 * 2 * 36),
+    ]
+    assert summary.parameters == 29 * 37
 
 
 def test_totals_grow_with_the_batch():
@@ -59,3 +74,81 @@ def test_the_table():
     assert "0.conv" in lines[2] and "2 x 6 x 5 x 4" in lines[2] and "144" in lines[2]
     assert lines[-1].startswith("total") and "152" in lines[-1]
     assert max(map(len, lines)) <= 120
+
+
+def test_the_peak_of_known_ops():
+    """At its peak, y = relu(relu(x) * w) has x, relu(x), the product, relu's, and two gradients of that size."""
+
+    class Scale(Sequential):
+        def forward(self, x):
+            return ops.relu(ops.relu(x) * self.weight)
+
+    module = Scale()
+    vars(module)["weight"] = Parameter(np.ones(100_000, np.float32))
+    map_bytes = module.weight.data.nbytes
+
+    def loss(images):
+        x = Tensor(np.ones((images, 100_000), np.float32))
+        return module(x).sum()
+
+    for batch in (1, 2, 5):
+        predicted = training_peak(module, loss, batch)
+        assert predicted == pytest.approx(measured_peak(module, loss, batch), rel=0.02)
+        # weight, its two moments and its old gradient; x, two relus, a product
+        assert predicted > 4 * map_bytes + 4 * batch * map_bytes
+
+
+def measured_peak(module: Module, loss, batch: int) -> int:
+    """Measure two training steps; the module's own arrays, made before, are added."""
+    tracemalloc.start()
+    try:
+        optimiser = Adam(module.named_parameters(), 1e-4)
+        for _ in range(2):
+            total = loss(batch)
+            module.zero_grad()
+            total.backward()
+            optimiser.step()
+            del total
+        return tracemalloc.get_traced_memory()[1] + sum(array.nbytes for array in module.state_dict().values())
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("size", [128, 256])
+@pytest.mark.parametrize("backbone, batch", [("small", 6), ("resnet18", 3)])
+def test_the_predicted_peak_is_within_a_tenth_of_the_measured(backbone, batch, size, capsys):
+    names = [str(i) for i in range(20)]
+    model = CenterNet(backbone, class_names=names, input_size=(size, size))
+    predicted = model.summary(batch).peak_bytes
+    assert f"batch {batch}: {predicted / 2**20:,.1f} MB" in capsys.readouterr().out.splitlines()[-1]
+
+    def loss(images):
+        targets = model.task.encode(np.array([[9, 9, 70, 80]]), np.array([3]), len(names), size, size)
+        targets = {name: np.stack([array] * images) for name, array in targets.items()}
+        pixels = np.random.default_rng(0).random((images, size, size, 3), np.float32)
+        return model.task.loss(model(Tensor(pixels)), targets)[0]
+
+    assert predicted == pytest.approx(measured_peak(model, loss, batch), rel=0.1)
+
+
+def test_predicting_leaves_no_trace():
+    module = Residual().eval()
+    module.bn.training = True
+    module.conv.weight.grad = gradient = np.ones(module.conv.weight.shape, np.float32)
+    before = {key: array.copy() for key, array in module.state_dict().items()}
+    modes = []
+
+    def loss(images):
+        modes.append(module.conv.training)
+        return module(Tensor(np.concatenate([image()] * images))).sum()
+
+    training_peak(module, loss, 3)
+    assert modes == [True, True]
+    assert not tracemalloc.is_tracing()
+    assert module.bn.training and not module.conv.training and not module.training
+    assert module.conv.weight.grad is gradient and module.bn.weight.grad is None
+    assert all(np.array_equal(before[key], array) for key, array in module.state_dict().items())
+    tracemalloc.start()
+    training_peak(module, loss, 1)
+    assert tracemalloc.is_tracing()
+    tracemalloc.stop()

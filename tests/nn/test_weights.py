@@ -68,6 +68,24 @@ def test_safetensors_files_are_everybodys(tmp_path):
     assert_same(load_weights(tmp_path / "theirs.safetensors")[0], {"a": np.ones(3)})
 
 
+def test_pytorch_and_this_package_exchange_safetensors(tmp_path, torch):
+    from safetensors.torch import load_file, save_file
+
+    ours, theirs = BatchNorm2d(3), torch.nn.BatchNorm2d(3)
+    ours.running_mean[:], ours.weight.data[:] = 5, (1, 2, 3)
+    save_weights(tmp_path / "ours.safetensors", ours.state_dict(), {"task": "detection"})
+    theirs.load_state_dict(load_file(tmp_path / "ours.safetensors"))
+    assert theirs.running_mean.tolist() == [5, 5, 5] and theirs.weight.tolist() == [1, 2, 3]
+    theirs.running_var[:] = 7
+    theirs.num_batches_tracked += 4
+    save_file(theirs.state_dict(), tmp_path / "theirs.safetensors", {"format": "pt"})
+    ours.load_state_dict(load_weights(tmp_path / "theirs.safetensors")[0])
+    assert ours.running_var.tolist() == [7, 7, 7] and ours.num_batches_tracked == 4
+    half = {"a": torch.tensor([1.5, 2.5], dtype=torch.float16), "b": torch.arange(6).view(2, 3)}
+    save_file(half, tmp_path / "half.safetensors")
+    assert_same(load_weights(tmp_path / "half.safetensors")[0], {key: value.numpy() for key, value in half.items()})
+
+
 def test_an_old_file_survives_a_failed_save(tmp_path):
     save_weights(tmp_path / "w.npz", {"a": np.ones(3)})
     with pytest.raises(InputError, match=r"cannot save weights as w\.npz: expected \.safetensors, or \.npz without"):
@@ -80,7 +98,9 @@ def test_other_suffixes_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"cannot save weights as w\.pth"):
         save_weights(tmp_path / "w.pth", ARRAYS)
     (tmp_path / "w.pkl").write_bytes(b"x")
-    with pytest.raises(InputError, match=r"cannot read weights from w\.pkl: expected a \.safetensors or \.npz"):
+    with pytest.raises(
+        InputError, match=r"cannot read weights from w\.pkl: expected a \.safetensors, \.npz, \.pth or \.pt"
+    ):
         load_weights(tmp_path / "w.pkl")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections import defaultdict
 from pathlib import Path
@@ -24,6 +25,7 @@ HOMES = {
 }
 
 
+@functools.cache
 def tags(folder: Path) -> dict[str, list[str]]:
     """Return, for each tag, "file:function" of every function or class below folder whose docstring has it."""
     found = defaultdict(list)
@@ -49,3 +51,13 @@ def test_equation_has_a_test(tag):
 
 def test_no_other_tag_is_in_use():
     assert set(tags(ROOT / "minicenternet")) <= set(HOMES)
+
+
+def test_the_readme_names_the_home_and_a_test_of_every_equation():
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    rows = {line.split()[1]: re.findall(r"`([^`]+)`", line) for line in lines if re.match(r"\| E\d+ \|", line)}
+    assert list(rows) == list(HOMES)
+    for tag, names in rows.items():
+        assert names[0] == HOMES[tag].replace(".py:", ".").replace("/", ".")
+        test = names[-1].removeprefix("tests/")
+        assert any(place.startswith(f"{test}:test_") for place in tags(ROOT / "tests")[tag]), f"{test} has no {tag}"

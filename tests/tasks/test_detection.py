@@ -39,3 +39,19 @@ def test_loss_of_perfect_maps_leaves_only_the_heatmap():
     total, parts = detection.loss(outputs, targets)
     assert parts["size"].item() == 0 and parts["offset"].item() == 0
     assert total.item() == parts["heatmap"].item() > 0
+
+
+def test_loss_of_several_stacks_is_the_mean_of_theirs():
+    rng = np.random.default_rng(0)
+    boxes, labels = np.float32([[10, 20, 50, 44]]), np.array([1])
+    targets = {name: array[None] for name, array in detection.encode(boxes, labels, 3, 64, 64).items()}
+    channels = detection.heads(3).items()
+    stacks = [{name: Tensor(rng.standard_normal((1, 16, 16, c)), True) for name, c in channels} for _ in range(3)]
+    total, parts = detection.loss(stacks, targets)
+    alone = [detection.loss(maps, targets) for maps in stacks]
+    assert total.item() == sum(one.item() for one, _ in alone) / 3
+    for name, part in parts.items():
+        assert abs(part.item() - sum(losses[name].item() for _, losses in alone) / 3) < 1e-12
+    total.backward()
+    for maps in stacks:
+        assert all(tensor.grad.any() for tensor in maps.values())

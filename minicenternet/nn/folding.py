@@ -1,0 +1,140 @@
+"""Batch norm folded into the convolution before it: in evaluation it is an affine map per channel, and so is its fold.
+
+    bn(conv(x)) = scale * (W x + b - mean) + shift = (scale * W) x + (scale * (b - mean) + shift)
+
+with scale = γ / √(σ² + ε) and shift = β. What is left to do after the convolution is the sum with the residual and the
+ReLU, one pass over a map that was just written.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+
+from ..autograd import Tensor, differentiable
+from ..backend import Array, get_xp
+from ..threads import parallel_for
+from .layers import BatchNorm2d, Conv2d, ConvTranspose2d, DeformConv2d
+from .module import Module, Parameter, tensors, watching
+
+BLOCK = 1 << 17  # numbers in a block of rows, which fits a core's caches together with the residual's
+
+
+class AddReLU(Module):
+    """What remains of a folded BatchNorm2d: the sum with the residual, where one is given, and the ReLU if asked."""
+
+    def __init__(self, *, relu: bool):
+        self.relu = relu
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return add_relu(x, residual, relu=self.relu)
+
+
+@differentiable
+def add_relu(x, residual=None, *, relu=True):
+    """Return x (B, H, W, C) plus residual where given, through ReLU where asked, written over x.
+
+    For an x that nobody else reads, such as the output of a convolution: a new array would cost more than the sum.
+    """
+    xp, has_residual = get_xp(x), residual is not None
+    y = xp.ascontiguousarray(x)
+    if has_residual or relu:
+        (_add_relu_in_blocks if xp is np else _add_relu)(y, residual, relu)
+
+    def backward(dy):
+        dx = dy * (y > 0) if relu else dy
+        return dx, dx if has_residual else None
+
+    return y, backward
+
+
+def _add_relu(y: Array, residual: Array | None, relu: bool, zero: Array | float = 0) -> None:
+    if residual is not None:
+        y += residual
+    if relu:
+        get_xp(y).maximum(y, zero, out=y)
+
+
+def _add_relu_in_blocks(y: np.ndarray, residual: np.ndarray | None, relu: bool) -> None:
+    row = y.shape[-2] * y.shape[-1]
+    rows, zeros = max(1, BLOCK // row), np.zeros(row, y.dtype)  # a row of zeros is compared faster than the number 0
+    y = y.reshape(-1, row)
+    residual = None if residual is None else residual.reshape(-1, row)
+
+    def block(first: int) -> None:
+        part = slice(first, first + rows)
+        _add_relu(y[part], None if residual is None else residual[part], relu, zeros)
+
+    parallel_for(block, range(0, len(y), rows))
+
+
+def fold(module: Module, *inputs: Array) -> None:
+    """Fold, in place, every batch norm whose input is a convolution's output that nobody else reads.
+
+    Which those are is seen in one forward pass of the module, in evaluation mode, on `inputs` of any fitting size.
+    Afterwards the parameters ask for no gradient, and AddReLU stands where the batch norms were.
+    Raises RuntimeError inside no_grad, since who reads what is seen on the tape.
+    """
+    attributes = {id(value): (owner, name) for owner in _all_modules(module) for name, value in vars(owner).items()}
+    for layer, norm in _foldable(module, inputs):
+        scale = norm.weight.data.astype(np.float64) / (norm.running_var.astype(np.float64) + norm.epsilon) ** 0.5
+        _scale_outputs(layer, scale, norm.bias.data - scale * norm.running_mean)
+        owner, name = attributes[id(norm)]
+        setattr(owner, name, AddReLU(relu=norm.relu))
+    for parameter in module.parameters():
+        parameter.grad, parameter.requires_grad = None, False
+
+
+def _foldable(module: Module, inputs: tuple[Array, ...]) -> list[tuple[Module, BatchNorm2d]]:
+    """Return (convolution, batch norm) for each pair of which both are called once, the one for the other alone."""
+    calls, made_by, pairs = Counter(), {}, []
+
+    def note(layer: Module, given: tuple, output) -> None:
+        calls[id(layer)] += 1
+        if isinstance(layer, (Conv2d, ConvTranspose2d, DeformConv2d)):
+            made_by[id(output)] = layer, output  # the Tensor is kept, so that its id stays its own
+        elif isinstance(layer, BatchNorm2d) and id(given[0]) in made_by:
+            pairs.append((*made_by[id(given[0])], layer))
+
+    module.eval()
+    with watching(note):
+        outputs = tensors(module(*(Tensor(x, requires_grad=True) for x in inputs)))
+    if not all(output.requires_grad for output in outputs):
+        raise RuntimeError("fold looks at what an op of a forward pass reads: call it outside no_grad")
+    uses = _uses(outputs)
+    return [
+        (layer, norm) for layer, output, norm in pairs if calls[id(layer)] == calls[id(norm)] == uses[id(output)] == 1
+    ]
+
+
+def _uses(outputs: list[Tensor]) -> Counter[int]:
+    """Return how many recorded ops, and `outputs` themselves, read each Tensor, by the Tensor's id."""
+    uses, stack = Counter(), list(outputs)
+    while stack:
+        tensor = stack.pop()
+        uses[id(tensor)] += 1
+        if uses[id(tensor)] == 1 and tensor.node is not None:
+            stack += [parent for parent in tensor.node.inputs if parent is not None]
+    return uses
+
+
+def _scale_outputs(layer: Module, scale: Array, shift: Array) -> None:
+    """Change a convolution so that its output is scale * output + shift (float64, one for each output channel)."""
+    weight, xp = layer.weight.data, get_xp(layer.weight.data)
+    if isinstance(layer, ConvTranspose2d):  # (C, O/G, KH, KW): the inputs of a group see the outputs of that group
+        factor = xp.repeat(scale.reshape(layer.groups, -1), len(weight) // layer.groups, axis=0)[:, :, None, None]
+    else:
+        factor = scale[:, None, None, None]
+    bias = shift if layer.bias is None else scale * layer.bias.data + shift
+    layer.weight, layer.bias = (Parameter(array.astype(weight.dtype)) for array in (factor * weight, bias))
+
+
+def _all_modules(module: Module) -> list[Module]:
+    """Return the module and all below it, with those that `children` passes over (CenterNet's backbone)."""
+    below = [value for value in vars(module).values() if isinstance(value, Module)]
+    below += [child for _, child in module.children()]
+    found = {id(module): module}
+    for child in below:
+        found |= {id(layer): layer for layer in _all_modules(child)}
+    return list(found.values())

@@ -1,0 +1,286 @@
+"""Modulated deformable convolution, DCNv2 (Zhu et al. 2019): conv2d whose taps look where they are told to.
+
+    y[b, i, j, o] = bias[o] + sum over t, c of mask[b, i, j, t] * x[b, row, column, c] * weight[o, c, u, v]
+    row    = S*i - P + D*u + offset[b, i, j, 2t]
+    column = S*j - P + D*v + offset[b, i, j, 2t + 1]          tap t = KW*u + v
+
+x (B, H, W, C), offset (B, OH, OW, 2*KH*KW), mask (B, OH, OW, KH*KW), weight (O, C, KH, KW), bias (O,) ->
+y (B, OH, OW, O), OH as in conv2d; offset 0 and mask 1 make it conv2d. Between its pixels x is bilinear: at a distance
+(down, right) from the upper left one, the four neighbours have the shares
+
+    (1-down)(1-right)   (1-down) right
+       down (1-right)      down  right
+
+Neighbours outside of the map are zero, and a point with row <= -1, row >= H, column <= -1 or column >= W has none.
+
+Backward, with dcolumns[t, c] = sum over o of dy[o] * weight[o, c, t]: the gradients of offset and mask need only the
+agreement of each neighbour with it, the sum over c of neighbour[c] * dcolumns[t, c]: dmask interpolates the four
+numbers, doffset is their differences times mask. Each neighbour's dx gets its share of mask * dcolumns.
+
+`reference_*` is the definition, on whole arrays. The fast forms do the same strip by strip: gather the neighbours'
+rows of C numbers, weigh them by small matrix products, and multiply all of a strip's columns by the weight at once.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import NamedTuple
+
+import numpy as np
+
+from ..autograd import differentiable
+from ..backend import Array, get_xp
+from ..threads import parallel_for
+from .conv2d import Geometry, channel_sum
+
+STRIP_BYTES = 1 << 20  # columns of one strip; the neighbours that they are sampled from take four times as much
+PARTS = 8  # partial sums of gradients, a fixed number so that the bits do not depend on the threads
+
+
+@differentiable
+def deform_conv2d(x, offset, mask, weight, bias=None, *, stride=1, padding=0, dilation=1):
+    """Return the deformable convolution of x (B, H, W, C) with weight (O, C, KH, KW), plus bias (O,) or None.
+
+    offset (B, OH, OW, 2*KH*KW): (rows, columns) that each tap is moved by, in pixels of x, tap by tap.  mask
+    (B, OH, OW, KH*KW): factor of each tap; the released networks give a sigmoid.  stride, padding, dilation: an
+    integer or (rows, columns).  Raises ValueError when shapes or dtypes do not fit.  Source: Zhu et al. 2019, and the
+    released code for the border.
+    """
+    geometry = Geometry.of(stride, padding, dilation, groups=1)
+    _check(x, offset, mask, weight, bias, geometry)
+    on_cpu = get_xp(x, offset, mask, weight) is np
+    y = (forward if on_cpu else reference_forward)(x, offset, mask, weight, geometry)
+    if bias is not None:
+        y += bias
+
+    def backward(dy):
+        found = (gradients if on_cpu else reference_gradients)(x, offset, mask, weight, dy, geometry)
+        return *found, None if bias is None else channel_sum(dy)
+
+    return y, backward
+
+
+def _check(x, offset, mask, weight, bias, geometry) -> None:
+    if x.ndim != 4 or weight.ndim != 4 or x.shape[3] != weight.shape[1]:
+        raise ValueError(f"deform_conv2d needs x (B, H, W, C) and weight (O, C, KH, KW), got {x.shape}, {weight.shape}")
+    size = geometry.output_size(*x.shape[1:3], weight.shape[2:])
+    if min(size) < 1:
+        raise ValueError(
+            f"the kernel {weight.shape[2:]} with dilation {geometry.dilation} is larger than the padded map:"
+            f" {x.shape[1:3]} with padding {geometry.padding}"
+        )
+    taps = weight.shape[2] * weight.shape[3]
+    for name, array, channels in (("offset", offset, 2 * taps), ("mask", mask, taps)):
+        if array.shape != (len(x), *size, channels):
+            raise ValueError(f"{name} has shape {array.shape}, expected {(len(x), *size, channels)}")
+    if bias is not None and bias.shape != (len(weight),):
+        raise ValueError(f"bias has shape {bias.shape}, expected ({len(weight)},)")
+    dtypes = dict(x=x.dtype, offset=offset.dtype, mask=mask.dtype, weight=weight.dtype)
+    if len(set(dtypes.values())) > 1:
+        found = ", ".join(f"{name} {dtype}" for name, dtype in dtypes.items())
+        raise ValueError(f"deform_conv2d needs one dtype, got {found}")
+
+
+# --- where the taps look ---------------------------------------------------------------------------------------------
+
+
+def sample_positions(
+    offset: Array, kernel: tuple[int, int], geometry: Geometry, first_row: int = 0
+) -> tuple[Array, Array]:
+    """Return the row and the column in x, (B, OH, OW, KH*KW) each, that every tap of every output looks at.
+
+    first_row: the output row with which `offset` begins.
+    """
+    xp, (height, width) = get_xp(offset), offset.shape[1:3]
+    (stride_y, stride_x), (pad_y, pad_x), (step_y, step_x), _ = geometry
+    u, v = xp.divmod(xp.arange(kernel[0] * kernel[1]), kernel[1])
+    rows = stride_y * (first_row + xp.arange(height))[:, None, None] - pad_y + step_y * u  # (OH, 1, KH*KW)
+    columns = stride_x * xp.arange(width)[:, None] - pad_x + step_x * v  # (OW, KH*KW)
+    return rows.astype(offset.dtype) + offset[..., 0::2], columns.astype(offset.dtype) + offset[..., 1::2]
+
+
+class Neighbours(NamedTuple):
+    """The four pixels around each point, (B, OH, OW, KH*KW) each, in a map that was given a border of one zero pixel.
+
+    top, left: index of the upper left one.  down, right: the point's distances to it, 0..1.  inside: whether the
+    point has neighbours.  (One that has none is drawn to the border and sees zeros.)
+    """
+
+    top: Array
+    left: Array
+    down: Array
+    right: Array
+    inside: Array
+
+    @classmethod
+    def of(cls, row: Array, column: Array, height: int, width: int) -> Neighbours:
+        xp = get_xp(row)
+
+        def split(position, size):
+            position = xp.clip(position, -1, size)
+            before = xp.floor(xp.fmin(position, size - 1))  # fmin: a NaN has an index, and stays NaN in the distance
+            return before.astype(np.intp) + 1, position - before
+
+        inside = (row > -1) & (row < height) & (column > -1) & (column < width)
+        (top, down), (left, right) = split(row, height), split(column, width)
+        return cls(top, left, down, right, inside)
+
+    def shares(self) -> Array:
+        """Return (..., KH*KW, 4): upper left, upper right, lower left, lower right."""
+        down, right = self.down, self.right
+        shares = (1 - down) * (1 - right), (1 - down) * right, down * (1 - right), down * right
+        return get_xp(down).stack(shares, axis=-1)
+
+    def gradients(self, agreement: Array, mask: Array) -> tuple[Array, Array]:
+        """Return doffset (..., 2*KH*KW) and dmask from each neighbour's agreement (..., KH*KW, 4) with dcolumns."""
+        xp, down, right = get_xp(mask), self.down, self.right
+        upper_left, upper_right, lower_left, lower_right = xp.moveaxis(agreement, -1, 0)
+        upper = (1 - right) * upper_left + right * upper_right
+        lower = (1 - right) * lower_left + right * lower_right
+        across = (1 - down) * (upper_right - upper_left) + down * (lower_right - lower_left)
+        doffset = xp.stack([lower - upper, across], axis=-1) * (self.inside * mask)[..., None]
+        return doffset.reshape(*mask.shape[:-1], 2 * mask.shape[-1]), (1 - down) * upper + down * lower
+
+
+def _bordered(x: Array) -> Array:
+    return get_xp(x).pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+
+
+def _matrix(weight: Array) -> Array:
+    """Return weight (O, C, KH, KW) as (KH*KW*C, O)."""
+    return get_xp(weight).ascontiguousarray(weight.transpose(2, 3, 1, 0)).reshape(-1, len(weight))
+
+
+# --- the definition --------------------------------------------------------------------------------------------------
+
+
+def _gather(x: Array, offset: Array, kernel: tuple[int, int], geometry: Geometry):
+    """Return the Neighbours, the index of all four in bordered x, and their values (B, OH, OW, KH*KW, 4, C)."""
+    xp = get_xp(x)
+    near = Neighbours.of(*sample_positions(offset, kernel, geometry), *x.shape[1:3])
+    image = xp.arange(len(x)).reshape(-1, 1, 1, 1, 1)
+    index = image, near.top[..., None] + xp.array([0, 0, 1, 1]), near.left[..., None] + xp.array([0, 1, 0, 1])
+    return near, index, _bordered(x)[index]
+
+
+def reference_forward(x: Array, offset: Array, mask: Array, weight: Array, geometry: Geometry) -> Array:
+    """Return y (B, OH, OW, O): the formula of the module."""
+    near, _, values = _gather(x, offset, weight.shape[2:], geometry)
+    columns = mask[..., None] * (near.shares()[..., None] * values).sum(-2)  # (B, OH, OW, KH*KW, C)
+    matrix = _matrix(weight)
+    return columns.reshape(*columns.shape[:3], len(matrix)) @ matrix
+
+
+def reference_gradients(
+    x: Array, offset: Array, mask: Array, weight: Array, dy: Array, geometry: Geometry
+) -> tuple[Array, Array, Array, Array]:
+    """Return dx, doffset, dmask, dweight."""
+    xp, (outputs, channels, *kernel) = get_xp(x), weight.shape
+    near, index, values = _gather(x, offset, kernel, geometry)
+    shares = mask[..., None] * near.shares()
+    columns = (shares[..., None] * values).sum(-2)  # (B, OH, OW, KH*KW, C)
+    matrix = _matrix(weight)
+    dcolumns = (dy @ matrix.T).reshape(columns.shape)
+
+    dweight = columns.reshape(-1, len(matrix)).T @ dy.reshape(-1, outputs)  # (KH*KW*C, O)
+    dweight = dweight.reshape(*kernel, channels, outputs).transpose(3, 2, 0, 1)
+    doffset, dmask = near.gradients((values * dcolumns[..., None, :]).sum(-1), mask)
+    dx = xp.zeros_like(_bordered(x))
+    xp.add.at(dx, index, shares[..., None] * dcolumns[..., None, :])  # several points may have one neighbour
+    return dx[:, 1:-1, 1:-1], doffset, dmask, dweight
+
+
+# --- the same in strips ----------------------------------------------------------------------------------------------
+
+
+def _strip_rows(mask: np.ndarray, channels: int) -> int:
+    """Return how many output rows make a strip."""
+    return max(1, STRIP_BYTES // (mask.shape[2] * mask.shape[3] * channels * mask.itemsize))
+
+
+def _gather_strip(image, offset, mask, kernel, geometry, first_row):
+    """Return what is around the n = rows * OW * KH*KW points of a strip.
+
+    image (H + 2, W + 2, C), bordered; offset, mask (1, rows, OW, ...).  near: the Neighbours;  corner (n,): the upper
+    left one's index in the image's pixels;  shares (n, 4), the mask's factor included;  values (n, 4, C).
+    """
+    height, width, channels = image.shape
+    near = Neighbours.of(*sample_positions(offset, kernel, geometry, first_row), height - 2, width - 2)
+    corner = (near.top * width + near.left).ravel()
+    shares = (near.shares() * mask[..., None]).reshape(-1, 4)
+    return near, corner, shares, image.reshape(-1, channels).take(corner[:, None] + _four(width), axis=0)
+
+
+def _four(width: int) -> np.ndarray:
+    """Return the indices of four neighbours, relative to the first, in an image `width` pixels wide."""
+    return np.array([0, 1, width, width + 1])
+
+
+def forward(x: np.ndarray, offset: np.ndarray, mask: np.ndarray, weight: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """Return y (B, OH, OW, O)."""
+    images, matrix, rows = _bordered(x), _matrix(weight), _strip_rows(mask, x.shape[3])
+    y = np.empty((*mask.shape[:3], len(weight)), x.dtype)
+
+    def strip(job: tuple[int, int]) -> None:
+        b, first = job
+        part = np.s_[b : b + 1, first : first + rows]
+        _, _, shares, values = _gather_strip(images[b], offset[part], mask[part], weight.shape[2:], geometry, first)
+        columns = shares[:, None] @ values  # (n, 1, C)
+        np.matmul(columns.reshape(-1, len(matrix)), matrix, out=y[part].reshape(-1, len(weight)))
+
+    parallel_for(strip, itertools.product(range(len(x)), range(0, y.shape[1], rows)))
+    return y
+
+
+def gradients(
+    x: np.ndarray, offset: np.ndarray, mask: np.ndarray, weight: np.ndarray, dy: np.ndarray, geometry: Geometry
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return dx, doffset, dmask, dweight; columns are sampled again, to keep them would cost 9 times x for 3x3 taps.
+
+    An image's strips are split among `splits` partial sums of dx, all strips among PARTS partial sums of dweight.
+    """
+    (batch, _, width, channels), (outputs, _, *kernel) = x.shape, weight.shape
+    images, matrix, rows = _bordered(x), _matrix(weight), _strip_rows(mask, channels)
+    splits = -(-PARTS // max(batch, 1))
+    dx, dweight = np.zeros((splits, *images.shape), x.dtype), np.zeros((PARTS, *matrix.shape), x.dtype)
+    doffset, dmask = np.empty(offset.shape, x.dtype), np.empty(mask.shape, x.dtype)
+
+    def strip(b: int, first: int, dx: np.ndarray, dweight: np.ndarray) -> None:
+        part = np.s_[b : b + 1, first : first + rows]
+        near, corner, shares, values = _gather_strip(images[b], offset[part], mask[part], kernel, geometry, first)
+        columns = (shares[:, None] @ values).reshape(-1, len(matrix))
+        dy_rows = dy[part].reshape(-1, outputs)
+        dweight += columns.T @ dy_rows
+        dcolumns = (dy_rows @ matrix.T).reshape(-1, channels)  # (n, C)
+        agreement = (values @ dcolumns[:, :, None]).reshape(*near.down.shape, 4)
+        doffset[part], dmask[part] = near.gradients(agreement, mask[part])
+        _scatter(dx.reshape(-1, channels), corner, shares, dcolumns, _four(width + 2))
+
+    split_images = list(itertools.product(range(batch), range(splits)))
+
+    def sum_part(i: int) -> None:
+        for b, split in split_images[i::PARTS]:
+            for first in range(split * rows, mask.shape[1], splits * rows):
+                strip(b, first, dx[split, b], dweight[i])
+
+    parallel_for(sum_part, range(PARTS))
+    dweight = dweight.sum(0).reshape(*kernel, channels, outputs).transpose(3, 2, 0, 1)
+    return dx[:, :, 1:-1, 1:-1].sum(0), doffset, dmask, dweight
+
+
+def _scatter(dx: np.ndarray, corner: np.ndarray, shares: np.ndarray, dcolumns: np.ndarray, four: np.ndarray) -> None:
+    """Add shares[i, k] * dcolumns[i] to dx[corner[i] + four[k]], in a fixed order, faster than np.add.at.
+
+    dx (pixels, C), corner (n,), shares (n, 4), dcolumns (n, C).  The points are sorted by corner. Corners with equally
+    many points are taken together, each a product of small matrices; they differ, so that += meets no pixel twice.
+    """
+    order = np.argsort(corner, kind="stable")
+    corner = corner[order]
+    first = np.flatnonzero(np.diff(corner, prepend=-1))  # where in the order each corner begins
+    count = np.diff(first, append=len(corner))
+    for times in np.unique(count):
+        begin = first[count == times]
+        points = order[begin[:, None] + np.arange(times)]  # (corners, times)
+        sums = shares.take(points, axis=0).swapaxes(1, 2) @ dcolumns.take(points, axis=0)  # (corners, 4, C)
+        for k in range(4):
+            dx[corner[begin] + four[k]] += sums[:, k]
