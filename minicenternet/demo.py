@@ -21,7 +21,7 @@ from .predict import explain
 from .train import Run
 
 RECIPE = TrainConfig(
-    data="shapes", backbone="small", shapes=3200, epochs=3, learning_rate=4e-3, augment=False, evaluate_every=3
+    data="shapes", backbone="small", shapes=3200, epochs=4, learning_rate=4e-3, augment=False, evaluate_every=4
 )
 SHOWN_IMAGES = 6
 SHOWN_SCORE = 0.3

@@ -24,6 +24,9 @@ from .predict import Detections, ImageLike, predict
 from .tasks import TASKS
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # RGB, of pixels in 0..1
+MEASURED_PIXELS = (
+    2 * 512 * 512
+)  # of the images with which `summary` measures memory; by then, scratch is at its largest
 CLASSIFIERS = ("fc.", "base.fc.")  # of networks trained on ImageNet; no detector computes with it
 
 
@@ -108,7 +111,7 @@ class CenterNet(Module):
         return model
 
     def train(self, training: bool = True) -> CenterNet:
-        """Set training mode, or evaluation mode, and return the network.  Raises InputError for training when folded."""
+        """Set training mode, or evaluation mode; return the network.  Raises InputError for training when folded."""
         if training:
             self._check_unfolded("trained")
         return super().train(training)
@@ -140,7 +143,8 @@ class CenterNet(Module):
             return self.task.loss(self(Tensor(np.zeros((images, height, width, 3), dtype))), batch_of_targets)[0]
 
         if not self.folded:
-            table = replace(table, peak_bytes=training_peak(self, loss, batch))
+            most = max(2, MEASURED_PIXELS // (height * width))
+            table = replace(table, peak_bytes=training_peak(self, loss, batch, most))
         print(table)
         return table
 

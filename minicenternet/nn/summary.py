@@ -1,4 +1,4 @@
-"""What a network costs, layer by layer, measured by running it once on an empty image."""
+"""What a network costs, layer by layer, measured by running it on empty images."""
 
 from __future__ import annotations
 
@@ -98,21 +98,24 @@ def summarise(module: Module, x: Array, batch: int = 1) -> Summary:
     return Summary(tuple(rows), batch, sum(p.size for p in module.parameters()), between)
 
 
-def training_peak(module: Module, loss: Callable[[int], Tensor], batch: int) -> int:
+def training_peak(module: Module, loss: Callable[[int], Tensor], batch: int, most: int = 2) -> int:
     """Return the bytes that a training step with Adam takes at its peak, for `batch` images; module is left as it was.
 
     loss(n): the scalar loss of n images, computed by the module from the images on.
-    Parameters, gradients and Adam's two moments are counted. The rest is measured op by op in a step with one image and
-    in one with two, and each op's need is carried on along that line, so that a large batch is not needed to know what
-    it takes. What NumPy allocates is seen by tracemalloc; arrays on a GPU are not.
+    Parameters, gradients and Adam's two moments are counted. The rest is measured op by op in a step with `batch`
+    images; where these are more than `most`, in steps with `most` and with half as many, from which each op's need is
+    carried on along a line. What NumPy allocates is seen by tracemalloc; arrays on a GPU are not.
     """
     parameters = sum(parameter.data.nbytes for parameter in module.parameters())
     state = sum(array.nbytes for array in module.state_dict().values())
-    needs = _needs(module, loss, 1)
-    if batch > 1:
-        needs = [one + (batch - 1) * (two - one) for one, two in zip(needs, _needs(module, loss, 2), strict=True)]
+    images = min(batch, most)
+    needs = _needs(module, loss, images)
+    if batch > images:
+        step = images - images // 2
+        fewer = _needs(module, loss, images // 2)
+        needs = [many + (batch - images) * (many - few) / step for few, many in zip(fewer, needs, strict=True)]
     needs[0] += parameters  # the gradients of the step before last until this one's loss is known
-    return state + 2 * parameters + max(needs)
+    return state + 2 * parameters + round(max(needs))
 
 
 def _needs(module: Module, loss: Callable[[int], Tensor], images: int) -> list[int]:

@@ -263,7 +263,7 @@ def weight_gradient(x: Array, dy: Array, kernel: tuple[int, int], geometry: Geom
 
     parallel_for(sum_part, range(len(parts)))
     dweight = sums.sum(0).reshape(groups, *kernel, channels, outputs // groups)
-    return dweight.transpose(0, 4, 3, 1, 2).reshape(outputs, channels, *kernel)
+    return np.ascontiguousarray(dweight.transpose(0, 4, 3, 1, 2)).reshape(outputs, channels, *kernel)
 
 
 def _stride_folds(kernel: tuple[int, int], geometry: Geometry, channels: int) -> bool:
@@ -496,4 +496,4 @@ def _winograd_weight_gradient(x: np.ndarray, dy: np.ndarray, windows: tuple[Wind
         parallel_for(transform, _tile_strips((shape[0], bottom - top, width), max(32, TILE_BYTES // per_tile)))
         parallel_for(multiply, range(side * side))
     dweight = _two_sided(np.ascontiguousarray(G.T), total.reshape(side, side, -1))
-    return dweight.reshape(size, size, channels, outputs).transpose(3, 2, 0, 1)
+    return np.ascontiguousarray(dweight.reshape(size, size, channels, outputs).transpose(3, 2, 0, 1))

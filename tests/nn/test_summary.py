@@ -77,7 +77,7 @@ def test_the_table():
 
 
 def test_the_peak_of_known_ops():
-    """At its peak, y = relu(relu(x) * w) has x, relu(x), the product, relu's, and two gradients of that size."""
+    """relu(relu(x) * w) needs the images, its three results and, once for all images, what belongs to the weight."""
 
     class Scale(Sequential):
         def forward(self, x):
@@ -94,8 +94,7 @@ def test_the_peak_of_known_ops():
     for batch in (1, 2, 5):
         predicted = training_peak(module, loss, batch)
         assert predicted == pytest.approx(measured_peak(module, loss, batch), rel=0.02)
-        # weight, its two moments and its old gradient; x, two relus, a product
-        assert predicted > 4 * map_bytes + 4 * batch * map_bytes
+        assert predicted > (4 + 4 * batch) * map_bytes  # weight, its moments and old gradient; x and three results
 
 
 def measured_peak(module: Module, loss, batch: int) -> int:
@@ -115,7 +114,7 @@ def measured_peak(module: Module, loss, batch: int) -> int:
 
 
 @pytest.mark.parametrize("size", [128, 256])
-@pytest.mark.parametrize("backbone, batch", [("small", 6), ("resnet18", 3)])
+@pytest.mark.parametrize("backbone, batch", [("small", 12), ("resnet18", 3)])
 def test_the_predicted_peak_is_within_a_tenth_of_the_measured(backbone, batch, size, capsys):
     names = [str(i) for i in range(20)]
     model = CenterNet(backbone, class_names=names, input_size=(size, size))
