@@ -232,8 +232,8 @@ class Run:
             values.append(losses[name])
             del values[:-4]
         line = explain_loss(self.losses["heatmap"], self.losses["size"], *self.expected)
-        if line and line[:30] not in self.explained:
-            self.explained.add(line[:30])
+        if line and line not in self.explained:
+            self.explained.add(line)
             self.say(line)
 
     # --- the loop ----------------------------------------------------------------------------------------------------

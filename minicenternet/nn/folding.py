@@ -14,11 +14,10 @@ import numpy as np
 
 from ..autograd import Tensor, differentiable
 from ..backend import Array, get_xp
+from ..ops.batch_norm import BLOCK
 from ..threads import parallel_for
 from .layers import BatchNorm2d, Conv2d, ConvTranspose2d, DeformConv2d
 from .module import Module, Parameter, tensors, watching
-
-BLOCK = 1 << 17  # numbers in a block of rows, which fits a core's caches together with the residual's
 
 
 class AddReLU(Module):
