@@ -24,7 +24,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogFormatter, MaxNLocator
 from matplotlib.transforms import IdentityTransform
 from PIL import Image
 
@@ -391,9 +391,13 @@ def draw_curves(
                 axes.plot(epochs[known], values[known], color=ink, marker=marker, markersize=3, label=label)
         if title == "loss":
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
         else:
             axes.set_ylim(0, 1 if title == "average precision" else None)
         _plot(axes, title, "epoch", "")
+        if len(epochs):  # the same for all panels, also where AP was measured in few of the epochs
+            axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         if len(columns) > 1 and axes.lines:
             axes.legend(fontsize=_points(14), frameon=False)
@@ -557,7 +561,7 @@ def _plot(axes: Axes, title: str, x: str, y: str) -> None:
     if axes.get_yscale() == "linear":
         axes.yaxis.set_major_locator(MaxNLocator(6))
     axes.xaxis.set_major_locator(MaxNLocator(6))
-    axes.tick_params(labelsize=_points(14))
+    axes.tick_params(which="both", labelsize=_points(14))
     axes.grid(color="0.9")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

@@ -271,3 +271,12 @@ def test_pictures_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot write .*picture.png"):
         draw.save_picture(picture, tmp_path / "file" / "picture.png")
+
+
+def test_no_label_of_the_curves_is_cut_off():
+    """Losses between 0.2 and 4 label their axis between the powers of ten; AP was measured in the last epoch alone."""
+    rows = [
+        {"epoch": i, "loss": 4 / i, "size": 1 / i, "ap": 0.6 if i == 4 else "", "learning_rate": 1e-3 / i}
+        for i in range(1, 5)
+    ]
+    assert (draw.draw_curves(rows)[:, :6] == 255).all()

@@ -29,6 +29,7 @@ from numpy.lib.stride_tricks import as_strided
 
 from ..autograd import differentiable
 from ..backend import Array, get_xp
+from ..errors import InputError
 from ..threads import one_blas_thread, parallel_for
 
 STRIP_BYTES = 1 << 21  # columns of one strip: small enough for the caches, large enough for Python's overhead
@@ -186,6 +187,14 @@ class Window(NamedTuple):
     taps: int
 
 
+def wanted_method() -> str:
+    """Return MINICENTERNET_CONV, "" where it is not set.  Raises InputError when it names no method."""
+    wanted = os.environ.get("MINICENTERNET_CONV", "")
+    if wanted not in ("", "reference", "direct", "winograd"):
+        raise InputError(f"MINICENTERNET_CONV is {wanted!r}; expected reference, direct or winograd, or leave it unset")
+    return wanted
+
+
 def method(
     windows: tuple[Window, Window], groups: int, channels: int, shape: tuple[int, ...], least_channels: int = 16
 ) -> str:
@@ -195,7 +204,7 @@ def method(
     3x3 without stride, dilation or groups. It pays: enough channels to make its many small products worth while, and
     enough tiles to make up for transforming the weight.
     """
-    wanted = os.environ.get("MINICENTERNET_CONV", "")
+    wanted = wanted_method()
     (_, stride_y, step_y, taps_y), (_, stride_x, step_x, taps_x) = windows
     can = groups == stride_y == stride_x == step_y == step_x == 1 and taps_y == taps_x and taps_y in (2, 3)
     tiles = shape[0] * -(-shape[1] // TILE) * -(-shape[2] // TILE)
@@ -204,7 +213,7 @@ def method(
 
 
 def _by_definition(x: Array) -> bool:
-    return get_xp(x) is not np or os.environ.get("MINICENTERNET_CONV") == "reference"
+    return get_xp(x) is not np or wanted_method() == "reference"
 
 
 def forward(x: Array, weight: Array, geometry: Geometry) -> Array:
@@ -269,7 +278,7 @@ def weight_gradient(x: Array, dy: Array, kernel: tuple[int, int], geometry: Geom
 def _stride_folds(kernel: tuple[int, int], geometry: Geometry, channels: int) -> bool:
     """Whether this is a 4x4 convolution of stride 2 (the adjoint of the usual upsampling) that Winograd could do."""
     fits = tuple(kernel) == (4, 4) and geometry._replace(padding=(0, 0)) == ((2, 2), (0, 0), (1, 1), 1)
-    return fits and channels >= 16 and os.environ.get("MINICENTERNET_CONV") != "direct"
+    return fits and channels >= 16 and wanted_method() != "direct"
 
 
 def _stride_to_depth(x: np.ndarray, size: tuple[int, int], geometry: Geometry) -> np.ndarray:

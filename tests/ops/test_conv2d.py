@@ -7,6 +7,7 @@ import pytest
 from gradients import check
 
 from minicenternet.autograd import Tensor
+from minicenternet.errors import InputError
 from minicenternet.ops import conv2d
 
 module = importlib.import_module("minicenternet.ops.conv2d")  # the package's name conv2d is the op
@@ -181,6 +182,13 @@ def test_gradients_on_every_path(method, monkeypatch):
     monkeypatch.setenv("MINICENTERNET_CONV", method)
     x, weight, bias, options = make((3, 3), size=(9, 6), channels=4, outputs=3, batch=2, padding=1)
     check(conv2d, x, weight, bias, **options)
+
+
+def test_a_misspelt_method_is_refused(monkeypatch):
+    monkeypatch.setenv("MINICENTERNET_CONV", "winigrad")
+    x, weight, bias, options = make((3, 3), padding=1)
+    with pytest.raises(InputError, match="MINICENTERNET_CONV is 'winigrad'; expected reference, direct or winograd"):
+        conv2d.raw(x, weight, bias, **options)
 
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 10), (16, 5)])
