@@ -1,6 +1,7 @@
 """A small pool of threads for strips of work: NumPy releases the GIL, so Python threads share an op's rows.
 
     parallel_for(function, jobs)     calls function(job) for every job, on all threads, and returns when all are done
+    per_thread(make)                 gives each thread a value of its own: scratch arrays that one job leaves to the next
 
 A job is whatever says which strip to do (image and rows, say); it writes to its own part of the output, so the result
 does not depend on which thread did it. BLAS is held to one thread meanwhile, since the strips already fill the cores.
@@ -15,10 +16,13 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from threadpoolctl import ThreadpoolController
 
 from .errors import InputError
+
+T = TypeVar("T")
 
 _inside = threading.local()  # .job: True in a thread that is running a job, so that nested calls stay in it
 _hold_lock = threading.Lock()
@@ -91,6 +95,18 @@ def one_blas_thread() -> Iterator[None]:
             _holders -= 1
             if _holders == 0:
                 _set_blas_threads(_before)
+
+
+def per_thread(make: Callable[[], T]) -> Callable[[], T]:
+    """Return a function that gives the calling thread's own value, made by make() at the thread's first call."""
+    own = threading.local()
+
+    def value() -> T:
+        if not hasattr(own, "value"):
+            own.value = make()
+        return own.value
+
+    return value
 
 
 def parallel_for(function: Callable[[object], None], jobs: Iterable) -> None:

@@ -12,6 +12,8 @@ PACKAGE = Path(minicenternet.__file__).parent
 FLOORS = {
     "backend": 0,
     "threads": 0,
+    "memory": 0,
+    "strips": 0,
     "errors": 0,
     "files": 0,
     "autograd": 1,

@@ -1,0 +1,65 @@
+"""How maps are cut into pieces that stay in a core's cache, for the threads to share.
+
+    strips(shape, pixel_bytes)     (images, first row, last row): pieces whose work fits the cache
+    row_blocks(x)                  the same array as blocks of whole rows, for point-wise work
+    cut(images, ...)               a piece of a map, with the border that a window needs
+
+An op goes over its maps in three lines:
+
+    def strip(job):
+        images, first, last = job
+        y[images, first:last] = ...
+
+    parallel_for(strip, strips(y.shape, bytes_of_one_pixels_work))
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .backend import Array, get_xp
+from .memory import empty
+
+BLOCK = 1 << 17  # numbers in a block of rows: with one or two temporaries it fits a core's caches
+Strip = tuple[slice, int, int]  # images, first row, last row
+
+
+def strips(shape: tuple[int, ...], pixel_bytes: int, strip_bytes: int, multiple: int = 1) -> list[Strip]:
+    """Cut (B, H, W, ...) into (images, first row, last row) whose work, pixel_bytes each pixel, fills strip_bytes.
+
+    Small maps are taken several at a time, yet in at least four strips, for the threads to share.  The rows of a strip
+    are a multiple of `multiple`, except for the last one's.
+    """
+    batch, height, width = shape[:3]
+    fitting = max(1, strip_bytes // max(1, width * pixel_bytes * multiple)) * multiple  # rows
+    rows, images = min(height, fitting), max(1, min(fitting // max(1, height), -(-batch // 4)))
+    return [
+        (slice(b, b + images), first, min(first + rows, height))
+        for b in range(0, batch, images)
+        for first in range(0, height, rows)
+    ]
+
+
+def row_blocks(x: np.ndarray, size: int = BLOCK) -> list[np.ndarray]:
+    """Cut x (..., W, C) into views (rows, W*C) of about `size` numbers."""
+    rows = x.reshape(-1, x.shape[-1] * x.shape[-2])
+    step = max(1, size // max(1, rows.shape[1]))
+    return [rows[i : i + step] for i in range(0, len(rows), step)]
+
+
+def cut(images: Array, top: int, left: int, height: int, width: int, border: float = 0) -> Array:
+    """Return images[:, top:top+height, left:left+width], with `border` outside: a view where nothing is.
+
+    The padding of a convolution is written here, into a strip that stays in cache.
+    """
+    inner = images[:, max(top, 0) : max(top + height, 0), max(left, 0) : max(left + width, 0)]
+    if inner.shape[1:3] == (height, width):
+        return inner
+    shape, xp = (len(images), height, width, images.shape[3]), get_xp(images)
+    whole = empty(shape, images.dtype) if xp is np else xp.empty(shape, images.dtype)
+    row, column = max(-top, 0), max(-left, 0)
+    last_row, last_column = row + inner.shape[1], column + inner.shape[2]
+    whole[:, :row], whole[:, last_row:] = border, border
+    whole[:, :, :column], whole[:, :, last_column:] = border, border
+    whole[:, row:last_row, column:last_column] = inner
+    return whole
