@@ -1,7 +1,7 @@
 """A small pool of threads for strips of work: NumPy releases the GIL, so Python threads share an op's rows.
 
     parallel_for(function, jobs)     calls function(job) for every job, on all threads, and returns when all are done
-    per_thread(make)                 gives each thread a value of its own: scratch arrays that one job leaves to the next
+    per_thread(make)                 gives each thread a value of its own: scratch that one job leaves to the next
 
 A job is whatever says which strip to do (image and rows, say); it writes to its own part of the output, so the result
 does not depend on which thread did it. BLAS is held to one thread meanwhile, since the strips already fill the cores.
