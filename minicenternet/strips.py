@@ -24,17 +24,16 @@ BLOCK = 1 << 17  # numbers in a block of rows: with one or two temporaries it fi
 Strip = tuple[slice, int, int]  # images, first row, last row
 
 
-def strips(shape: tuple[int, ...], pixel_bytes: int, strip_bytes: int, multiple: int = 1) -> list[Strip]:
+def strips(shape: tuple[int, ...], pixel_bytes: int, strip_bytes: int, at_least: int = 4) -> list[Strip]:
     """Cut (B, H, W, ...) into (images, first row, last row) whose work, pixel_bytes each pixel, fills strip_bytes.
 
-    Small maps are taken several at a time, yet in at least four strips, for the threads to share.  The rows of a strip
-    are a multiple of `multiple`, except for the last one's.
+    Small maps are taken several at a time, yet in `at_least` so many strips, for the threads to share.
     """
     batch, height, width = shape[:3]
-    fitting = max(1, strip_bytes // max(1, width * pixel_bytes * multiple)) * multiple  # rows
-    rows, images = min(height, fitting), max(1, min(fitting // max(1, height), -(-batch // 4)))
+    fitting = max(1, strip_bytes // max(1, width * pixel_bytes))  # rows
+    rows, images = min(height, fitting), max(1, min(fitting // max(1, height), -(-batch // at_least)))
     return [
-        (slice(b, b + images), first, min(first + rows, height))
+        (slice(b, min(b + images, batch)), first, min(first + rows, height))
         for b in range(0, batch, images)
         for first in range(0, height, rows)
     ]

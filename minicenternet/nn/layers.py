@@ -47,7 +47,7 @@ class Conv2d(Module):
             padding=self.padding,
             dilation=self.dilation,
             groups=self.groups,
-            input_gradient_wanted=x.requires_grad,
+            want_dx=x.requires_grad,
         )
 
     def multiply_adds(self, input_shape, output_shape) -> int:

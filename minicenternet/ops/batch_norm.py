@@ -20,7 +20,7 @@ import numpy as np
 from ..autograd import differentiable
 from ..backend import Array, get_xp
 from ..threads import parallel_for
-from .conv2d import channel_sum
+from .reduce import channel_sum
 
 BLOCK = 1 << 17  # numbers in a block: with one or two temporaries it fits a core's caches
 

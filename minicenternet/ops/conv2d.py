@@ -13,15 +13,17 @@ Three array functions are the whole story, and conv_transpose2d is the same thre
 
 `reference_*`, one matrix product per kernel tap, is the definition. The fast forms work strip by strip, each strip
 sized to the caches: "direct" gathers a strip's columns and multiplies once (im2col), "winograd" (Lavin and Gray 2016)
-needs 2.56 to 4 times fewer multiplications for 2x2 and 3x3 kernels. `method` says which is taken;
-MINICENTERNET_CONV=reference | direct | winograd takes one wherever it can.
+needs 2.56 to 4 times fewer multiplications. `folding` is the rule that picks; MINICENTERNET_CONV=reference | direct |
+winograd takes one wherever it can. In float32 their largest error is below 1e-5 of the largest output.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import os
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -30,13 +32,21 @@ from numpy.lib.stride_tricks import as_strided
 from ..autograd import differentiable
 from ..backend import Array, get_xp
 from ..errors import InputError
-from ..threads import one_blas_thread, parallel_for
+from ..memory import empty
+from ..strips import Strip, cut, strips
+from ..threads import parallel_for, per_thread
+from .rectify import bias_relu, through_relu
+from .reduce import channel_sum
 
 STRIP_BYTES = 1 << 21  # columns of one strip: small enough for the caches, large enough for Python's overhead
 WEIGHT_PARTS = 8  # partial sums of a weight gradient, a fixed number so that the bits do not depend on the threads
 TILE = 4  # outputs of a Winograd tile, along each side
-TILE_BYTES = 600_000  # transformed tiles of one Winograd strip, which needs a few arrays of that size
-WEIGHT_BYTES = 1 << 22  # transformed tiles kept at a time for a Winograd weight gradient
+TILE_NUMBERS = 1 << 13  # tiles times channels of one Winograd strip: as wide as OpenBLAS's small products stay fast
+WEIGHT_BYTES = 1 << 25  # transformed tiles kept at a time for a Winograd weight gradient
+BLOCK = 1 << 14  # pairs of channels whose taps are transformed at a time
+LEAST_CHANNELS, LEAST_TILES = 16, 32  # below, Winograd does not pay
+
+Finish = Callable[[Array], None]  # what is done to each part (pixels, O) of an output while it is in a cache
 
 
 class Geometry(NamedTuple):
@@ -62,35 +72,27 @@ class Geometry(NamedTuple):
         )
 
 
-PLAIN = Geometry((1, 1), (0, 0), (1, 1), 1)
-
-
 @differentiable
-def conv2d(x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1, input_gradient_wanted=True):
+def conv2d(x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1, relu=False, want_dx=True, kernels=None):
     """Return the convolution of x (B, H, W, C) with weight (O, C/groups, KH, KW), plus bias (O,) or None.
 
-    stride, padding, dilation: an integer or (rows, columns).  input_gradient_wanted=False leaves out dx (the first
-    layer of a network: nobody asks for the gradient of the image).  Raises ValueError when shapes do not fit.
+    stride, padding, dilation: an integer or (rows, columns).  relu: rectify the output in the same pass.
+    want_dx=False leaves out the gradient of x (a network's first layer: nobody asks for the image's).
+    kernels: a dict that keeps transformed weights from call to call; the weight must then stay as it is.
+    Raises ValueError when shapes do not fit.
     """
     geometry = Geometry.of(stride, padding, dilation, groups)
     _check(x, weight, bias, geometry)
-    y = forward(x, weight, geometry)
-    if bias is not None:
-        y += bias
+    y = forward(x, weight, geometry, bias_relu(bias, relu), kernels)
+    rectified = y if relu else None
 
     def backward(dy):
-        dx = input_gradient(dy, weight, x.shape[1:3], geometry) if input_gradient_wanted else None
+        dy = dy if rectified is None else through_relu(dy, rectified)
+        dx = input_gradient(dy, weight, x.shape[1:3], geometry) if want_dx else None
         dweight = weight_gradient(x, dy, weight.shape[2:], geometry)
         return dx, dweight, None if bias is None else channel_sum(dy)
 
     return y, backward
-
-
-def channel_sum(x: Array) -> Array:
-    """Return the sum over all but the last axis, as one matrix product (several times faster than x.sum)."""
-    rows = x.reshape(-1, x.shape[-1])
-    with one_blas_thread():  # bound by memory: a second thread would only be waited for
-        return get_xp(x).ones(len(rows), x.dtype) @ rows
 
 
 def _check(x, weight, bias, geometry) -> None:
@@ -187,6 +189,19 @@ class Window(NamedTuple):
     taps: int
 
 
+class Correlation(NamedTuple):
+    """What a strip loop computes: out[b, i, j] = sum over k of seen_k(i, j) @ matrix_k.
+
+    windows: what an output sees along rows and columns.  taps: which of the weight's KH*KW taps these are, in order.
+    adjoint: matrix_k is the weight's tap (O, C), else its transpose.
+    """
+
+    windows: tuple[Window, Window]
+    taps: list[int]
+    adjoint: bool
+    groups: int
+
+
 def wanted_method() -> str:
     """Return MINICENTERNET_CONV, "" where it is not set.  Raises InputError when it names no method."""
     wanted = os.environ.get("MINICENTERNET_CONV", "")
@@ -195,56 +210,56 @@ def wanted_method() -> str:
     return wanted
 
 
-def method(
-    windows: tuple[Window, Window], groups: int, channels: int, shape: tuple[int, ...], least_channels: int = 16
-) -> str:
-    """Return "winograd" where it can be used and pays, else "direct".
+def folding(windows: tuple[Window, Window], groups: int, channels: int, shape: tuple[int, ...]) -> int:
+    """The rule: return 0 for "direct", or how many pixels along each side Winograd takes as one (1, or 2 at stride 2).
 
-    channels: the fewer of inputs and outputs; shape (B, OH, OW, ...) of the output.  It can: square kernels of 2x2 or
-    3x3 without stride, dilation or groups. It pays: enough channels to make its many small products worth while, and
-    enough tiles to make up for transforming the weight.
+    channels: the fewer of inputs and outputs; shape (B, OH, OW, ...) of the output.  Winograd can do square kernels of
+    2x2 and 3x3 without stride, dilation or groups, and 4x4 of stride 2, which is 2x2 on pixels of four. It pays where
+    there are channels enough to make its many small products worth while, and tiles enough to transform a weight for.
     """
     wanted = wanted_method()
-    (_, stride_y, step_y, taps_y), (_, stride_x, step_x, taps_x) = windows
-    can = groups == stride_y == stride_x == step_y == step_x == 1 and taps_y == taps_x and taps_y in (2, 3)
+    kinds = {(window.stride, window.step, window.taps) for window in windows}
+    fold = {((1, 1, 2),): 1, ((1, 1, 3),): 1, ((2, 1, 4),): 2}.get(tuple(kinds), 0) if groups == 1 else 0
     tiles = shape[0] * -(-shape[1] // TILE) * -(-shape[2] // TILE)
-    pays = channels >= least_channels and tiles >= 64 and min(shape[1:3]) >= TILE
-    return "winograd" if can and (pays or wanted == "winograd") and wanted != "direct" else "direct"
+    pays = channels >= LEAST_CHANNELS and tiles >= LEAST_TILES and min(shape[1:3]) >= TILE
+    return fold if wanted == "winograd" or (pays and wanted != "direct") else 0
 
 
 def _by_definition(x: Array) -> bool:
     return get_xp(x) is not np or wanted_method() == "reference"
 
 
-def forward(x: Array, weight: Array, geometry: Geometry) -> Array:
-    """Return y (B, OH, OW, O) of x (B, H, W, C) and weight (O, C/G, KH, KW)."""
+def forward(x: Array, weight: Array, geometry: Geometry, finish: Finish | None = None, kernels=None) -> Array:
+    """Return y (B, OH, OW, O) of x (B, H, W, C) and weight (O, C/G, KH, KW).
+
+    finish(part, images, rows): called for each part of y as soon as it is there.  kernels: see `conv2d`.
+    """
     if _by_definition(x):
-        return reference_forward(x, weight, geometry)
-    outputs, channels, *kernel = weight.shape
-    size = geometry.output_size(*x.shape[1:3], kernel)
-    if _stride_folds(kernel, geometry, channels):
-        taps = weight.reshape(outputs, channels, 2, 2, 2, 2).transpose(0, 3, 5, 1, 2, 4)  # tap 2a + q -> q, a
-        return forward(_stride_to_depth(x, size, geometry), taps.reshape(outputs, 4 * channels, 2, 2), PLAIN)
-    y = np.empty((len(x), *size, outputs), x.dtype)
-    _correlate(x, weight.transpose(2, 3, 1, 0), _forward_windows(kernel, geometry), geometry.groups, y)
+        return _finished(reference_forward(x, weight, geometry), finish)
+    y = empty((len(x), *geometry.output_size(*x.shape[1:3], weight.shape[2:]), len(weight)), x.dtype)
+    taps = list(range(weight.shape[2] * weight.shape[3]))
+    plan = Correlation(_forward_windows(weight.shape[2:], geometry), taps, False, geometry.groups)
+    _correlate(x, weight, plan, y, finish, kernels)
     return y
 
 
-def input_gradient(dy: Array, weight: Array, size: tuple[int, int], geometry: Geometry) -> Array:
+def input_gradient(
+    dy: Array, weight: Array, size: tuple[int, int], geometry: Geometry, finish: Finish | None = None, kernels=None
+) -> Array:
     """Return dx (B, H, W, C), H, W = size: pixels that share i mod S see the same taps, so S*S small correlations."""
     if _by_definition(dy):
-        return reference_input_gradient(dy, weight, size, geometry)
-    groups, (outputs, channels, *kernel) = geometry.groups, weight.shape
-    dx = np.empty((len(dy), *size, channels * groups), dy.dtype)
-    taps = weight.reshape(groups, outputs // groups, channels, *kernel)
-    taps = taps.transpose(3, 4, 1, 0, 2).reshape(*kernel, outputs // groups, groups * channels)  # (KH, KW, O/G, C)
-    for phase_y, taken_y, window_y in _phases(0, kernel[0], geometry):
-        for phase_x, taken_x, window_x in _phases(1, kernel[1], geometry):
+        return _finished(reference_input_gradient(dy, weight, size, geometry), finish)
+    dx = empty((len(dy), *size, weight.shape[1] * geometry.groups), dy.dtype)
+    for phase_y, taken_y, window_y in _phases(0, weight.shape[2], geometry):
+        for phase_x, taken_x, window_x in _phases(1, weight.shape[3], geometry):
             part = dx[:, phase_y :: geometry.stride[0], phase_x :: geometry.stride[1]]
             if window_y.taps and window_x.taps and part.size:  # a map smaller than the stride has empty phases
-                _correlate(dy, taps[taken_y][:, taken_x], (window_y, window_x), groups, part)
+                taps = [u * weight.shape[3] + v for u in taken_y for v in taken_x]
+                plan = Correlation((window_y, window_x), taps, True, geometry.groups)
+                _correlate(dy, weight, plan, part, finish, kernels)
             else:
                 part[...] = 0
+                _finished(part, finish)
     return dx
 
 
@@ -252,50 +267,25 @@ def weight_gradient(x: Array, dy: Array, kernel: tuple[int, int], geometry: Geom
     """Return dweight (O, C/G, KH, KW): what each strip saw, times its dy, summed in a fixed order."""
     if _by_definition(x):
         return reference_weight_gradient(x, dy, kernel, geometry)
-    if _stride_folds(kernel, geometry, x.shape[3]):
-        deep = weight_gradient(_stride_to_depth(x, dy.shape[1:3], geometry), dy, (2, 2), PLAIN)
-        deep = deep.reshape(dy.shape[3], 2, 2, x.shape[3], 2, 2).transpose(0, 3, 4, 1, 5, 2)
-        return deep.reshape(dy.shape[3], x.shape[3], 4, 4)
-    windows = _forward_windows(kernel, geometry)
-    if method(windows, geometry.groups, min(x.shape[3], dy.shape[3]), dy.shape, least_channels=64) == "winograd":
-        return _winograd_weight_gradient(x, dy, windows)
-    groups, channels, outputs = geometry.groups, x.shape[3] // geometry.groups, dy.shape[3]
-    strips = _strips(dy.shape, math.prod(kernel) * x.shape[3] * x.itemsize)
-    parts = [strips[i::WEIGHT_PARTS] for i in range(min(WEIGHT_PARTS, len(strips)))]
-    sums = np.zeros((len(parts), groups, math.prod(kernel) * channels, outputs // groups), x.dtype)
+    windows, groups = _forward_windows(kernel, geometry), geometry.groups
+    fold = folding(windows, groups, min(x.shape[3], dy.shape[3]), dy.shape)
+    if fold:
+        return _winograd_weight_gradient(x, dy, windows, fold)
+    channels, outputs, taps = x.shape[3] // groups, dy.shape[3], math.prod(kernel)
+    pieces = strips(dy.shape, taps * x.shape[3] * x.itemsize, max(STRIP_BYTES, 1024 * taps * x.shape[3] * x.itemsize))
+    parts = [pieces[i::WEIGHT_PARTS] for i in range(min(WEIGHT_PARTS, len(pieces)))]
+    sums = np.zeros((max(1, len(parts)), groups, taps * channels, outputs // groups), x.dtype)
+    scratch = per_thread(lambda: {})
 
     def sum_part(i: int) -> None:
         for images, first, last in parts[i]:
-            columns = _columns(x[images], windows, groups, first, last, dy.shape[2])
+            columns = _columns(x[images], windows, groups, first, last, dy.shape[2], scratch())
             strip = dy[images, first:last].reshape(-1, groups, outputs // groups)
             sums[i] += columns.transpose(0, 2, 1) @ strip.transpose(1, 0, 2)
 
     parallel_for(sum_part, range(len(parts)))
     dweight = sums.sum(0).reshape(groups, *kernel, channels, outputs // groups)
     return np.ascontiguousarray(dweight.transpose(0, 4, 3, 1, 2)).reshape(outputs, channels, *kernel)
-
-
-def _stride_folds(kernel: tuple[int, int], geometry: Geometry, channels: int) -> bool:
-    """Whether this is a 4x4 convolution of stride 2 (the adjoint of the usual upsampling) that Winograd could do."""
-    fits = tuple(kernel) == (4, 4) and geometry._replace(padding=(0, 0)) == ((2, 2), (0, 0), (1, 1), 1)
-    return fits and channels >= 16 and wanted_method() != "direct"
-
-
-def _stride_to_depth(x: np.ndarray, size: tuple[int, int], geometry: Geometry) -> np.ndarray:
-    """Return (B, OH+1, OW+1, 4C), each 2x2 pixels of the padded x as one: a 4x4 kernel of stride 2 is 2x2 on that."""
-    batch, _, _, channels = x.shape
-    height, width = size[0] + 1, size[1] + 1
-    deep = np.empty((batch, height, width, 2, 2, channels), x.dtype)
-
-    def strip(job: tuple[slice, int, int]) -> None:
-        images, first, last = job
-        top, left = (-n for n in geometry.padding)
-        seen = cut(x[images], top + 2 * first, left, 2 * (last - first), 2 * width)
-        seen = seen.reshape(-1, last - first, 2, width, 2, channels)
-        deep[images, first:last] = seen.transpose(0, 1, 3, 2, 4, 5)
-
-    parallel_for(strip, _strips(deep.shape, 4 * channels * x.itemsize))
-    return deep.reshape(batch, height, width, 4 * channels)
 
 
 def _forward_windows(kernel: tuple[int, int], geometry: Geometry) -> tuple[Window, Window]:
@@ -318,78 +308,63 @@ def _phases(axis: int, kernel: int, geometry: Geometry):
         yield phase, taps, Window(start, 1, step, len(taps))
 
 
-def _strips(output_shape: tuple[int, ...], column_bytes: int) -> list[tuple[slice, int, int]]:
-    """Cut (B, OH, OW, ...) into (images, first row, last row) so that a strip's columns fill STRIP_BYTES.
+def _correlate(
+    x: np.ndarray, weight: np.ndarray, plan: Correlation, out: np.ndarray, finish: Finish | None, kernels: dict | None
+) -> None:
+    """Write the plan's correlation of x (B, H, W, C) to out (B, OH, OW, O), possibly a strided view."""
+    outputs, groups, windows = out.shape[3], plan.groups, plan.windows
+    fold = folding(windows, groups, min(x.shape[3], outputs), out.shape)
+    if fold:
+        return _winograd(x, weight, plan, fold, out, finish, kernels)
+    taps = weight.reshape(groups, len(weight) // groups, weight.shape[1], -1)[..., plan.taps]  # (G, O/G, C/G, taps)
+    taps = taps.transpose((0, 3, 1, 2) if plan.adjoint else (0, 3, 2, 1))
+    matrices = np.ascontiguousarray(taps).reshape(groups, -1, outputs // groups)
+    scratch = per_thread(dict)
 
-    Small maps are taken several at a time, yet in at least four strips, for the threads to share.
-    """
-    batch, height, width = output_shape[:3]
-    fitting = max(1, STRIP_BYTES // (width * column_bytes))  # rows
-    rows, images = min(height, fitting), max(1, min(fitting // height, -(-batch // 4)))
-    return [
-        (slice(b, b + images), first, min(first + rows, height))
-        for b in range(0, batch, images)
-        for first in range(0, height, rows)
-    ]
-
-
-def _correlate(x: np.ndarray, taps: np.ndarray, windows: tuple[Window, Window], groups: int, out: np.ndarray) -> None:
-    """Write  out[b, i, j] = sum over the windows' taps of x[b, seen by i, seen by j] @ taps[u, v],  strip by strip.
-
-    x (B, H, W, C), taps (KH, KW, C/G, O) in any layout, out (B, OH, OW, O), possibly a strided view.
-    """
-    outputs, inputs = out.shape[3], math.prod(taps.shape[:3])
-    if method(windows, groups, min(taps.shape[2], outputs), out.shape) == "winograd":
-        return _correlate_winograd(x, taps, windows, out)
-    matrices = taps.reshape(inputs, groups, outputs // groups).transpose(1, 0, 2)  # (G, KH*KW*C/G, O/G)
-    matrices = np.ascontiguousarray(matrices)
-
-    def strip(job: tuple[slice, int, int]) -> None:
+    def strip(job: Strip) -> None:
         images, first, last = job
-        columns = _columns(x[images], windows, groups, first, last, out.shape[2])
+        columns = _columns(x[images], windows, groups, first, last, out.shape[2], scratch())
         target = out[images, first:last]
-        if groups == 1 and target.flags.c_contiguous:
-            np.matmul(columns[0], matrices[0], out=target.reshape(-1, outputs))
+        whole = target.flags.c_contiguous
+        pixels = target.reshape(-1, outputs) if whole else np.empty((columns.shape[1], outputs), x.dtype)
+        if groups == 1:
+            np.matmul(columns[0], matrices[0], out=pixels)
         else:
-            target[...] = (columns @ matrices).transpose(1, 0, 2).reshape(target.shape)
+            pixels.reshape(-1, groups, outputs // groups)[...] = (columns @ matrices).transpose(1, 0, 2)
+        _finished(pixels, finish)
+        if not whole:
+            target[...] = pixels.reshape(target.shape)
 
-    parallel_for(strip, _strips(out.shape, inputs * groups * x.itemsize))
+    parallel_for(strip, strips(out.shape, matrices.shape[1] * groups * x.itemsize, STRIP_BYTES))
 
 
-def _columns(images: np.ndarray, windows: tuple[Window, Window], groups: int, first: int, last: int, width: int):
-    """Return (G, images*rows*width, KH*KW*C/G): for the output rows first..last, everything that each output sees."""
+def _finished(pixels: Array, finish: Finish | None) -> Array:
+    if finish is not None:
+        finish(pixels.reshape(-1, pixels.shape[-1]))
+    return pixels
+
+
+def _columns(images, windows, groups: int, first: int, last: int, width: int, scratch: dict) -> np.ndarray:
+    """Return (G, images*rows*width, KH*KW*C/G): for the output rows first..last, everything that each output sees.
+
+    scratch: where the columns are written, one array for each size, overwritten by the next call with the same dict.
+    """
     (y, x), (batch, _, _, channels) = windows, images.shape
     height_seen = y.stride * (last - first - 1) + y.step * (y.taps - 1) + 1
     width_seen = x.stride * (width - 1) + x.step * (x.taps - 1) + 1
     seen = cut(images, y.start + y.stride * first, x.start, height_seen, width_seen)
     image, row, column, channel = seen.strides
-    view = as_strided(
-        seen,
-        (batch, last - first, width, y.taps, x.taps, channels),
-        (image, row * y.stride, column * x.stride, row * y.step, column * x.step, channel),
-    )
-    outputs = batch * (last - first) * width
-    if groups == 1:
-        return view.reshape(1, outputs, -1)
-    view = view.reshape(outputs, y.taps * x.taps, groups, channels // groups)
-    return view.transpose(2, 0, 1, 3).reshape(groups, outputs, -1)
-
-
-def cut(images: Array, top: int, left: int, height: int, width: int, border: float = 0) -> Array:
-    """Return images[:, top:top+height, left:left+width], with `border` outside: a view where nothing is.
-
-    The padding of a convolution is written here, into a strip that stays in cache.
-    """
-    inner = images[:, max(top, 0) : max(top + height, 0), max(left, 0) : max(left + width, 0)]
-    if inner.shape[1:3] == (height, width):
-        return inner
-    whole = get_xp(images).empty((len(images), height, width, images.shape[3]), images.dtype)
-    row, column = max(-top, 0), max(-left, 0)
-    last_row, last_column = row + inner.shape[1], column + inner.shape[2]
-    whole[:, :row], whole[:, last_row:] = border, border
-    whole[:, :, :column], whole[:, :, last_column:] = border, border
-    whole[:, row:last_row, column:last_column] = inner
-    return whole
+    shape = (batch, last - first, width, y.taps, x.taps, groups, channels // groups)
+    strides = (image, row * y.stride, column * x.stride, row * y.step, column * x.step, channel * shape[-1], channel)
+    view = as_strided(seen, shape, strides)
+    if view.shape[3:6] == (1, 1, 1) and x.stride == 1:  # of a 1x1 kernel, the pixels themselves
+        return view.reshape(1, -1, channels)
+    view = view.transpose(5, 0, 1, 2, 3, 4, 6)
+    if view.size not in scratch:
+        scratch[view.size] = np.empty(view.size, images.dtype)
+    columns = scratch[view.size].reshape(view.shape)
+    columns[...] = view
+    return columns.reshape(groups, batch * (last - first) * width, -1)
 
 
 # --- Winograd: TILE x TILE outputs of an r x r kernel by (TILE + r - 1)^2 products instead of TILE^2 r^2 --------------
@@ -416,93 +391,131 @@ def cook_toom(taps: int, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray, np.nd
     return A.astype(dtype), G.astype(dtype), np.where(abs(B) < 1e-12, 0, B).astype(dtype)
 
 
-def _two_sided(matrix: np.ndarray, tiles: np.ndarray) -> np.ndarray:
-    """Return matrix @ tile @ matrix^T for every column of tiles (k, k, n) -> (l, l, n)."""
-    half = np.matmul(matrix, tiles.transpose(1, 0, 2))  # (k, l, n): columns of the tiles first
-    return np.matmul(matrix, half.transpose(1, 0, 2))
+def _two_sided(matrix: np.ndarray, here: np.ndarray, there: np.ndarray, columns: int, out=None) -> np.ndarray:
+    """Return matrix @ tile @ matrix^T (l, l, n) of each of n tiles (k, k, n), which begin `here`, over them or in out.
+
+    here, there: vectors of at least l*l*n and l*k*n numbers; both are overwritten.
+    """
+    rows, k = matrix.shape
+    tiles, half = here[: k * k * columns].reshape(k, k, columns), there[: rows * k * columns].reshape(rows, k, columns)
+    np.matmul(matrix, tiles.transpose(1, 0, 2), out=half.transpose(1, 0, 2))
+    out = here[: rows * rows * columns].reshape(rows, rows, columns) if out is None else out
+    return np.matmul(matrix, half, out=out)
 
 
-def _tiles(cut: np.ndarray, side: int) -> np.ndarray:
-    """Return (side, side, tiles*C): overlapping side x side tiles, TILE apart, of cut (B, rows, columns, C)."""
-    batch, height, width, channels = cut.shape
-    counts = [(n - side) // TILE + 1 for n in (height, width)]
-    image, row, column, channel = cut.strides
-    strides = (row, column, image, row * TILE, column * TILE, channel)
-    return as_strided(cut, (side, side, batch, *counts, channels), strides).reshape(side, side, -1)
+def _gather_tiles(images, windows, fold: int, side: int, grid: Strip, across: int, here: np.ndarray) -> int:
+    """Write overlapping tiles, TILE apart, `here` as (side, side, tiles, fold, fold, C), and return their number.
+
+    grid: images, first and last row of tiles.  A tile's pixel is a square of fold * fold pixels.
+    """
+    part, first, last = grid
+    down, step = last - first, fold * TILE
+    top, left = windows[0].start + step * first, windows[1].start
+    more = fold * (side - TILE)
+    seen = cut(images[part], top, left, step * down + more, step * across + more)
+    image, row, column, channel = seen.strides
+    shape = (side, side, len(seen), down, across, fold, fold, seen.shape[3])
+    strides = (fold * row, fold * column, image, step * row, step * column, row, column, channel)
+    here[: math.prod(shape)].reshape(shape)[...] = as_strided(seen, shape, strides)
+    return len(seen) * down * across
 
 
-def _tile_strips(shape: tuple[int, ...], tiles: int) -> list[tuple[slice, int, int]]:
-    """Cut (B, OH, OW, ...) into (images, first row, last row) of about so many tiles; rows are multiples of TILE."""
-    batch, down, across = shape[0], -(-shape[1] // TILE), -(-shape[2] // TILE)
-    rows = max(1, min(down, tiles // across))
-    images = max(1, tiles // (down * across))
-    return [
-        (slice(b, b + images), TILE * first, TILE * min(first + rows, down))
-        for b in range(0, batch, images)
-        for first in range(0, down, rows)
-    ]
+def _winograd_kernel(weight: np.ndarray, plan: Correlation, fold: int, size: int) -> np.ndarray:
+    """Return the plan's size x size taps, transformed: (side*side, inputs, outputs), G g G^T of each g."""
+    side, (outputs, channels) = TILE + size - 1, weight.shape[:2]
+    if fold > 1:  # tap fold*a + q of a pixel is tap a of the pixel's part q
+        weight = weight.reshape(outputs, channels, size, fold, size, fold).transpose(0, 3, 5, 1, 2, 4)
+    rows = weight.reshape(-1, size * size if fold > 1 else weight.shape[2] * weight.shape[3])
+    G = cook_toom(size, weight.dtype)[1]
+    transform = np.zeros((side * side, rows.shape[1]), weight.dtype)
+    transform[:, list(range(size * size)) if fold > 1 else plan.taps] = np.kron(G, G)
+    kernel = empty((side * side, len(rows)), weight.dtype)
+    jobs = range(0, len(rows), BLOCK)
+    parallel_for(lambda i: np.matmul(transform, rows[i : i + BLOCK].T, out=kernel[:, i : i + BLOCK]), jobs)
+    kernel = kernel.reshape(side * side, outputs, -1)
+    return kernel if plan.adjoint else kernel.transpose(0, 2, 1)
 
 
-def _correlate_winograd(x: np.ndarray, taps: np.ndarray, windows: tuple[Window, Window], out: np.ndarray) -> None:
-    """`_correlate` for stride 1, (KH, KW) = (r, r): transform tiles and taps, multiply, transform back."""
-    size, (_, width, outputs) = taps.shape[0], out.shape[1:]
-    side, channels = TILE + size - 1, taps.shape[2]
+def _winograd(x, weight, plan: Correlation, fold: int, out, finish: Finish | None, kernels: dict | None) -> None:
+    """`_correlate` by tiles: transform tiles and taps, multiply, transform back."""
+    size, (height, width, outputs) = plan.windows[0].taps // fold, out.shape[1:]
+    side, inputs, across = TILE + size - 1, fold * fold * x.shape[3], -(-width // TILE)
+    A, _, B = cook_toom(size, x.dtype)
+    kernels, key = {} if kernels is None else kernels, tuple(plan.taps)
+    if key not in kernels:
+        kernels[key] = _winograd_kernel(weight, plan, fold, size)
+    kernel = kernels[key]
+    grid = strips((len(x), -(-height // TILE), across), max(inputs, outputs), TILE_NUMBERS)
+    most = max((_tiles(strip, across) for strip in grid), default=0)
+    scratch = per_thread(lambda: empty((2, side * side * most * max(inputs, outputs)), x.dtype))
+
+    def strip(job: Strip) -> None:
+        here, there = scratch()
+        tiles = _gather_tiles(x, plan.windows, fold, side, job, across, here)
+        transformed = _two_sided(B.T, here, there, tiles * inputs).reshape(side * side, tiles, inputs)
+        products = there[: side * side * tiles * outputs].reshape(side * side, tiles, outputs)
+        np.matmul(transformed, kernel, out=products)
+        y = _two_sided(A.T, there, here, tiles * outputs)  # (TILE, TILE, tiles * outputs)
+        _finished(y.reshape(-1, outputs), finish)
+        _scatter_tiles(y, out[job[0], TILE * job[1] : TILE * job[2]])
+
+    parallel_for(strip, grid)
+
+
+def _scatter_tiles(y: np.ndarray, target: np.ndarray) -> None:
+    """Write tiles y (TILE, TILE, tiles * O) side by side to target (B, rows, W, O), whose last tiles may be cut off."""
+    batch, rows, width, outputs = target.shape
+    down, across = -(-rows // TILE), -(-width // TILE)
+    y = y.reshape(TILE, TILE, batch, down, across, outputs)
+    if rows == TILE * down and width == TILE * across:
+        image, row, column, channel = target.strides
+        as_strided(target, y.shape, (row, column, image, TILE * row, TILE * column, channel))[...] = y
+    else:
+        y = y.transpose(2, 3, 0, 4, 1, 5).reshape(batch, TILE * down, TILE * across, outputs)
+        target[...] = y[:, :rows, :width]
+
+
+def _winograd_weight_gradient(x: np.ndarray, dy: np.ndarray, windows: tuple[Window, Window], fold: int) -> np.ndarray:
+    """`weight_gradient` by tiles: dweight = G^T (sum over tiles of (A dy A^T) * (B^T d B)) G.
+
+    As many tiles as fit WEIGHT_BYTES are transformed, then multiplied and added up, frequency by frequency.
+    """
+    size, (batch, height, width, outputs) = windows[0].taps // fold, dy.shape
+    side, inputs, across = TILE + size - 1, fold * fold * x.shape[3], -(-width // TILE)
     A, G, B = cook_toom(size, x.dtype)
-    to_tile, to_output, across = np.ascontiguousarray(B.T), np.ascontiguousarray(A.T), -(-width // TILE)
-    kernel = np.empty((side, side, channels * outputs), x.dtype)
-    flat = taps.reshape(size, size, -1)
+    own = Window(0, 1, 1, 1)
+    wider = max(inputs, outputs)
+    pieces = strips((batch, -(-height // TILE), across), wider, TILE_NUMBERS)
+    most = max((_tiles(piece, across) for piece in pieces), default=0)
+    together = max(1, WEIGHT_BYTES // max(1, side * side * (inputs + outputs) * x.itemsize * most))
+    seen, sent = (empty((side, side, together * most, channels), x.dtype) for channels in (inputs, outputs))
+    scratch = per_thread(lambda: empty((2, side * side * most * wider), x.dtype))
+    product = per_thread(lambda: empty((side, outputs, inputs), x.dtype))
+    total = np.zeros((side, side, outputs, inputs), x.dtype)
 
-    def transform_taps(i: int) -> None:
-        kernel[:, :, i : i + 4096] = _two_sided(G, flat[:, :, i : i + 4096])
+    def transform(job: tuple[Strip, int]) -> None:
+        (piece, begin), (here, there) = job, scratch()
+        for maps, window, pixel, matrix, into in ((x, windows, fold, B.T, seen), (dy, (own, own), 1, A, sent)):
+            tiles = _gather_tiles(maps, window, pixel, matrix.shape[1], piece, across, here)
+            to = into[:, :, begin : begin + tiles].reshape(side, side, -1)
+            _two_sided(matrix, here, there, tiles * into.shape[3], to)
 
-    def strip(job: tuple[slice, int, int]) -> None:
-        images, first, last = job
-        top, left = windows[0].start + first, windows[1].start
-        seen = cut(x[images], top, left, last - first + size - 1, TILE * across + size - 1)
-        tiles = _two_sided(to_tile, _tiles(seen, side)).reshape(side * side, -1, channels)
-        products = np.matmul(tiles, kernel.reshape(side * side, channels, outputs))
-        y = _two_sided(to_output, products.reshape(side, side, -1))  # (TILE, TILE, B * tiles * O)
-        y = y.reshape(TILE, TILE, len(seen), -1, across, outputs).transpose(2, 3, 0, 4, 1, 5)
-        target = out[images, first:last]
-        if target.shape[1] == last - first and width == TILE * across and target.flags.c_contiguous:
-            target.reshape(y.shape)[...] = y
-        else:  # the last tiles may reach beyond the map
-            target[...] = y.reshape(len(seen), last - first, TILE * across, outputs)[:, : target.shape[1], :width]
+    for i in range(0, len(pieces), together):
+        chunk = pieces[i : i + together]
+        *begins, tiles = itertools.accumulate((_tiles(piece, across) for piece in chunk), initial=0)
 
-    parallel_for(transform_taps, range(0, channels * outputs, 4096))
-    parallel_for(strip, _tile_strips(out.shape, max(32, TILE_BYTES // (side * side * channels * x.itemsize))))
+        def multiply(row: int, tiles=tiles) -> None:
+            total[row] += np.matmul(sent[row, :, :tiles].swapaxes(1, 2), seen[row, :, :tiles], out=product())
+
+        parallel_for(transform, zip(chunk, begins, strict=True))
+        parallel_for(multiply, range(side))
+    back, rows = np.kron(G, G), total.reshape(side * side, -1).T
+    deep = np.empty((len(rows), size * size), x.dtype)
+    parallel_for(lambda i: np.matmul(rows[i : i + BLOCK], back, out=deep[i : i + BLOCK]), range(0, len(rows), BLOCK))
+    deep = deep.reshape(outputs, fold, fold, x.shape[3], size, size).transpose(0, 3, 4, 1, 5, 2)
+    return deep.reshape(outputs, x.shape[3], fold * size, fold * size)
 
 
-def _winograd_weight_gradient(x: np.ndarray, dy: np.ndarray, windows: tuple[Window, Window]) -> np.ndarray:
-    """`weight_gradient` for stride 1: dweight = G^T (sum over tiles of (B^T d B) * (A dy A^T)) G."""
-    size, (_, width, outputs), channels = windows[0].taps, dy.shape[1:], x.shape[3]
-    side, across = TILE + size - 1, -(-width // TILE)
-    A, G, B = cook_toom(size, x.dtype)
-    to_tile = np.ascontiguousarray(B.T)
-    per_tile = side * side * (channels + outputs) * x.itemsize
-    total = np.zeros((side * side, channels, outputs), x.dtype)
-    for images, top, bottom in _tile_strips(
-        dy.shape, max(WEIGHT_BYTES // per_tile, channels * outputs // (channels + outputs))
-    ):
-        shape = (len(x[images]), (bottom - top) // TILE, across)
-        seen = np.empty((side * side, *shape, channels), x.dtype)
-        sent = np.empty((side * side, *shape, outputs), x.dtype)
-
-        def transform(job: tuple[slice, int, int], images=images, top=top, shape=shape, seen=seen, sent=sent) -> None:
-            part, first, last = job
-            rows, columns = last - first, TILE * across
-            where = np.s_[:, part, first // TILE : last // TILE]
-            x_cut = cut(
-                x[images][part], windows[0].start + top + first, windows[1].start, rows + size - 1, columns + size - 1
-            )
-            dy_cut = cut(dy[images][part], top + first, 0, rows, columns)
-            seen[where] = _two_sided(to_tile, _tiles(x_cut, side)).reshape(seen[where].shape)
-            sent[where] = _two_sided(A, _tiles(dy_cut, TILE)).reshape(sent[where].shape)
-
-        def multiply(frequency: int, seen=seen, sent=sent) -> None:
-            total[frequency] += seen[frequency].reshape(-1, channels).T @ sent[frequency].reshape(-1, outputs)
-
-        parallel_for(transform, _tile_strips((shape[0], bottom - top, width), max(32, TILE_BYTES // per_tile)))
-        parallel_for(multiply, range(side * side))
-    dweight = _two_sided(np.ascontiguousarray(G.T), total.reshape(side, side, -1))
-    return np.ascontiguousarray(dweight.reshape(size, size, channels, outputs).transpose(3, 2, 0, 1))
+def _tiles(strip: Strip, across: int) -> int:
+    images, first, last = strip
+    return (images.stop - images.start) * (last - first) * across

@@ -12,7 +12,8 @@ gradient is this forward, and its forward is the input gradient here.
 from __future__ import annotations
 
 from ..autograd import differentiable
-from .conv2d import Geometry, channel_sum, forward, input_gradient, weight_gradient
+from .conv2d import Geometry, forward, input_gradient, weight_gradient
+from .reduce import channel_sum
 
 
 @differentiable

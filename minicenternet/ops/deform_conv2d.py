@@ -31,7 +31,8 @@ import numpy as np
 from ..autograd import differentiable
 from ..backend import Array, get_xp
 from ..threads import parallel_for
-from .conv2d import Geometry, channel_sum
+from .conv2d import Geometry
+from .reduce import channel_sum
 
 STRIP_BYTES = 1 << 20  # columns of one strip; the neighbours that they are sampled from take four times as much
 PARTS = 8  # partial sums of gradients, a fixed number so that the bits do not depend on the threads

@@ -12,8 +12,8 @@ import numpy as np
 
 from ..autograd import differentiable
 from ..backend import Array, get_xp
+from ..strips import cut
 from ..threads import parallel_for
-from .conv2d import cut
 
 STRIP = 1 << 16  # outputs at a time, so that what they see and send stays in cache
 

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from ..autograd import differentiable
 from ..backend import Array, get_xp
+from ..threads import one_blas_thread
 
 
 def _stretch(reduced: Array, axis, keepdims: bool) -> Array:
     """Put the reduced axes back as length 1, so that the array broadcasts against x."""
     return reduced if keepdims or axis is None else get_xp(reduced).expand_dims(reduced, axis)
+
+
+def channel_sum(x: Array) -> Array:
+    """Return the sum over all but the last axis, as one matrix product (several times faster than x.sum)."""
+    rows = x.reshape(-1, x.shape[-1])
+    with one_blas_thread():  # bound by memory: a second thread would only be waited for
+        return get_xp(x).ones(len(rows), x.dtype) @ rows
 
 
 @differentiable

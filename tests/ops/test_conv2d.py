@@ -70,7 +70,7 @@ def test_gradients_without_bias():
 
 def test_no_input_gradient_when_not_wanted():
     x, weight, bias, _ = make((3, 3))
-    y, backward = conv2d.raw(x, weight, bias, input_gradient_wanted=False)
+    y, backward = conv2d.raw(x, weight, bias, want_dx=False)
     dx, dweight, dbias = backward(np.ones_like(y))
     wanted = conv2d.raw(x, weight, bias)[1](np.ones_like(y))
     assert dx is None
@@ -196,7 +196,8 @@ def test_a_misspelt_method_is_refused(monkeypatch):
 def test_a_stride_folded_into_depth_equals_the_definition(size, padding, monkeypatch):
     """4x4 with stride 2 is 2x2 on maps of a quarter of the pixels and four times the channels."""
     x, weight, bias, options = make((4, 4), size=size, channels=16, outputs=20, batch=3, stride=2, padding=padding)
-    assert module._stride_folds((4, 4), geometry_of(stride=2, padding=padding), 16)
+    window = module.Window(-padding, 2, 1, 4)
+    assert module.folding((window, window), 1, 16, (100, 8, 8)) == 2
     results = []
     for method in ("reference", ""):
         monkeypatch.setenv("MINICENTERNET_CONV", method)
@@ -208,7 +209,7 @@ def test_a_stride_folded_into_depth_equals_the_definition(size, padding, monkeyp
 
 def test_winograd_in_many_strips(monkeypatch):
     """Strips of one row of tiles, and a weight gradient in several parts."""
-    monkeypatch.setattr(module, "TILE_BYTES", 1)
+    monkeypatch.setattr(module, "TILE_NUMBERS", 1)
     monkeypatch.setattr(module, "WEIGHT_BYTES", 1)
     x, weight, bias, options = make((3, 3), size=(70, 50), channels=4, outputs=3, batch=2, padding=1)
     results = []
@@ -230,24 +231,49 @@ def test_cook_toom_correlates(taps):
 
 
 def test_the_rule_that_picks_a_method(monkeypatch):
-    plain = module.Window(-1, 1, 1, 3)
+    plain, stride_2 = module.Window(-1, 1, 1, 3), module.Window(-1, 2, 1, 4)
     monkeypatch.delenv("MINICENTERNET_CONV", raising=False)
-    assert module.method((plain, plain), 1, 64, (4, 32, 32)) == "winograd"
-    assert module.method((plain, plain), 1, 8, (4, 32, 32)) == "direct"  # too few channels
-    assert module.method((plain, plain), 1, 64, (1, 28, 28)) == "direct"  # too few tiles
+    assert module.folding((plain, plain), 1, 64, (4, 32, 32)) == 1
+    assert module.folding((stride_2, stride_2), 1, 64, (4, 32, 32)) == 2
+    assert module.folding((plain, plain), 1, 8, (4, 32, 32)) == 0  # too few channels
+    assert module.folding((plain, plain), 1, 64, (1, 20, 20)) == 0  # too few tiles
+    assert module.folding((plain, plain._replace(taps=2)), 1, 64, (4, 32, 32)) == 0  # not square
     for other in (plain._replace(stride=2), plain._replace(step=2), plain._replace(taps=5)):
-        assert module.method((other, other), 1, 64, (4, 32, 32)) == "direct"
-    assert module.method((plain, plain), 2, 64, (4, 32, 32)) == "direct"  # groups
+        assert module.folding((other, other), 1, 64, (4, 32, 32)) == 0
+    assert module.folding((plain, plain), 2, 64, (4, 32, 32)) == 0  # groups
     monkeypatch.setenv("MINICENTERNET_CONV", "direct")
-    assert module.method((plain, plain), 1, 64, (4, 32, 32)) == "direct"
+    assert module.folding((plain, plain), 1, 64, (4, 32, 32)) == 0
     monkeypatch.setenv("MINICENTERNET_CONV", "winograd")
-    assert module.method((plain, plain), 1, 8, (1, 8, 8)) == "winograd"
+    assert module.folding((plain, plain), 1, 8, (1, 8, 8)) == 1
+
+
+@pytest.mark.parametrize("method", ["reference", "direct", "winograd"])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_relu_in_the_same_pass(method, stride, monkeypatch):
+    monkeypatch.setenv("MINICENTERNET_CONV", method)
+    x, weight, bias, options = make((3, 3), size=(9, 6), stride=stride, padding=1)
+    plain, backward_plain = conv2d.raw(x, weight, bias, **options)
+    y, backward = conv2d.raw(x, weight, bias, relu=True, **options)
+    assert np.array_equal(y, np.maximum(plain, 0)) and (y == 0).any()
+    dy = np.random.default_rng(1).standard_normal(y.shape)
+    for fused, separate in zip(backward(dy), backward_plain(dy * (plain > 0)), strict=True):
+        np.testing.assert_allclose(fused, separate, rtol=0, atol=1e-13 * np.abs(separate).max())
+
+
+def test_kept_kernels_are_used_again(monkeypatch):
+    monkeypatch.setenv("MINICENTERNET_CONV", "winograd")
+    x, weight, bias, options = make((3, 3), size=(9, 6), padding=1)
+    kernels = {}
+    first, _ = conv2d.raw(x, weight, bias, kernels=kernels, **options)
+    assert len(kernels) == 1
+    monkeypatch.setattr(module, "_winograd_kernel", None)  # not called again
+    assert np.array_equal(conv2d.raw(x, weight, bias, kernels=kernels, **options)[0], first)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("method, stride", [("direct", 1), ("direct", 2), ("winograd", 1)])
 def test_the_number_of_threads_does_not_change_a_bit(dtype, method, stride, monkeypatch, use_threads):
-    for name in ("STRIP_BYTES", "TILE_BYTES", "WEIGHT_BYTES"):
+    for name in ("STRIP_BYTES", "TILE_NUMBERS", "WEIGHT_BYTES"):
         monkeypatch.setattr(module, name, 20_000)
     monkeypatch.setenv("MINICENTERNET_CONV", method)
     x, weight, bias, options = make((3, 3), size=(19, 17), batch=3, stride=stride, padding=1)
