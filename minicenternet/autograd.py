@@ -1,6 +1,7 @@
 """Reverse-mode automatic differentiation on a tape: the chain rule, dL/dx = sum over uses of (dy/dx)^T dL/dy.
 
 An op is a function of arrays that returns `(y, backward)`; `backward(dy)` returns one gradient per array argument.
+An op whose y is a tuple gives a tuple of Tensors, and its backward takes a gradient for each, None where unused.
 `@differentiable` lifts it to Tensors and keeps the array form as `op.raw`:
 
     @differentiable
@@ -28,18 +29,22 @@ from contextlib import contextmanager
 import numpy as np
 
 from .backend import Array, get_xp, to_cpu
+from .memory import SMALLEST, empty
+from .strips import row_blocks
+from .threads import one_blas_thread, parallel_for
 
 _state = threading.local()  # .recording: False inside no_grad, for this thread only
 _order = itertools.count()  # nodes are numbered as they are made, which is a topological order
 
 
 class Node:
-    """One recorded op: how to go back through it, and to which Tensors."""
+    """One recorded op: how to go back through it, and to which Tensors; outputs: how many Tensors it made."""
 
-    __slots__ = ("backward", "inputs", "name", "order")
+    __slots__ = ("backward", "inputs", "name", "order", "outputs")
 
-    def __init__(self, name: str, backward: Callable, inputs: list[Tensor | None]):
-        self.name, self.backward, self.inputs, self.order = name, backward, inputs, next(_order)
+    def __init__(self, name: str, backward: Callable, inputs: list[Tensor | None], outputs: int = 1):
+        self.name, self.backward, self.inputs, self.outputs = name, backward, inputs, outputs
+        self.order = next(_order)
 
 
 class Tensor:
@@ -50,7 +55,7 @@ class Tensor:
     Raises TypeError when gradients are asked of anything but float32 or float64.
     """
 
-    __slots__ = ("data", "grad", "node", "requires_grad")
+    __slots__ = ("data", "grad", "node", "output", "requires_grad")
     __array_priority__ = 1000  # so that numpy_array * tensor asks the Tensor
 
     def __init__(self, data: Array, requires_grad: bool = False):
@@ -61,6 +66,7 @@ class Tensor:
         self.data = data
         self.grad: Array | None = None
         self.node: Node | None = None
+        self.output = 0  # which of its node's outputs this is
         self.requires_grad = requires_grad
 
     @property
@@ -115,28 +121,52 @@ class Tensor:
             gradient = get_xp(self.data).ones_like(self.data)
         if gradient.shape != self.shape:
             raise ValueError(f"gradient has shape {gradient.shape}, expected {self.shape}")
-        gradients = {id(self): gradient}
-        tensors = _oldest_first(self)
-        while tensors:
-            tensor = tensors.pop()  # off the list, so that its data is freed as soon as the pass is done with it
-            gradient, node = gradients.pop(id(tensor), None), tensor.node
-            if node is None:  # a leaf
-                if gradient is not None:
-                    tensor.grad = gradient if tensor.grad is None else tensor.grad + gradient
-                continue
-            if node.backward is None:
-                raise RuntimeError(
-                    f"second backward through {node.name}: its closure was dropped after the first to free memory; "
-                    "compute the loss again, or add losses and call backward once"
-                )
-            backward, inputs = node.backward, node.inputs
-            node.backward, node.inputs = None, []
-            if gradient is None:  # every use of it had a gradient of None
-                continue
-            for parent, part in zip(inputs, backward(gradient), strict=False):
-                if parent is not None and part is not None:
-                    key = id(parent)
-                    gradients[key] = gradients[key] + part if key in gradients else part
+        with one_blas_thread():
+            _go_back(self, gradient)
+
+
+def _go_back(root: Tensor, gradient: Array) -> None:
+    """Run the closures from root backwards, adding up the gradients of each Tensor's uses."""
+    gradients, sums = {id(root): gradient}, set()  # sums: those of which the array was made here, read by nobody else
+    tensors, outputs = _oldest_first(root), []
+    while tensors:
+        tensor = tensors.pop()  # off the list, so that its data is freed as soon as the pass is done with it
+        gradient, node = gradients.pop(id(tensor), None), tensor.node
+        if node is None:  # a leaf
+            if gradient is not None:
+                tensor.grad = gradient if tensor.grad is None else tensor.grad + gradient
+            continue
+        if node.backward is None:
+            raise RuntimeError(
+                f"second backward through {node.name}: its closure was dropped after the first to free memory; "
+                "compute the loss again, or add losses and call backward once"
+            )
+        outputs = outputs or [None] * node.outputs
+        outputs[tensor.output] = gradient
+        if tensors and tensors[-1].node is node:  # the op's other outputs follow
+            continue
+        backward, inputs, parts, outputs = node.backward, node.inputs, outputs, []
+        node.backward, node.inputs = None, []
+        if all(part is None for part in parts):  # every use had a gradient of None
+            continue
+        for parent, part in zip(inputs, backward(*parts), strict=False):
+            if parent is not None and part is not None:
+                key = id(parent)
+                if key in gradients:
+                    gradients[key] = _sum(gradients[key], part, into_first=key in sums)
+                    sums.add(key)
+                else:
+                    gradients[key] = part
+
+
+def _sum(a: Array, b: Array, into_first: bool) -> Array:
+    """Return a + b; large arrays on all threads, written over a if `into_first`."""
+    if get_xp(a) is not np or a.nbytes < SMALLEST or not (a.flags.c_contiguous and b.flags.c_contiguous):
+        return a + b
+    total = a if into_first else empty(a.shape, a.dtype)
+    blocks = zip(*(row_blocks(array.reshape(-1, 1, 1)) for array in (a, b, total)), strict=True)
+    parallel_for(lambda block: np.add(block[0], block[1], out=block[2]), blocks)
+    return total
 
 
 def _oldest_first(root: Tensor) -> list[Tensor]:
@@ -170,19 +200,20 @@ def differentiable(function: Callable) -> Callable:
     """
 
     @functools.wraps(function)
-    def op(*arguments, **options) -> Tensor:
+    def op(*arguments, **options) -> Tensor | tuple[Tensor, ...]:
         for name, value in options.items():
             if isinstance(value, Tensor):
                 raise TypeError(f"{function.__name__}: {name} is a Tensor; give it by position, keywords are options")
         arrays = [a.data if isinstance(a, Tensor) else a for a in arguments]
         y, backward = function(*arrays, **options)
-        result = Tensor(y)
+        results = [Tensor(array) for array in (y if isinstance(y, tuple) else (y,))]
         if getattr(_state, "recording", True):
             inputs = [a if isinstance(a, Tensor) and a.requires_grad else None for a in arguments]
             if any(tensor is not None for tensor in inputs):
-                result.requires_grad = True
-                result.node = Node(function.__name__, backward, inputs)
-        return result
+                node = Node(function.__name__, backward, inputs, len(results))
+                for i, result in enumerate(results):
+                    result.requires_grad, result.node, result.output = True, node, i
+        return tuple(results) if isinstance(y, tuple) else results[0]
 
     op.raw = function
     return op

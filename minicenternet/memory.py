@@ -3,7 +3,7 @@
     empty(shape, dtype)     like np.empty; once the last view of the array is dropped, its memory waits for the next
 
 Fresh memory is dear: the system hands it out zeroed, page by page, at the price of several passes over it. What waits
-is bounded: together with the arrays in use it may exceed the most that was ever in use by a quarter, no more.
+is bounded: together with the arrays in use it never exceeds the most that was in use at one time.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from collections import deque
 import numpy as np
 
 SMALLEST = 1 << 20  # bytes; smaller arrays are left to the C library, which keeps their memory anyway
-SLACK = 1.25  # of the most that was in use at one time
 
 
 class _Block:
@@ -47,10 +46,12 @@ def empty(shape: tuple[int, ...], dtype: np.dtype | type = np.float32) -> np.nda
 
 
 def release() -> None:
-    """Give all memory that waits back to the system."""
+    """Give all memory that waits back to the system, and forget how much was ever in use."""
+    global _most_used
     with _lock:
         _sort_returned()
         _give_back_down_to(0)
+        _most_used = _held
 
 
 def _take(size: int) -> np.ndarray:
@@ -64,7 +65,7 @@ def _take(size: int) -> np.ndarray:
             del _waiting[size]
     else:
         used = _held - _waits + size
-        _give_back_down_to(int(SLACK * max(used, _most_used)) - used)
+        _give_back_down_to(max(used, _most_used) - used)
         _held += size
         memory = np.empty(size, np.uint8)
     _most_used = max(_most_used, _held - _waits)

@@ -17,6 +17,7 @@ from .backbones import BACKBONES
 from .backend import Array, get_xp
 from .errors import InputError
 from .nn.folding import fold
+from .nn.layers import together
 from .nn.module import Module
 from .nn.summary import Summary, summarise, training_peak
 from .nn.weights import load_weights, save_weights
@@ -85,7 +86,7 @@ class CenterNet(Module):
         self._check_size(*images.shape[1:3])
         features = self.backbone(images)
         if isinstance(features, Tensor):
-            return {name: head(features) for name, head in self.heads.items()}
+            return dict(zip(self.heads, together(features, list(self.heads.values())), strict=True))
         stacks = range(len(features)) if self.training else [len(features) - 1]
         maps = [{name: head[i](features[i]) for name, head in self.heads.items()} for i in stacks]
         return maps if self.training else maps[0]

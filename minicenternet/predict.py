@@ -32,6 +32,7 @@ from .metrics.coco import to_coco_results
 from .ops import sigmoid
 from .points.decode import nms as hard_nms
 from .points.decode import soft_nms
+from .threads import one_blas_thread
 
 if TYPE_CHECKING:
     from .model import CenterNet
@@ -287,7 +288,7 @@ def run(model: CenterNet, batch: np.ndarray) -> Mapping[str, Tensor]:
     modes = [(module, module.training) for _, module in model.named_modules()]
     model.eval()
     try:
-        with no_grad():
+        with no_grad(), one_blas_thread():
             return model(Tensor(get_xp(weights).asarray(batch, dtype=weights.dtype)))
     finally:
         for module, training in modes:

@@ -39,10 +39,10 @@ def strips(shape: tuple[int, ...], pixel_bytes: int, strip_bytes: int, at_least:
     ]
 
 
-def row_blocks(x: np.ndarray, size: int = BLOCK) -> list[np.ndarray]:
-    """Cut x (..., W, C) into views (rows, W*C) of about `size` numbers."""
+def row_blocks(x: np.ndarray) -> list[np.ndarray]:
+    """Cut x (..., W, C) into views (rows, W*C) of about BLOCK numbers."""
     rows = x.reshape(-1, x.shape[-1] * x.shape[-2])
-    step = max(1, size // max(1, rows.shape[1]))
+    step = max(1, BLOCK // max(1, rows.shape[1]))
     return [rows[i : i + step] for i in range(0, len(rows), step)]
 
 

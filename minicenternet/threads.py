@@ -12,9 +12,8 @@ from __future__ import annotations
 import functools
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -79,18 +78,22 @@ def _set_blas_threads(counts: list[int]) -> None:
         release(force=True)
 
 
-@contextmanager
-def one_blas_thread() -> Iterator[None]:
-    """Inside, BLAS calls use one thread; the first user thread to enter saves the setting, the last one restores it."""
-    global _holders
-    with _hold_lock:
-        if _holders == 0:
-            _before[:] = [library.num_threads for library in _blas_libraries()]
-            _set_blas_threads([1] * len(_before))
-        _holders += 1
-    try:
-        yield
-    finally:
+class one_blas_thread:
+    """Inside, BLAS calls use one thread; the first user thread to enter saves the setting, the last one restores it.
+
+    Ops hold it for as long as they run; a training step or a prediction holds it throughout, which is cheaper.
+    """
+
+    def __enter__(self) -> None:
+        global _holders
+        with _hold_lock:
+            if _holders == 0:
+                _before[:] = [library.num_threads for library in _blas_libraries()]
+                _set_blas_threads([1] * len(_before))
+            _holders += 1
+
+    def __exit__(self, *_) -> None:
+        global _holders
         with _hold_lock:
             _holders -= 1
             if _holders == 0:

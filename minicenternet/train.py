@@ -47,6 +47,7 @@ from .points.losses import expected_first_loss, explain_loss
 from .predict import explain
 from .progress import Progress
 from .tasks import TASKS
+from .threads import one_blas_thread
 
 PICTURE_SECONDS = 60.0  # least time between two drawings of a run's pictures; the last epoch is always drawn
 
@@ -186,6 +187,10 @@ class Run:
 
     def step(self, batch: dict[str, np.ndarray]) -> dict[str, float]:
         """Do one training step and return its losses.  Raises InputError, naming the layer, when the loss is NaN."""
+        with one_blas_thread():
+            return self._step(batch)
+
+    def _step(self, batch: dict[str, np.ndarray]) -> dict[str, float]:
         self.optimiser.lr = self._learning_rate(self.optimiser.steps)
         images = Tensor(batch["image"])
         total, parts = self.model.task.loss(self.model(images), batch)

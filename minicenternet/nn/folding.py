@@ -2,8 +2,8 @@
 
     bn(conv(x)) = scale * (W x + b - mean) + shift = (scale * W) x + (scale * (b - mean) + shift)
 
-with scale = γ / √(σ² + ε) and shift = β. What is left to do after the convolution is the sum with the residual and the
-ReLU, one pass over a map that was just written.
+with scale = γ / √(σ² + ε) and shift = β. A ReLU then becomes the convolution's own; only a sum with a residual is left
+to a pass of its own. Since the weights stay as they are from now on, the layers also keep them transformed.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import numpy as np
 
 from ..autograd import Tensor, differentiable
 from ..backend import Array, get_xp
-from ..ops.batch_norm import BLOCK
+from ..strips import row_blocks
 from ..threads import parallel_for
-from .layers import BatchNorm2d, Conv2d, ConvTranspose2d, DeformConv2d
+from .layers import BatchNorm2d, Conv2d, ConvTranspose2d, DeformConv2d, Identity
 from .module import Module, Parameter, tensors, watching
 
 
@@ -57,36 +57,38 @@ def _add_relu(y: Array, residual: Array | None, relu: bool, zero: Array | float 
 
 def _add_relu_in_blocks(y: np.ndarray, residual: np.ndarray | None, relu: bool) -> None:
     row = y.shape[-2] * y.shape[-1]
-    rows, zeros = max(1, BLOCK // row), np.zeros(row, y.dtype)  # a row of zeros is compared faster than the number 0
-    y = y.reshape(-1, row)
-    residual = None if residual is None else residual.reshape(-1, row)
-
-    def block(first: int) -> None:
-        part = slice(first, first + rows)
-        _add_relu(y[part], None if residual is None else residual[part], relu, zeros)
-
-    parallel_for(block, range(0, len(y), rows))
+    zeros = np.zeros(row, y.dtype)  # a row of zeros is compared faster than the number 0
+    blocks = row_blocks(y)
+    residuals = [None] * len(blocks) if residual is None else row_blocks(residual)
+    parallel_for(lambda job: _add_relu(*job, relu, zeros), zip(blocks, residuals, strict=True))
 
 
 def fold(module: Module, *inputs: Array) -> None:
     """Fold, in place, every batch norm whose input is a convolution's output that nobody else reads.
 
     Which those are is seen in one forward pass of the module, in evaluation mode, on `inputs` of any fitting size.
-    Afterwards the parameters ask for no gradient, and AddReLU stands where the batch norms were.
+    Afterwards the parameters ask for no gradient, and AddReLU or Identity stands where the batch norms were.
     Raises RuntimeError inside no_grad, since who reads what is seen on the tape.
     """
     attributes = {id(value): (owner, name) for owner in _all_modules(module) for name, value in vars(owner).items()}
-    for layer, norm in _foldable(module, inputs):
+    for layer, norm, has_residual in _foldable(module, inputs):
         scale = norm.weight.data.astype(np.float64) / (norm.running_var.astype(np.float64) + norm.epsilon) ** 0.5
         _scale_outputs(layer, scale, norm.bias.data - scale * norm.running_mean)
         owner, name = attributes[id(norm)]
-        setattr(owner, name, AddReLU(relu=norm.relu))
+        if has_residual or isinstance(layer, DeformConv2d):
+            setattr(owner, name, AddReLU(relu=norm.relu))
+        else:
+            layer.relu = norm.relu
+            setattr(owner, name, Identity())
+    for layer in _all_modules(module):
+        if isinstance(layer, (Conv2d, ConvTranspose2d)):
+            layer.kernels = {}
     for parameter in module.parameters():
         parameter.grad, parameter.requires_grad = None, False
 
 
-def _foldable(module: Module, inputs: tuple[Array, ...]) -> list[tuple[Module, BatchNorm2d]]:
-    """Return (convolution, batch norm) for each pair of which both are called once, the one for the other alone."""
+def _foldable(module: Module, inputs: tuple[Array, ...]) -> list[tuple[Module, BatchNorm2d, bool]]:
+    """Return (convolution, batch norm, whether a residual is added) of pairs called once, the one for the other."""
     calls, made_by, pairs = Counter(), {}, []
 
     def note(layer: Module, given: tuple, output) -> None:
@@ -94,7 +96,7 @@ def _foldable(module: Module, inputs: tuple[Array, ...]) -> list[tuple[Module, B
         if isinstance(layer, (Conv2d, ConvTranspose2d, DeformConv2d)):
             made_by[id(output)] = layer, output  # the Tensor is kept, so that its id stays its own
         elif isinstance(layer, BatchNorm2d) and id(given[0]) in made_by:
-            pairs.append((*made_by[id(given[0])], layer))
+            pairs.append((*made_by[id(given[0])], layer, len(given) > 1 and given[1] is not None))
 
     module.eval()
     with watching(note):
@@ -103,7 +105,9 @@ def _foldable(module: Module, inputs: tuple[Array, ...]) -> list[tuple[Module, B
         raise RuntimeError("fold looks at what an op of a forward pass reads: call it outside no_grad")
     uses = _uses(outputs)
     return [
-        (layer, norm) for layer, output, norm in pairs if calls[id(layer)] == calls[id(norm)] == uses[id(output)] == 1
+        (layer, norm, has_residual)
+        for layer, output, norm, has_residual in pairs
+        if calls[id(layer)] == calls[id(norm)] == uses[id(output)] == 1
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -16,7 +17,8 @@ class Conv2d(Module):
     """Convolution: weight (outputs, inputs/groups, size, size), bias (outputs,) or None.
 
     Without padding given, none is added. rng: where the initial weights come from (fresh entropy when None); weight
-    and bias are U(±1/√fan_in), PyTorch's default.
+    and bias are U(±1/√fan_in), PyTorch's default. relu: whether to rectify the output, in the same pass.
+    kernels: a dict in which a layer whose weight stays as it is keeps it transformed (see nn.folding), else None.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class Conv2d(Module):
         bound = 1 / math.sqrt(inputs // groups * size * size)
         self.bias = Parameter(rng.uniform(-bound, bound, outputs).astype(np.float32)) if bias else None
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
+        self.relu, self.kernels = False, None
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.conv2d(
@@ -47,7 +50,9 @@ class Conv2d(Module):
             padding=self.padding,
             dilation=self.dilation,
             groups=self.groups,
+            relu=self.relu,
             want_dx=x.requires_grad,
+            kernels=self.kernels,
         )
 
     def multiply_adds(self, input_shape, output_shape) -> int:
@@ -55,7 +60,7 @@ class Conv2d(Module):
 
 
 class ConvTranspose2d(Module):
-    """Transposed convolution: weight (inputs, outputs/groups, size, size), bias (outputs,) or None."""
+    """Transposed convolution: weight (inputs, outputs/groups, size, size), bias (outputs,) or None; see Conv2d."""
 
     def __init__(
         self,
@@ -77,6 +82,7 @@ class ConvTranspose2d(Module):
         self.bias = Parameter(rng.uniform(-bound, bound, outputs).astype(np.float32)) if bias else None
         self.stride, self.padding, self.output_padding = stride, padding, output_padding
         self.dilation, self.groups = dilation, groups
+        self.relu, self.kernels = False, None
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.conv_transpose2d(
@@ -88,6 +94,8 @@ class ConvTranspose2d(Module):
             output_padding=self.output_padding,
             dilation=self.dilation,
             groups=self.groups,
+            relu=self.relu,
+            kernels=self.kernels,
         )
 
     def multiply_adds(self, input_shape, output_shape) -> int:
@@ -225,3 +233,43 @@ class Sequential(ModuleList):
         for _, module in self.children():
             x = module(x)
         return x
+
+
+def together(x: Tensor, branches: Sequence[Module]) -> list[Tensor]:
+    """Return what each branch makes of x.
+
+    Where all begin with a convolution of one kind and a ReLU, as heads do, these are done as one convolution with the
+    outputs of all: x is then read once, and one gradient comes back for it instead of a sum of several.
+    """
+    firsts = [branch[0] if _begins_with_convolution(branch) else None for branch in branches]
+    if len(branches) < 2 or None in firsts or len({(c.weight.shape[1:], c.stride, c.padding) for c in firsts}) > 1:
+        return [branch(x) for branch in branches]
+    hidden = ops.conv2d(
+        x,
+        ops.concatenate(*(convolution.weight for convolution in firsts), axis=0),
+        ops.concatenate(*(convolution.bias for convolution in firsts), axis=0),
+        stride=firsts[0].stride,
+        padding=firsts[0].padding,
+        relu=True,
+        want_dx=x.requires_grad,
+        kernels=firsts[0].kernels,
+    )
+    outputs = []
+    for branch, part in zip(branches, ops.split(hidden, [len(c.weight) for c in firsts]), strict=True):
+        convolution, rectifier, *rest = (module for _, module in branch.children())
+        convolution.report((x,), part)
+        rectifier.report((part,), part)
+        y = part
+        for module in rest:
+            y = module(y)
+        branch.report((x,), y)
+        outputs.append(y)
+    return outputs
+
+
+def _begins_with_convolution(branch: Module) -> bool:
+    if not isinstance(branch, Sequential) or len(branch) < 2:
+        return False
+    first, second = branch[0], branch[1]
+    plain = isinstance(first, Conv2d) and first.bias is not None and (first.dilation, first.groups) == (1, 1)
+    return plain and isinstance(second, ReLU)

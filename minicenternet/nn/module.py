@@ -48,9 +48,13 @@ class Module(metaclass=_SealAfterInit):
 
     def __call__(self, *inputs):
         output = self.forward(*inputs)
+        self.report(inputs, output)
+        return output
+
+    def report(self, inputs: tuple, output) -> None:
+        """Tell whoever is `watching` what this module made of its inputs."""
         for watcher in _watchers:
             watcher(self, inputs, output)
-        return output
 
     def __setattr__(self, name: str, value) -> None:
         if "_sealed" in self.__dict__ and not hasattr(self, name):

@@ -27,13 +27,14 @@ from .pointwise import (
     sub,
 )
 from .reduce import max, mean, sum
-from .shape import concatenate, pad, reshape, slice, transpose
+from .shape import concatenate, pad, reshape, slice, split, transpose
 from .upsample2d import upsample2d
 
 __all__ = [
     "abs", "add", "avg_pool2d", "batch_norm", "clip", "concatenate", "conv2d", "conv_transpose2d", "deform_conv2d",
     "div", "exp", "gather_points", "leaky_relu", "log", "matmul", "max", "max_pool2d", "maximum", "mean", "mul",
-    "neg", "pad", "pow", "relu", "reshape", "sigmoid", "slice", "sqrt", "sub", "sum", "transpose", "upsample2d",
+    "neg", "pad", "pow", "relu", "reshape", "sigmoid", "slice", "split", "sqrt", "sub", "sum", "transpose",
+    "upsample2d",
 ]  # fmt: skip
 
 Tensor.__add__ = Tensor.__radd__ = add

@@ -15,14 +15,16 @@ taken around each block's own mean and then combined (Chan et al. 1979), so a la
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from ..autograd import differentiable
 from ..backend import Array, get_xp
-from ..threads import parallel_for
+from ..memory import empty
+from ..strips import row_blocks
+from ..threads import parallel_for, per_thread
 from .reduce import channel_sum
-
-BLOCK = 1 << 17  # numbers in a block: with one or two temporaries it fits a core's caches
 
 
 @differentiable
@@ -85,16 +87,17 @@ def statistics(x: Array) -> tuple[Array, Array]:
     if get_xp(x) is not np:
         mean = channel_sum(x) / (x.size // x.shape[-1])
         return mean, channel_sum((x - mean) ** 2) / (x.size // x.shape[-1])
-    channels, blocks = x.shape[-1], _blocks(x)
+    channels, blocks, spare = x.shape[-1], row_blocks(x), _spare(x)
     means, squares = np.empty((2, len(blocks), channels), np.float64)
 
     def measure(i: int) -> None:
-        rows = blocks[i].reshape(-1, channels)
-        ones = np.ones(len(rows), x.dtype)
-        means[i] = mean = (ones @ rows) / len(rows)
-        centred = rows - mean
-        centred *= centred
-        squares[i] = ones @ centred
+        block = blocks[i]
+        pixels, centred = block.reshape(-1, channels), spare(block)
+        ones = np.ones(len(pixels), x.dtype)
+        mean = (ones @ pixels) / len(pixels)
+        np.subtract(block, _tile(mean, x), out=centred)
+        np.multiply(centred, centred, out=centred)
+        means[i], squares[i] = mean, ones @ centred.reshape(-1, channels)
 
     parallel_for(measure, range(len(blocks)))
     counts = np.array([block.size // channels for block in blocks])[:, None]
@@ -110,18 +113,18 @@ def _normalise(x: Array, mean: Array, scale: Array, bias: Array, residual: Array
         y = (x - mean) * scale + bias
         y = y if residual is None else y + residual
         return xp.maximum(y, 0) if relu else y
-    y = np.empty(x.shape, x.dtype)
+    y = empty(x.shape, x.dtype)
     mean, scale, bias = (_tile(vector, x) for vector in (mean, scale, bias))
     zeros = np.zeros_like(mean)  # twice as fast to compare with as the number 0
-    blocks = [_blocks(array) for array in (x, y, *([] if residual is None else [residual]))]
+    blocks = [row_blocks(array) for array in (x, y, *([] if residual is None else [residual]))]
 
     def normalise(job: tuple[np.ndarray, ...]) -> None:
         x, y, *added = job
         np.subtract(x, mean, out=y)
-        y *= scale
-        y += bias
+        np.multiply(y, scale, out=y)
+        np.add(y, bias, out=y)
         for array in added:
-            y += array
+            np.add(y, array, out=y)
         if relu:
             np.maximum(y, zeros, out=y)
 
@@ -134,18 +137,18 @@ def _through_relu(dy: Array, rectified: Array | None, x: Array, mean: Array) -> 
     if get_xp(x) is not np:
         g = dy if rectified is None else dy * (rectified > 0)
         return g, channel_sum(g), channel_sum(g * (x - mean))
-    g = dy if rectified is None else np.empty(dy.shape, dy.dtype)
-    channels, mean = x.shape[-1], _tile(mean, x)
-    dy_blocks, x_blocks, g_blocks = _blocks(dy), _blocks(x), _blocks(g)
-    y_blocks = None if rectified is None else _blocks(rectified)
+    g = dy if rectified is None else empty(dy.shape, dy.dtype)
+    channels, mean, spare = x.shape[-1], _tile(mean, x), _spare(x)
+    dy_blocks, x_blocks, g_blocks = row_blocks(dy), row_blocks(x), row_blocks(g)
+    y_blocks = None if rectified is None else row_blocks(rectified)
     sums = np.empty((len(x_blocks), 2, channels), x.dtype)
 
     def add_up(i: int) -> None:
-        block = g_blocks[i]
+        block, product = g_blocks[i], spare(g_blocks[i])
         if y_blocks:
             np.multiply(dy_blocks[i], y_blocks[i] > 0, out=block)
-        product = x_blocks[i] - mean
-        product *= block
+        np.subtract(x_blocks[i], mean, out=product)
+        np.multiply(product, block, out=product)
         ones = np.ones(block.size // channels, x.dtype)
         np.matmul(ones, block.reshape(-1, channels), out=sums[i, 0])
         np.matmul(ones, product.reshape(-1, channels), out=sums[i, 1])
@@ -159,26 +162,27 @@ def _input_gradient(g: Array, x: Array, mean: Array, scale: Array, slope: Array,
     """Return g * scale + (x - mean) * slope + shift, written over g if `in_place`."""
     if get_xp(x) is not np:
         return g * scale + (x - mean) * slope + shift
-    dx = g if in_place else np.empty(g.shape, g.dtype)
+    dx = g if in_place else empty(g.shape, g.dtype)
     mean, scale, slope, shift = (_tile(vector, x) for vector in (mean, scale, slope, shift))
+    spare = _spare(x)
 
     def transform(job: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
         g, x, dx = job
-        centred = x - mean
-        centred *= slope
-        centred += shift
+        centred = spare(x)
+        np.subtract(x, mean, out=centred)
+        np.multiply(centred, slope, out=centred)
+        np.add(centred, shift, out=centred)
         np.multiply(g, scale, out=dx)
-        dx += centred
+        np.add(dx, centred, out=dx)
 
-    parallel_for(transform, zip(_blocks(g), _blocks(x), _blocks(dx), strict=True))
+    parallel_for(transform, zip(row_blocks(g), row_blocks(x), row_blocks(dx), strict=True))
     return dx
 
 
-def _blocks(x: np.ndarray) -> list[np.ndarray]:
-    """Cut x (B, H, W, C) into views (rows, W*C) of about BLOCK numbers."""
-    rows = x.reshape(-1, x.shape[-1] * x.shape[-2])
-    step = max(1, BLOCK // rows.shape[1])
-    return [rows[i : i + step] for i in range(0, len(rows), step)]
+def _spare(x: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a function that gives an array like a block of x, the calling thread's own, with arbitrary content."""
+    own = per_thread(lambda: np.empty(row_blocks(x)[0].size if x.size else 0, x.dtype))
+    return lambda block: own()[: block.size].reshape(block.shape)
 
 
 def _tile(vector: np.ndarray, x: np.ndarray) -> np.ndarray:

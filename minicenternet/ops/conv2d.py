@@ -258,8 +258,7 @@ def input_gradient(
                 plan = Correlation((window_y, window_x), taps, True, geometry.groups)
                 _correlate(dy, weight, plan, part, finish, kernels)
             else:
-                part[...] = 0
-                _finished(part, finish)
+                part[...] = _finished(np.zeros(part.shape, dy.dtype), finish)
     return dx
 
 
@@ -340,6 +339,7 @@ def _correlate(
 
 def _finished(pixels: Array, finish: Finish | None) -> Array:
     if finish is not None:
+        pixels = get_xp(pixels).ascontiguousarray(pixels)  # so that what follows is a view
         finish(pixels.reshape(-1, pixels.shape[-1]))
     return pixels
 

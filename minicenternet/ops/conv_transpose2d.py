@@ -13,15 +13,19 @@ from __future__ import annotations
 
 from ..autograd import differentiable
 from .conv2d import Geometry, forward, input_gradient, weight_gradient
+from .rectify import bias_relu, through_relu
 from .reduce import channel_sum
 
 
 @differentiable
-def conv_transpose2d(x, weight, bias=None, *, stride=1, padding=0, output_padding=0, dilation=1, groups=1):
+def conv_transpose2d(
+    x, weight, bias=None, *, stride=1, padding=0, output_padding=0, dilation=1, groups=1, relu=False, kernels=None
+):
     """Return the transposed convolution of x (B, H, W, C) with weight (C, O/groups, KH, KW), plus bias (O,) or None.
 
     stride, padding, output_padding, dilation: an integer or (rows, columns).  groups = C with O/groups = 1 is the
-    depth-wise form (a bilinear kernel in it upsamples each channel).  Raises ValueError when shapes do not fit.
+    depth-wise form (a bilinear kernel in it upsamples each channel).  relu, kernels: see conv2d.
+    Raises ValueError when shapes do not fit.
     """
     geometry = Geometry.of(stride, padding, dilation, groups)
     if x.ndim != 4 or weight.ndim != 4 or x.shape[3] != weight.shape[0] or weight.shape[0] % groups:
@@ -43,11 +47,11 @@ def conv_transpose2d(x, weight, bias=None, *, stride=1, padding=0, output_paddin
             f"padding {padding} and output_padding {output_padding} do not fit kernel {weight.shape[2:]} and stride"
             f" {stride}: output_padding must be smaller than the stride, and the output, {size}, at least 1 x 1"
         )
-    y = input_gradient(x, weight, size, geometry)
-    if bias is not None:
-        y += bias
+    y = input_gradient(x, weight, size, geometry, bias_relu(bias, relu), kernels)
+    rectified = y if relu else None
 
     def backward(dy):
+        dy = dy if rectified is None else through_relu(dy, rectified)
         dweight = weight_gradient(dy, x, weight.shape[2:], geometry)
         return forward(dy, weight, geometry), dweight, None if bias is None else channel_sum(dy)
 

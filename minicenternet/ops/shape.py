@@ -1,14 +1,18 @@
-"""Ops that move numbers without changing them: reshape, transpose, concatenate, slice, pad.
+"""Ops that move numbers without changing them: reshape, transpose, concatenate, split, slice, pad.
 
 Each backward is the inverse move; what `slice` left out gets zero, what `pad` added is dropped.
 """
 
 from __future__ import annotations
 
+import builtins
+import itertools
+
 import numpy as np
 
 from ..autograd import differentiable
 from ..backend import get_xp
+from ..memory import empty
 
 
 @differentiable
@@ -43,6 +47,26 @@ def concatenate(*arrays, axis=-1):
         return tuple(xp.split(dy, borders, axis))
 
     return xp.concatenate(arrays, axis), backward
+
+
+@differentiable
+def split(x, sizes):
+    """Return x (..., C) as a tuple of views (..., size), one for each of `sizes`, whose sum is C.
+
+    Raises ValueError when it is not.
+    """
+    if builtins.sum(sizes) != x.shape[-1]:
+        raise ValueError(f"split: the sizes {tuple(sizes)} do not add up to the {x.shape[-1]} channels of x {x.shape}")
+    xp, shape, dtype = get_xp(x), x.shape, x.dtype
+    ends = list(itertools.accumulate(sizes))
+
+    def backward(*parts):
+        dx = empty(shape, dtype) if xp is np else xp.empty(shape, dtype)
+        for end, size, dy in zip(ends, sizes, parts, strict=True):
+            dx[..., end - size : end] = 0 if dy is None else dy
+        return (dx,)
+
+    return tuple(x[..., end - size : end] for end, size in zip(ends, sizes, strict=True)), backward
 
 
 @differentiable

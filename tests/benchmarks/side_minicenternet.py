@@ -23,6 +23,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from minicenternet import CenterNet, __version__, autograd, ops
 from minicenternet.autograd import Tensor, no_grad
+from minicenternet.memory import release
 from minicenternet.optim import Adam
 from minicenternet.points import losses
 from minicenternet.points.targets import splat as splat_one
@@ -94,6 +95,7 @@ def prediction(backbone: str, size: int, batch: int, classes: int) -> dict[str, 
     """The bytes of arrays at the peak of a training step, predicted by `summary` and measured by tracemalloc."""
     with redirect_stdout(io.StringIO()):
         predicted = _network(backbone, size, classes).summary(batch).peak_bytes
+    release()  # what waits to be used again was not traced
     tracemalloc.start()
     step = train(backbone, size, batch, classes)
     step()
@@ -162,19 +164,19 @@ class _Stopwatch:
         before, self.last = self.last, time.perf_counter()
         return 1000 * (self.last - before)
 
-    def node(self, name: str, backward: Callable, parents: list) -> autograd.Node:
+    def node(self, name: str, backward: Callable, parents: list, outputs: int) -> autograd.Node:
         """Stand in for autograd.Node, which is made as soon as an op's forward is done."""
         record = {"name": name, "forward": self.lap(), "backward": 0.0, "output": ()}
         record["inputs"] = [None if parent is None else parent.shape for parent in parents]
         self.records.append(record)
 
-        def timed(gradient: np.ndarray) -> tuple:
+        def timed(*gradients: np.ndarray | None) -> tuple:
             self.sums += self.lap()
-            parts = backward(gradient)
-            record["backward"], record["output"] = self.lap(), gradient.shape
+            parts = backward(*gradients)
+            record["backward"], record["output"] = self.lap(), gradients[0].shape
             return parts
 
-        return self.original(name, timed, parents)
+        return self.original(name, timed, parents, outputs)
 
     def ops(self) -> list[Op]:
         """Return an Op for each op, then what the tape itself needs in backward, and what follows it."""
