@@ -24,6 +24,7 @@ import itertools
 import math
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -41,12 +42,12 @@ from .reduce import channel_sum
 STRIP_BYTES = 1 << 21  # columns of one strip: small enough for the caches, large enough for Python's overhead
 WEIGHT_PARTS = 8  # partial sums of a weight gradient, a fixed number so that the bits do not depend on the threads
 TILE = 4  # outputs of a Winograd tile, along each side
-TILE_NUMBERS = 1 << 13  # tiles times channels of one Winograd strip: as wide as OpenBLAS's small products stay fast
+TILE_NUMBERS = 1 << 14  # tiles times channels of one Winograd strip: as wide as OpenBLAS's small products stay fast
 WEIGHT_BYTES = 1 << 25  # transformed tiles kept at a time for a Winograd weight gradient
 BLOCK = 1 << 14  # pairs of channels whose taps are transformed at a time
-LEAST_CHANNELS, LEAST_TILES = 16, 32  # below, Winograd does not pay
+LEAST_CHANNELS, LEAST_TILES = 16, 16  # below, Winograd does not pay
 
-Finish = Callable[[Array], None]  # what is done to each part (pixels, O) of an output while it is in a cache
+Finish = Callable[[Array, slice], None]  # what is done to pixels (N, channels) of an output while they are in a cache
 
 
 class Geometry(NamedTuple):
@@ -232,14 +233,14 @@ def _by_definition(x: Array) -> bool:
 def forward(x: Array, weight: Array, geometry: Geometry, finish: Finish | None = None, kernels=None) -> Array:
     """Return y (B, OH, OW, O) of x (B, H, W, C) and weight (O, C/G, KH, KW).
 
-    finish(part, images, rows): called for each part of y as soon as it is there.  kernels: see `conv2d`.
+    finish(pixels, channels): called for each part of y as soon as it is there.  kernels: see `conv2d`.
     """
     if _by_definition(x):
         return _finished(reference_forward(x, weight, geometry), finish)
     y = empty((len(x), *geometry.output_size(*x.shape[1:3], weight.shape[2:]), len(weight)), x.dtype)
     taps = list(range(weight.shape[2] * weight.shape[3]))
     plan = Correlation(_forward_windows(weight.shape[2:], geometry), taps, False, geometry.groups)
-    _correlate(x, weight, plan, y, finish, kernels)
+    _run(_correlate(x, weight, plan, y, finish, kernels))
     return y
 
 
@@ -249,16 +250,17 @@ def input_gradient(
     """Return dx (B, H, W, C), H, W = size: pixels that share i mod S see the same taps, so S*S small correlations."""
     if _by_definition(dy):
         return _finished(reference_input_gradient(dy, weight, size, geometry), finish)
-    dx = empty((len(dy), *size, weight.shape[1] * geometry.groups), dy.dtype)
+    dx, jobs = empty((len(dy), *size, weight.shape[1] * geometry.groups), dy.dtype), []
     for phase_y, taken_y, window_y in _phases(0, weight.shape[2], geometry):
         for phase_x, taken_x, window_x in _phases(1, weight.shape[3], geometry):
             part = dx[:, phase_y :: geometry.stride[0], phase_x :: geometry.stride[1]]
             if window_y.taps and window_x.taps and part.size:  # a map smaller than the stride has empty phases
                 taps = [u * weight.shape[3] + v for u in taken_y for v in taken_x]
                 plan = Correlation((window_y, window_x), taps, True, geometry.groups)
-                _correlate(dy, weight, plan, part, finish, kernels)
+                jobs += _correlate(dy, weight, plan, part, finish, kernels)
             else:
                 part[...] = _finished(np.zeros(part.shape, dy.dtype), finish)
+    _run(jobs)
     return dx
 
 
@@ -274,15 +276,15 @@ def weight_gradient(x: Array, dy: Array, kernel: tuple[int, int], geometry: Geom
     pieces = strips(dy.shape, taps * x.shape[3] * x.itemsize, max(STRIP_BYTES, 1024 * taps * x.shape[3] * x.itemsize))
     parts = [pieces[i::WEIGHT_PARTS] for i in range(min(WEIGHT_PARTS, len(pieces)))]
     sums = np.zeros((max(1, len(parts)), groups, taps * channels, outputs // groups), x.dtype)
-    scratch = per_thread(lambda: {})
 
-    def sum_part(i: int) -> None:
+    def sum_part(i: int, scratch: dict) -> None:
         for images, first, last in parts[i]:
-            columns = _columns(x[images], windows, groups, first, last, dy.shape[2], scratch())
+            columns = _columns(x[images], windows, groups, first, last, dy.shape[2], scratch)
             strip = dy[images, first:last].reshape(-1, groups, outputs // groups)
-            sums[i] += columns.transpose(0, 2, 1) @ strip.transpose(1, 0, 2)
+            product = _room(scratch, "product", sums.shape[1:], x.dtype)
+            sums[i] += np.matmul(columns.transpose(0, 2, 1), strip.transpose(1, 0, 2), out=product)
 
-    parallel_for(sum_part, range(len(parts)))
+    _run([partial(sum_part, i) for i in range(len(parts))])
     dweight = sums.sum(0).reshape(groups, *kernel, channels, outputs // groups)
     return np.ascontiguousarray(dweight.transpose(0, 4, 3, 1, 2)).reshape(outputs, channels, *kernel)
 
@@ -307,62 +309,86 @@ def _phases(axis: int, kernel: int, geometry: Geometry):
         yield phase, taps, Window(start, 1, step, len(taps))
 
 
+def _run(jobs: list[Callable[[dict], None]]) -> None:
+    """Run the jobs on all threads; each thread's jobs share a dict of scratch arrays."""
+    scratch = per_thread(dict)
+    parallel_for(lambda job: job(scratch()), jobs)
+
+
+def _room(scratch: dict, name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Return the scratch array of that name in that shape; its content is arbitrary."""
+    size = math.prod(shape)
+    if name not in scratch or scratch[name].size < size:
+        scratch[name] = empty((size,), dtype)
+    return scratch[name][:size].reshape(shape)
+
+
 def _correlate(
     x: np.ndarray, weight: np.ndarray, plan: Correlation, out: np.ndarray, finish: Finish | None, kernels: dict | None
-) -> None:
-    """Write the plan's correlation of x (B, H, W, C) to out (B, OH, OW, O), possibly a strided view."""
-    outputs, groups, windows = out.shape[3], plan.groups, plan.windows
-    fold = folding(windows, groups, min(x.shape[3], outputs), out.shape)
-    if fold:
-        return _winograd(x, weight, plan, fold, out, finish, kernels)
-    taps = weight.reshape(groups, len(weight) // groups, weight.shape[1], -1)[..., plan.taps]  # (G, O/G, C/G, taps)
-    taps = taps.transpose((0, 3, 1, 2) if plan.adjoint else (0, 3, 2, 1))
-    matrices = np.ascontiguousarray(taps).reshape(groups, -1, outputs // groups)
-    scratch = per_thread(dict)
-
-    def strip(job: Strip) -> None:
-        images, first, last = job
-        columns = _columns(x[images], windows, groups, first, last, out.shape[2], scratch())
-        target = out[images, first:last]
-        whole = target.flags.c_contiguous
-        pixels = target.reshape(-1, outputs) if whole else np.empty((columns.shape[1], outputs), x.dtype)
-        if groups == 1:
-            np.matmul(columns[0], matrices[0], out=pixels)
-        else:
-            pixels.reshape(-1, groups, outputs // groups)[...] = (columns @ matrices).transpose(1, 0, 2)
-        _finished(pixels, finish)
-        if not whole:
-            target[...] = pixels.reshape(target.shape)
-
-    parallel_for(strip, strips(out.shape, matrices.shape[1] * groups * x.itemsize, STRIP_BYTES))
+) -> list[Callable[[dict], None]]:
+    """Return the jobs that write the plan's correlation of x to out (B, OH, OW, O), possibly a strided view."""
+    outputs = out.shape[3]
+    fold = folding(plan.windows, plan.groups, min(x.shape[3], outputs), out.shape)
+    kernels, key = {} if kernels is None else kernels, (fold, *plan.taps)
+    if key not in kernels:
+        kernels[key] = _winograd_kernel(weight, plan, fold) if fold else _matrices(weight, plan)
+    kernel = kernels[key]
+    if fold == 0:
+        pieces = strips(out.shape, kernel.shape[1] * plan.groups * x.itemsize, STRIP_BYTES)
+        return [partial(_direct_strip, x, kernel, plan, finish, out, piece) for piece in pieces]
+    grid = (len(x), -(-out.shape[1] // TILE), -(-out.shape[2] // TILE))
+    pieces = strips(grid, max(kernel.shape[1:]), TILE_NUMBERS, at_least=2)
+    halves = [slice(outputs)] if len(pieces) > 1 else [slice(outputs // 2), slice(outputs // 2, outputs)]
+    return [
+        partial(_winograd_strip, x, kernel, plan, fold, finish, out, piece, half) for piece in pieces for half in halves
+    ]
 
 
-def _finished(pixels: Array, finish: Finish | None) -> Array:
+def _direct_strip(x, matrices, plan: Correlation, finish: Finish | None, out, piece: Strip, scratch: dict) -> None:
+    """Gather what the strip's outputs see as columns, and multiply."""
+    (images, first, last), groups, outputs = piece, plan.groups, out.shape[3]
+    columns = _columns(x[images], plan.windows, groups, first, last, out.shape[2], scratch)
+    target = out[images, first:last]
+    whole = target.flags.c_contiguous
+    pixels = target.reshape(-1, outputs) if whole else _room(scratch, "pixels", (columns.shape[1], outputs), x.dtype)
+    if groups == 1:
+        np.matmul(columns[0], matrices[0], out=pixels)
+    else:
+        pixels.reshape(-1, groups, outputs // groups)[...] = (columns @ matrices).transpose(1, 0, 2)
+    _finished(pixels, finish)
+    if not whole:
+        target[...] = pixels.reshape(target.shape)
+
+
+def _matrices(weight: np.ndarray, plan: Correlation) -> np.ndarray:
+    """Return the plan's taps as (G, taps * inputs/G, outputs/G); channels are read in the order of their memory."""
+    taps = weight.reshape(plan.groups, len(weight) // plan.groups, weight.shape[1], -1)[..., plan.taps]
+    if plan.adjoint:
+        return np.ascontiguousarray(taps.transpose(0, 3, 1, 2)).reshape(plan.groups, -1, weight.shape[1])
+    rows = np.ascontiguousarray(taps.swapaxes(2, 3))  # (G, O/G, taps, C/G)
+    return rows.reshape(*rows.shape[:2], -1).swapaxes(1, 2)
+
+
+def _finished(pixels: Array, finish: Finish | None, channels: slice = slice(None)) -> Array:
     if finish is not None:
         pixels = get_xp(pixels).ascontiguousarray(pixels)  # so that what follows is a view
-        finish(pixels.reshape(-1, pixels.shape[-1]))
+        finish(pixels.reshape(-1, pixels.shape[-1]), channels)
     return pixels
 
 
 def _columns(images, windows, groups: int, first: int, last: int, width: int, scratch: dict) -> np.ndarray:
-    """Return (G, images*rows*width, KH*KW*C/G): for the output rows first..last, everything that each output sees.
-
-    scratch: where the columns are written, one array for each size, overwritten by the next call with the same dict.
-    """
+    """Return (G, images*rows*width, KH*KW*C/G): for the output rows first..last, everything that each output sees."""
     (y, x), (batch, _, _, channels) = windows, images.shape
     height_seen = y.stride * (last - first - 1) + y.step * (y.taps - 1) + 1
     width_seen = x.stride * (width - 1) + x.step * (x.taps - 1) + 1
     seen = cut(images, y.start + y.stride * first, x.start, height_seen, width_seen)
     image, row, column, channel = seen.strides
-    shape = (batch, last - first, width, y.taps, x.taps, groups, channels // groups)
-    strides = (image, row * y.stride, column * x.stride, row * y.step, column * x.step, channel * shape[-1], channel)
+    shape = (groups, batch, last - first, width, y.taps, x.taps, channels // groups)
+    strides = (channel * shape[-1], image, row * y.stride, column * x.stride, row * y.step, column * x.step, channel)
     view = as_strided(seen, shape, strides)
-    if view.shape[3:6] == (1, 1, 1) and x.stride == 1:  # of a 1x1 kernel, the pixels themselves
+    if (groups, y.taps, x.taps, x.stride) == (1, 1, 1, 1):  # of a 1x1 kernel, the pixels themselves
         return view.reshape(1, -1, channels)
-    view = view.transpose(5, 0, 1, 2, 3, 4, 6)
-    if view.size not in scratch:
-        scratch[view.size] = np.empty(view.size, images.dtype)
-    columns = scratch[view.size].reshape(view.shape)
+    columns = _room(scratch, "columns", shape, images.dtype)
     columns[...] = view
     return columns.reshape(groups, batch * (last - first) * width, -1)
 
@@ -391,75 +417,64 @@ def cook_toom(taps: int, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray, np.nd
     return A.astype(dtype), G.astype(dtype), np.where(abs(B) < 1e-12, 0, B).astype(dtype)
 
 
-def _two_sided(matrix: np.ndarray, here: np.ndarray, there: np.ndarray, columns: int, out=None) -> np.ndarray:
-    """Return matrix @ tile @ matrix^T (l, l, n) of each of n tiles (k, k, n), which begin `here`, over them or in out.
-
-    here, there: vectors of at least l*l*n and l*k*n numbers; both are overwritten.
-    """
-    rows, k = matrix.shape
-    tiles, half = here[: k * k * columns].reshape(k, k, columns), there[: rows * k * columns].reshape(rows, k, columns)
-    np.matmul(matrix, tiles.transpose(1, 0, 2), out=half.transpose(1, 0, 2))
-    out = here[: rows * rows * columns].reshape(rows, rows, columns) if out is None else out
-    return np.matmul(matrix, half, out=out)
-
-
-def _gather_tiles(images, windows, fold: int, side: int, grid: Strip, across: int, here: np.ndarray) -> int:
-    """Write overlapping tiles, TILE apart, `here` as (side, side, tiles, fold, fold, C), and return their number.
-
-    grid: images, first and last row of tiles.  A tile's pixel is a square of fold * fold pixels.
-    """
-    part, first, last = grid
-    down, step = last - first, fold * TILE
-    top, left = windows[0].start + step * first, windows[1].start
-    more = fold * (side - TILE)
-    seen = cut(images[part], top, left, step * down + more, step * across + more)
-    image, row, column, channel = seen.strides
-    shape = (side, side, len(seen), down, across, fold, fold, seen.shape[3])
-    strides = (fold * row, fold * column, image, step * row, step * column, row, column, channel)
-    here[: math.prod(shape)].reshape(shape)[...] = as_strided(seen, shape, strides)
-    return len(seen) * down * across
-
-
-def _winograd_kernel(weight: np.ndarray, plan: Correlation, fold: int, size: int) -> np.ndarray:
-    """Return the plan's size x size taps, transformed: (side*side, inputs, outputs), G g G^T of each g."""
-    side, (outputs, channels) = TILE + size - 1, weight.shape[:2]
+def _winograd_kernel(weight: np.ndarray, plan: Correlation, fold: int) -> np.ndarray:
+    """Return the plan's taps g transformed, G g G^T: (side*side, inputs, outputs)."""
+    (outputs, channels), size = weight.shape[:2], plan.windows[0].taps // fold
+    rows, taken = weight.reshape(outputs * channels, -1), plan.taps
     if fold > 1:  # tap fold*a + q of a pixel is tap a of the pixel's part q
-        weight = weight.reshape(outputs, channels, size, fold, size, fold).transpose(0, 3, 5, 1, 2, 4)
-    rows = weight.reshape(-1, size * size if fold > 1 else weight.shape[2] * weight.shape[3])
+        parts = weight.reshape(outputs, channels, size, fold, size, fold).transpose(0, 3, 5, 1, 2, 4)
+        rows, taken = parts.reshape(-1, size * size), range(size * size)
     G = cook_toom(size, weight.dtype)[1]
-    transform = np.zeros((side * side, rows.shape[1]), weight.dtype)
-    transform[:, list(range(size * size)) if fold > 1 else plan.taps] = np.kron(G, G)
-    kernel = empty((side * side, len(rows)), weight.dtype)
-    jobs = range(0, len(rows), BLOCK)
+    transform = np.zeros((len(G) ** 2, rows.shape[1]), weight.dtype)
+    transform[:, taken] = np.kron(G, G)
+    kernel, jobs = empty((len(G) ** 2, len(rows)), weight.dtype), range(0, len(rows), BLOCK)
     parallel_for(lambda i: np.matmul(transform, rows[i : i + BLOCK].T, out=kernel[:, i : i + BLOCK]), jobs)
-    kernel = kernel.reshape(side * side, outputs, -1)
+    kernel = kernel.reshape(len(kernel), outputs, -1)
     return kernel if plan.adjoint else kernel.transpose(0, 2, 1)
 
 
-def _winograd(x, weight, plan: Correlation, fold: int, out, finish: Finish | None, kernels: dict | None) -> None:
-    """`_correlate` by tiles: transform tiles and taps, multiply, transform back."""
-    size, (height, width, outputs) = plan.windows[0].taps // fold, out.shape[1:]
-    side, inputs, across = TILE + size - 1, fold * fold * x.shape[3], -(-width // TILE)
-    A, _, B = cook_toom(size, x.dtype)
-    kernels, key = {} if kernels is None else kernels, tuple(plan.taps)
-    if key not in kernels:
-        kernels[key] = _winograd_kernel(weight, plan, fold, size)
-    kernel = kernels[key]
-    grid = strips((len(x), -(-height // TILE), across), max(inputs, outputs), TILE_NUMBERS)
-    most = max((_tiles(strip, across) for strip in grid), default=0)
-    scratch = per_thread(lambda: empty((2, side * side * most * max(inputs, outputs)), x.dtype))
+def _winograd_strip(x, kernel, plan, fold: int, finish: Finish | None, out, piece: Strip, channels, scratch) -> None:
+    """Transform the strip's tiles, multiply them by the kernel, and transform back. channels: which of the outputs."""
+    kernel, out = kernel[:, :, channels], out[..., channels]
+    (frequencies, inputs, outputs), (images, first, last) = kernel.shape, piece
+    A, _, B = cook_toom(plan.windows[0].taps // fold, x.dtype)
+    tiles = _transformed_tiles(x, plan.windows, fold, B.T, piece, -(-out.shape[2] // TILE), scratch)
+    count = tiles.shape[2]
+    products = _room(scratch, "other", (len(A), len(A), count, outputs), x.dtype)
+    np.matmul(tiles.reshape(frequencies, count, inputs), kernel, out=products.reshape(frequencies, count, outputs))
+    half = _room(scratch, "tiles", (TILE, len(A), count * outputs), x.dtype)
+    y = _room(scratch, "other", (TILE, TILE, count * outputs), x.dtype)
+    _two_sided(A.T, products.reshape(len(A), len(A), -1), half, y)
+    _finished(y.reshape(-1, outputs), finish, channels)
+    _scatter_tiles(y, out[images, TILE * first : TILE * last])
 
-    def strip(job: Strip) -> None:
-        here, there = scratch()
-        tiles = _gather_tiles(x, plan.windows, fold, side, job, across, here)
-        transformed = _two_sided(B.T, here, there, tiles * inputs).reshape(side * side, tiles, inputs)
-        products = there[: side * side * tiles * outputs].reshape(side * side, tiles, outputs)
-        np.matmul(transformed, kernel, out=products)
-        y = _two_sided(A.T, there, here, tiles * outputs)  # (TILE, TILE, tiles * outputs)
-        _finished(y.reshape(-1, outputs), finish)
-        _scatter_tiles(y, out[job[0], TILE * job[1] : TILE * job[2]])
 
-    parallel_for(strip, grid)
+def _two_sided(matrix: np.ndarray, tiles: np.ndarray, half: np.ndarray, out: np.ndarray) -> None:
+    """Write matrix @ tile @ matrix^T of each of n tiles (k, k, n) to out (l, l, n); half (l, k, n) is overwritten."""
+    np.matmul(matrix, tiles.transpose(1, 0, 2), out=half.transpose(1, 0, 2))
+    np.matmul(matrix, half, out=out)
+
+
+def _transformed_tiles(maps, windows, fold: int, matrix, piece: Strip, across: int, scratch: dict, out=None):
+    """Return the overlapping tiles of a strip, TILE pixels apart, transformed: (l, l, tiles, fold*fold*C).
+
+    matrix (l, k), for tiles of k x k pixels; a pixel is a square of fold x fold of the maps' own.  piece: images, first
+    and last row of tiles.  out: where to write them, scratch if None.
+    """
+    (images, first, last), (rows, side), step = piece, matrix.shape, fold * TILE
+    top, left, more = windows[0].start + step * first, windows[1].start, fold * (side - TILE)
+    seen = cut(maps[images], top, left, step * (last - first) + more, step * across + more)
+    image, row, column, channel = seen.strides
+    shape = (side, side, len(seen), last - first, across, fold, fold, seen.shape[3])
+    strides = (fold * row, fold * column, image, step * row, step * column, row, column, channel)
+    tiles = _room(scratch, "tiles", shape, maps.dtype)
+    tiles[...] = as_strided(seen, shape, strides)
+    columns = math.prod(shape[2:])
+    half = _room(scratch, "other", (rows, side, columns), maps.dtype)
+    whole = (rows, rows, math.prod(shape[2:5]), math.prod(shape[5:]))
+    out = _room(scratch, "tiles", whole, maps.dtype) if out is None else out
+    _two_sided(matrix, tiles.reshape(side, side, columns), half, out.reshape(rows, rows, columns))
+    return out
 
 
 def _scatter_tiles(y: np.ndarray, target: np.ndarray) -> None:
@@ -480,42 +495,31 @@ def _winograd_weight_gradient(x: np.ndarray, dy: np.ndarray, windows: tuple[Wind
 
     As many tiles as fit WEIGHT_BYTES are transformed, then multiplied and added up, frequency by frequency.
     """
-    size, (batch, height, width, outputs) = windows[0].taps // fold, dy.shape
-    side, inputs, across = TILE + size - 1, fold * fold * x.shape[3], -(-width // TILE)
+    size, outputs, inputs, across = windows[0].taps // fold, dy.shape[3], fold**2 * x.shape[3], -(-dy.shape[2] // TILE)
     A, G, B = cook_toom(size, x.dtype)
-    own = Window(0, 1, 1, 1)
-    wider = max(inputs, outputs)
-    pieces = strips((batch, -(-height // TILE), across), wider, TILE_NUMBERS)
-    most = max((_tiles(piece, across) for piece in pieces), default=0)
-    together = max(1, WEIGHT_BYTES // max(1, side * side * (inputs + outputs) * x.itemsize * most))
-    seen, sent = (empty((side, side, together * most, channels), x.dtype) for channels in (inputs, outputs))
-    scratch = per_thread(lambda: empty((2, side * side * most * wider), x.dtype))
-    product = per_thread(lambda: empty((side, outputs, inputs), x.dtype))
-    total = np.zeros((side, side, outputs, inputs), x.dtype)
+    pieces = strips((len(x), -(-dy.shape[1] // TILE), across), max(inputs, outputs), TILE_NUMBERS)
+    counts = [(images.stop - images.start) * (last - first) * across for images, first, last in pieces]
+    together = max(1, WEIGHT_BYTES // max(1, len(A) ** 2 * (inputs + outputs) * x.itemsize * max(counts, default=0)))
+    whole = (len(A), len(A), together * max(counts, default=0))
+    seen, sent = empty((*whole, inputs), x.dtype), empty((*whole, outputs), x.dtype)
+    sides = ((x, windows, fold, B.T, seen), (dy, (Window(0, 1, 1, 1),) * 2, 1, A, sent))
+    total = np.zeros((len(A), len(A), outputs, inputs), x.dtype)
 
-    def transform(job: tuple[Strip, int]) -> None:
-        (piece, begin), (here, there) = job, scratch()
-        for maps, window, pixel, matrix, into in ((x, windows, fold, B.T, seen), (dy, (own, own), 1, A, sent)):
-            tiles = _gather_tiles(maps, window, pixel, matrix.shape[1], piece, across, here)
-            to = into[:, :, begin : begin + tiles].reshape(side, side, -1)
-            _two_sided(matrix, here, there, tiles * into.shape[3], to)
+    def transform(piece: Strip, begin: int, end: int, scratch: dict) -> None:
+        for maps, window, pixel, matrix, into in sides:
+            _transformed_tiles(maps, window, pixel, matrix, piece, across, scratch, into[:, :, begin:end])
+
+    def multiply(row: int, count: int, scratch: dict) -> None:
+        product = _room(scratch, "product", total.shape[1:], x.dtype)
+        total[row] += np.matmul(sent[row, :, :count].swapaxes(1, 2), seen[row, :, :count], out=product)
 
     for i in range(0, len(pieces), together):
-        chunk = pieces[i : i + together]
-        *begins, tiles = itertools.accumulate((_tiles(piece, across) for piece in chunk), initial=0)
-
-        def multiply(row: int, tiles=tiles) -> None:
-            total[row] += np.matmul(sent[row, :, :tiles].swapaxes(1, 2), seen[row, :, :tiles], out=product())
-
-        parallel_for(transform, zip(chunk, begins, strict=True))
-        parallel_for(multiply, range(side))
-    back, rows = np.kron(G, G), total.reshape(side * side, -1).T
+        ends = list(itertools.accumulate(counts[i : i + together]))
+        chunk = zip(pieces[i : i + together], [0, *ends], ends, strict=False)
+        _run([partial(transform, *job) for job in chunk])
+        _run([partial(multiply, row, ends[-1]) for row in range(len(A))])
+    back, rows = np.kron(G, G), total.reshape(len(A) ** 2, -1).T
     deep = np.empty((len(rows), size * size), x.dtype)
     parallel_for(lambda i: np.matmul(rows[i : i + BLOCK], back, out=deep[i : i + BLOCK]), range(0, len(rows), BLOCK))
     deep = deep.reshape(outputs, fold, fold, x.shape[3], size, size).transpose(0, 3, 4, 1, 5, 2)
     return deep.reshape(outputs, x.shape[3], fold * size, fold * size)
-
-
-def _tiles(strip: Strip, across: int) -> int:
-    images, first, last = strip
-    return (images.stop - images.start) * (last - first) * across

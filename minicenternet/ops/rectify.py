@@ -18,17 +18,20 @@ from ..threads import parallel_for
 REPEAT = 64  # pixels taken as one row: long rows are twice as fast as broadcasting a vector of O numbers
 
 
-def bias_relu(bias: Array | None, relu: bool) -> Callable[[Array], None] | None:
-    """Return a function that adds bias (O,) to pixels (N, O) and rectifies them, in place; None if nothing is asked."""
+def bias_relu(bias: Array | None, relu: bool) -> Callable[[Array, slice], None] | None:
+    """Return finish(pixels, channels), which adds a bias (O,) and rectifies, in place; None if nothing is asked.
+
+    pixels (N, n): the `channels` of some pixels.
+    """
     if bias is None and not relu:
         return None
-    wide_bias = None if bias is None else get_xp(bias).tile(bias, REPEAT)
+    biases = None if bias is None else get_xp(bias).tile(bias, (REPEAT, 1))
 
-    def finish(pixels: Array) -> None:
+    def finish(pixels: Array, channels: slice) -> None:
         repeat = math.gcd(len(pixels), REPEAT)
         rows = pixels.reshape(-1, repeat * pixels.shape[1])
-        if wide_bias is not None:
-            rows += wide_bias[: rows.shape[1]]
+        if biases is not None:
+            rows += biases[:repeat, channels].reshape(-1)
         if relu:  # a row of zeros is compared with faster than the number 0
             get_xp(rows).maximum(rows, get_xp(rows).zeros(rows.shape[1], rows.dtype), out=rows)
 

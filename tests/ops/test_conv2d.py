@@ -236,7 +236,7 @@ def test_the_rule_that_picks_a_method(monkeypatch):
     assert module.folding((plain, plain), 1, 64, (4, 32, 32)) == 1
     assert module.folding((stride_2, stride_2), 1, 64, (4, 32, 32)) == 2
     assert module.folding((plain, plain), 1, 8, (4, 32, 32)) == 0  # too few channels
-    assert module.folding((plain, plain), 1, 64, (1, 20, 20)) == 0  # too few tiles
+    assert module.folding((plain, plain), 1, 64, (1, 12, 12)) == 0  # too few tiles
     assert module.folding((plain, plain._replace(taps=2)), 1, 64, (4, 32, 32)) == 0  # not square
     for other in (plain._replace(stride=2), plain._replace(step=2), plain._replace(taps=5)):
         assert module.folding((other, other), 1, 64, (4, 32, 32)) == 0
