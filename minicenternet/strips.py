@@ -20,7 +20,7 @@ import numpy as np
 from .backend import Array, get_xp
 from .memory import empty
 
-BLOCK = 1 << 17  # numbers in a block of rows: with one or two temporaries it fits a core's caches
+BLOCK = 1 << 18  # numbers in a block of rows: few enough for the caches, so many that threads rarely meet in Python
 Strip = tuple[slice, int, int]  # images, first row, last row
 
 

@@ -9,8 +9,9 @@ batch's, and the gradient goes through them too; with g = dy where y > 0 (or dy 
 
     dx = γ/√(σ²+ε) · (g - mean(g) - x̂ · mean(g · x̂)),   dresidual = g
 
-On a CPU the work is done in blocks of rows that stay in a core's cache, shared among the threads. Sums over squares are
-taken around each block's own mean and then combined (Chan et al. 1979), so a large μ does not cancel a small σ.
+On a CPU the work is done in blocks of rows that stay in a core's cache, shared among the threads. Each block's mean and
+sum of squares around it are combined (Chan et al. 1979); where μ² is much larger than σ², μ is subtracted before
+anything is multiplied, so that it cannot cancel σ.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from ..memory import empty
 from ..strips import row_blocks
 from ..threads import parallel_for, per_thread
 from .reduce import channel_sum
+
+CANCELS = 16  # μ²/σ² above which μ is subtracted first; below it, rounding costs at most 4 bits
 
 
 @differentiable
@@ -55,17 +58,18 @@ def batch_norm(
         running_var += momentum * (variance * (count / (count - 1)) - running_var)
     else:
         mean, variance = running_mean.astype(x.dtype), running_var.astype(x.dtype)
-    inverse = 1 / xp.sqrt(variance + epsilon)
-    y = _normalise(x, mean, weight * inverse, bias, residual, relu)
+    inverse, origin = 1 / xp.sqrt(variance + epsilon), _origin(mean, variance)
+    scale = weight * inverse
+    y = _normalise(x, origin, scale, bias + (origin - mean) * scale, residual, relu)
     rectified, has_residual = y if relu else None, residual is not None
 
     def backward(dy):
-        g, dbias, g_centred = _through_relu(dy, rectified, x, mean)
-        dweight, scale = g_centred * inverse, weight * inverse
-        # γ/√ (g - mean(g) - x̂ mean(g x̂)), multiplied out to one affine map of g and x - μ
+        g, dbias, g_by_x = _through_relu(dy, rectified, x, origin)
+        dweight = (g_by_x + (origin - mean) * dbias) * inverse
+        # γ/√ (g - mean(g) - x̂ mean(g x̂)), multiplied out to one affine map of g and x - origin
         slope = -scale * inverse * dweight / count if training else 0 * scale
-        shift = -scale * dbias / count if training else 0 * scale
-        dx = _input_gradient(g, x, mean, scale, slope, shift, in_place=g is not dy and not has_residual)
+        shift = -scale * dbias / count + (origin - mean) * slope if training else 0 * scale
+        dx = _input_gradient(g, x, origin, scale, slope, shift, in_place=g is not dy and not has_residual)
         return dx, dweight, dbias, None, None, g if has_residual else None
 
     return y, backward
@@ -82,22 +86,29 @@ def _check(x, residual, training: bool, **vectors) -> None:
         raise ValueError(f"batch_norm cannot train on one value per channel, got x of shape {x.shape}")
 
 
+def _origin(mean: Array, variance: Array) -> Array:
+    """Return what to subtract from x before anything else: μ, or 0 where no channel's μ is large enough to cancel σ."""
+    if get_xp(mean) is np and (mean * mean <= CANCELS * variance).all():
+        return np.zeros_like(mean)
+    return mean
+
+
 def statistics(x: Array) -> tuple[Array, Array]:
     """Return the mean and the (biased) variance of each channel, in x's dtype."""
     if get_xp(x) is not np:
         mean = channel_sum(x) / (x.size // x.shape[-1])
         return mean, channel_sum((x - mean) ** 2) / (x.size // x.shape[-1])
     channels, blocks, spare = x.shape[-1], row_blocks(x), _spare(x)
+    ones = np.ones(max((len(block) for block in blocks), default=0), x.dtype)
     means, squares = np.empty((2, len(blocks), channels), np.float64)
 
     def measure(i: int) -> None:
-        block = blocks[i]
-        pixels, centred = block.reshape(-1, channels), spare(block)
-        ones = np.ones(len(pixels), x.dtype)
-        mean = (ones @ pixels) / len(pixels)
-        np.subtract(block, _tile(mean, x), out=centred)
-        np.multiply(centred, centred, out=centred)
-        means[i], squares[i] = mean, ones @ centred.reshape(-1, channels)
+        block, pixels = blocks[i], blocks[i].size // channels
+        means[i] = (ones[: len(block)] @ block).reshape(-1, channels).sum(0, dtype=np.float64) / pixels
+        squares[i] = _sum_of_products(block, block, channels) - pixels * means[i] ** 2
+        if (CANCELS * squares[i] < pixels * means[i] ** 2).any():
+            centred = np.subtract(block, _tile(means[i].astype(x.dtype), x), out=spare(block))
+            squares[i] = _sum_of_products(centred, centred, channels)
 
     parallel_for(measure, range(len(blocks)))
     counts = np.array([block.size // channels for block in blocks])[:, None]
@@ -106,22 +117,26 @@ def statistics(x: Array) -> tuple[Array, Array]:
     return mean.astype(x.dtype), variance.astype(x.dtype)
 
 
-def _normalise(x: Array, mean: Array, scale: Array, bias: Array, residual: Array | None, relu: bool) -> Array:
-    """Return (x - mean) * scale + bias, plus residual, through ReLU."""
+def _sum_of_products(a: np.ndarray, b: np.ndarray, channels: int) -> np.ndarray:
+    """Return the sum of a * b over all pixels of two blocks (rows, W*C), channel by channel, with no array for a * b."""
+    return np.einsum("rk,rk->k", a, b).reshape(-1, channels).sum(0, dtype=np.float64)
+
+
+def _normalise(x: Array, origin: Array, scale: Array, bias: Array, residual: Array | None, relu: bool) -> Array:
+    """Return (x - origin) * scale + bias, plus residual, through ReLU."""
     xp = get_xp(x)
     if xp is not np:
-        y = (x - mean) * scale + bias
+        y = (x - origin) * scale + bias
         y = y if residual is None else y + residual
         return xp.maximum(y, 0) if relu else y
-    y = empty(x.shape, x.dtype)
-    mean, scale, bias = (_tile(vector, x) for vector in (mean, scale, bias))
-    zeros = np.zeros_like(mean)  # twice as fast to compare with as the number 0
+    y, centre = empty(x.shape, x.dtype), origin.any()
+    origin, scale, bias = (_tile(vector, x) for vector in (origin, scale, bias))
+    zeros = np.zeros_like(bias)  # twice as fast to compare with as the number 0
     blocks = [row_blocks(array) for array in (x, y, *([] if residual is None else [residual]))]
 
     def normalise(job: tuple[np.ndarray, ...]) -> None:
         x, y, *added = job
-        np.subtract(x, mean, out=y)
-        np.multiply(y, scale, out=y)
+        np.multiply(np.subtract(x, origin, out=y) if centre else x, scale, out=y)
         np.add(y, bias, out=y)
         for array in added:
             np.add(y, array, out=y)
@@ -132,48 +147,49 @@ def _normalise(x: Array, mean: Array, scale: Array, bias: Array, residual: Array
     return y
 
 
-def _through_relu(dy: Array, rectified: Array | None, x: Array, mean: Array) -> tuple[Array, Array, Array]:
-    """Return g, dy where `rectified` > 0 (all of dy where it is None), and the sums of g and g * (x - mean)."""
+def _through_relu(dy: Array, rectified: Array | None, x: Array, origin: Array) -> tuple[Array, Array, Array]:
+    """Return g, dy where `rectified` > 0 (all of dy where it is None), and the sums of g and g * (x - origin)."""
     if get_xp(x) is not np:
         g = dy if rectified is None else dy * (rectified > 0)
-        return g, channel_sum(g), channel_sum(g * (x - mean))
+        return g, channel_sum(g), channel_sum(g * (x - origin))
     g = dy if rectified is None else empty(dy.shape, dy.dtype)
-    channels, mean, spare = x.shape[-1], _tile(mean, x), _spare(x)
-    dy_blocks, x_blocks, g_blocks = row_blocks(dy), row_blocks(x), row_blocks(g)
-    y_blocks = None if rectified is None else row_blocks(rectified)
-    sums = np.empty((len(x_blocks), 2, channels), x.dtype)
+    channels, centre, spare = x.shape[-1], origin.any(), _spare(x)
+    origin, blocks = (
+        _tile(origin, x),
+        [row_blocks(array) for array in (dy, x, g, g if rectified is None else rectified)],
+    )
+    ones = np.ones(max((len(block) for block in blocks[0]), default=0), x.dtype)
+    sums = np.empty((len(blocks[0]), 2, channels), np.float64)
 
     def add_up(i: int) -> None:
-        block, product = g_blocks[i], spare(g_blocks[i])
-        if y_blocks:
-            np.multiply(dy_blocks[i], y_blocks[i] > 0, out=block)
-        np.subtract(x_blocks[i], mean, out=product)
-        np.multiply(product, block, out=product)
-        ones = np.ones(block.size // channels, x.dtype)
-        np.matmul(ones, block.reshape(-1, channels), out=sums[i, 0])
-        np.matmul(ones, product.reshape(-1, channels), out=sums[i, 1])
+        dy, x, g, y = (array[i] for array in blocks)
+        if rectified is not None:
+            np.multiply(dy, y > 0, out=g)
+        x = np.subtract(x, origin, out=spare(x)) if centre else x
+        sums[i, 0] = (ones[: len(g)] @ g).reshape(-1, channels).sum(0, dtype=np.float64)
+        sums[i, 1] = _sum_of_products(g, x, channels)
 
-    parallel_for(add_up, range(len(x_blocks)))
-    total = sums.sum(0, dtype=np.float64).astype(x.dtype)
+    parallel_for(add_up, range(len(sums)))
+    total = sums.sum(0).astype(x.dtype)
     return g, total[0], total[1]
 
 
-def _input_gradient(g: Array, x: Array, mean: Array, scale: Array, slope: Array, shift: Array, in_place: bool) -> Array:
-    """Return g * scale + (x - mean) * slope + shift, written over g if `in_place`."""
+def _input_gradient(
+    g: Array, x: Array, origin: Array, scale: Array, slope: Array, shift: Array, in_place: bool
+) -> Array:
+    """Return g * scale + (x - origin) * slope + shift, written over g if `in_place`."""
     if get_xp(x) is not np:
-        return g * scale + (x - mean) * slope + shift
-    dx = g if in_place else empty(g.shape, g.dtype)
-    mean, scale, slope, shift = (_tile(vector, x) for vector in (mean, scale, slope, shift))
-    spare = _spare(x)
+        return g * scale + (x - origin) * slope + shift
+    dx, centre, spare = g if in_place else empty(g.shape, g.dtype), origin.any(), _spare(x)
+    origin, scale, slope, shift = (_tile(vector, x) for vector in (origin, scale, slope, shift))
 
     def transform(job: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
         g, x, dx = job
-        centred = spare(x)
-        np.subtract(x, mean, out=centred)
-        np.multiply(centred, slope, out=centred)
-        np.add(centred, shift, out=centred)
+        part = spare(x)
+        np.multiply(np.subtract(x, origin, out=part) if centre else x, slope, out=part)
+        np.add(part, shift, out=part)
         np.multiply(g, scale, out=dx)
-        np.add(dx, centred, out=dx)
+        np.add(dx, part, out=dx)
 
     parallel_for(transform, zip(row_blocks(g), row_blocks(x), row_blocks(dx), strict=True))
     return dx
