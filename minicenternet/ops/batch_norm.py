@@ -118,7 +118,7 @@ def statistics(x: Array) -> tuple[Array, Array]:
 
 
 def _sum_of_products(a: np.ndarray, b: np.ndarray, channels: int) -> np.ndarray:
-    """Return the sum of a * b over all pixels of two blocks (rows, W*C), channel by channel, with no array for a * b."""
+    """Return the sum of a * b over all pixels of two blocks (rows, W*C), channel by channel, no array for a * b."""
     return np.einsum("rk,rk->k", a, b).reshape(-1, channels).sum(0, dtype=np.float64)
 
 
