@@ -150,6 +150,8 @@ class UseConfig:
     """Suppress overlapping boxes of a class; a peak per object mostly makes that needless."""
     k: int = 100
     """Most objects of an image."""
+    rounded: bool = False
+    """Round coordinates and scores to two decimals in what is measured and written, as the released code does."""
     batch_size: int = 8
     """Images that go through the network together."""
 
