@@ -42,10 +42,11 @@ class TrainConfig:
     """Run folder to go on with, exactly where it stopped; all other options are taken from that run."""
 
     backbone: str = "small"
-    """small, resnet18, resnet34, resnet50, resnet101 or resnet152."""
+    """small, resnet18, 34, 50, 101 or 152, resdcn18 to 152, dla34, dlav0_34 or hourglass104."""
     weights: str | None = None
     """Begin with these weights instead of random ones: .safetensors or .pth, of this backbone or of its trunk alone
-    (torchvision's, of ImageNet); for other classes the last layer of the heatmap begins anew."""
+    (torchvision's, of ImageNet); for other classes the last layer of the heatmap begins anew. Images are normalised as
+    the file says, channel order included, or by ImageNet's statistics where it says nothing."""
     size: int | None = None
     """Side of the square network input in pixels; by default 128 for shapes and 512 for photographs."""
 

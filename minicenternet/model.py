@@ -34,8 +34,9 @@ class CenterNet(Module):
     """A detector of objects as points: images (B, H, W, 3) -> {"hm": (B, H/4, W/4, C), "wh": (.., 2), "reg": (.., 2)}.
 
     backbone: a name in `minicenternet.backbones.BACKBONES`.  class_names: one name per label.  input_size (height,
-    width): the network input in pixels.  pixel_mean, pixel_std, channel_order: how images are normalised; part of the
-    weights' metadata.  seed: of the initial weights.  Raises InputError for unknown names and unfit sizes.
+    width): the network input in pixels.  pixel_mean, pixel_std (of three channels, of pixels in 0..1), channel_order
+    ("RGB" or "BGR"): how images are normalised; part of the weights' metadata.  seed: of the initial weights.
+    Raises InputError for unknown names, unfit sizes and statistics.
     Source: Zhou et al. 2019, §3 to §5.
     """
 
@@ -60,6 +61,7 @@ class CenterNet(Module):
         self.backbone_name, self.task_name = backbone, task
         self.class_names = tuple(class_names)
         self.input_size = tuple(input_size)
+        _check_pixels(pixel_mean, pixel_std, channel_order)
         self.pixel_mean, self.pixel_std = tuple(pixel_mean), tuple(pixel_std)
         self.channel_order = channel_order
         self.folded = False
@@ -272,6 +274,17 @@ class LoadReport(NamedTuple):
         if self.unused:
             parts.append(f"{', '.join(self.unused)} of the file are not used")
         return "; ".join(parts)
+
+
+def _check_pixels(mean: Sequence[float], std: Sequence[float], channel_order: str) -> None:
+    for name, values in (("pixel_mean", mean), ("pixel_std", std)):
+        numbers = np.asarray(values)
+        fits = numbers.shape == (3,) and numbers.dtype.kind in "iuf" and np.isfinite(numbers).all()
+        if not fits or (name == "pixel_std" and numbers.min() <= 0):
+            above = " above 0" if name == "pixel_std" else ""
+            raise InputError(f"{name} is {values!r}; expected three numbers{above}, one for each channel")
+    if channel_order not in ("RGB", "BGR"):
+        raise InputError(f"channel_order is {channel_order!r}; it must be 'RGB' or 'BGR'")
 
 
 def _some(keys: Sequence[str], named: int = 3) -> str:
