@@ -74,6 +74,13 @@ class TrainConfig:
     """Random crops, flips and colours; --no-augment shows each image whole."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     """Strength of each random change."""
+    min_overlap: float = 0.7
+    """An object's Gaussian in the heatmap reaches as far as a box may be off and still overlap by this IoU."""
+    radius_form: Literal["released", "corrected"] = "released"
+    """released: the radius as the published networks had it, about three times as large; corrected: what was meant."""
+    denominator: Literal["paper", "released"] = "paper"
+    """Divide the losses of sizes and offsets by the number of objects, or, as released, by that of their coordinates:
+    half as much."""
 
     shapes: int = 4000
     """Training images that --data shapes makes."""
@@ -98,6 +105,7 @@ class TrainConfig:
         _require(self.size is None or self.size > 0, "size", self.size, "more than 0")
         _require(self.workers is None or self.workers >= 0, "workers", self.workers, "0 or more")
         _require(0 <= self.average < 1, "average", self.average, "0 to less than 1")
+        _require(0 < self.min_overlap <= 1, "min_overlap", self.min_overlap, "more than 0, at most 1")
         if (self.schedule == "step") != bool(self.drops):
             drops = " ".join(map(str, self.drops)) or "empty"
             raise InputError(

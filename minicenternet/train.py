@@ -62,6 +62,8 @@ class TrainingExample:
     pixel_std: tuple[float, ...]
     channel_order: str
     augmentation: Augmentation | None
+    min_overlap: float = 0.7
+    radius_form: str = "released"
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Return "image" (h, w, 3) float32 and the task's targets."""
@@ -74,7 +76,14 @@ class TrainingExample:
             augmentation=self.augmentation,
             rng=rng,
         )
-        targets = TASKS[self.task].encode(prepared.boxes, prepared.labels, self.num_classes, *self.size)
+        targets = TASKS[self.task].encode(
+            prepared.boxes,
+            prepared.labels,
+            self.num_classes,
+            *self.size,
+            min_overlap=self.min_overlap,
+            form=self.radius_form,
+        )
         return {"image": prepared.image, **targets}
 
 
@@ -159,6 +168,8 @@ class Run:
             self.model.pixel_std,
             self.model.channel_order,
             config.augmentation if config.augment else None,
+            config.min_overlap,
+            config.radius_form,
         )
         self.batch_size = min(config.batch_size, len(self.train_data))
         _check_batch_norm(self.batch_size, size[0], self.model.backbone.stride)
@@ -191,7 +202,7 @@ class Run:
         """Do one training step and return its losses.  Raises InputError, naming the layer, when the loss is NaN."""
         self.optimiser.lr = self._learning_rate(self.optimiser.steps)
         images = Tensor(batch["image"])
-        total, parts = self.model.task.loss(self.model(images), batch)
+        total, parts = self.model.task.loss(self.model(images), batch, denominator=self.config.denominator)
         losses = {"loss": total.item(), **{name: part.item() for name, part in parts.items()}}
         if not all(math.isfinite(value) for value in losses.values()):
             raise InputError(self._what_became_nan(images, losses))

@@ -390,6 +390,23 @@ def test_weights_of_other_classes_begin_all_but_the_last_layer(tmp_path, suffix)
     assert len(said) == 1 + len(notes) and all(note in line for note, line in zip(notes, said[1:], strict=True))
 
 
+def test_variants_of_targets_and_losses_reach_the_run(tmp_path):
+    batches = {}
+    for name, options in [
+        ("plain", {}),
+        ("corrected", {"radius_form": "corrected"}),
+        ("overlap", {"min_overlap": 0.3}),
+        ("released", {"denominator": "released"}),
+    ]:
+        run = start(tmp_path / name, augment=False, size=128, **options)
+        batch = {key: array.copy() for key, array in next(iter(run.loader.epoch(0))).items()}
+        batches[name] = np.count_nonzero(batch["heatmap"]), run.step(batch)
+    reach = {name: count for name, (count, _) in batches.items()}
+    assert reach["corrected"] < reach["plain"] < reach["overlap"] and reach["released"] == reach["plain"]
+    plain, released = batches["plain"][1], batches["released"][1]
+    assert released["size"] == pytest.approx(plain["size"] / 2, rel=1e-3) and released["heatmap"] == plain["heatmap"]
+
+
 BGR = {"pixel_mean": (0.4, 0.45, 0.47), "pixel_std": (0.29, 0.27, 0.28), "channel_order": "BGR"}
 
 
