@@ -12,6 +12,7 @@ y (B, OH, OW, O), OH as in conv2d; offset 0 and mask 1 make it conv2d. Between i
        down (1-right)      down  right
 
 Neighbours outside of the map are zero, and a point with row <= -1, row >= H, column <= -1 or column >= W has none.
+tutorials/pictures/sampling-points.png shows where nine taps look; draw.draw_sampling_points draws it of any layer.
 
 Backward, with dcolumns[t, c] = sum over o of dy[o] * weight[o, c, t]: the gradients of offset and mask need only the
 agreement of each neighbour with it, the sum over c of neighbour[c] * dcolumns[t, c]: dmask interpolates the four
