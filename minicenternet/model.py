@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -53,7 +54,9 @@ class CenterNet(Module):
         seed: int = 0,
     ):
         if backbone not in BACKBONES:
-            raise InputError(f"unknown backbone {backbone!r}; there are {', '.join(BACKBONES)}")
+            near = difflib.get_close_matches(backbone, BACKBONES, n=1)
+            hint = f". Did you mean {near[0]}?" if near else ""
+            raise InputError(f"unknown backbone {backbone!r}; there are {', '.join(BACKBONES)}{hint}")
         if task not in TASKS:
             raise InputError(f"unknown task {task!r}; there are {', '.join(TASKS)}")
         if isinstance(class_names, str) or not class_names or len(set(class_names)) != len(class_names):
@@ -182,7 +185,8 @@ class CenterNet(Module):
         initial values; `fc` is ignored; a DLA trunk may come without its prefix "base.". The report names all of it.
 
         Raises InputError, and changes nothing, for arrays that are unexpected, or of another shape outside the heads,
-        and for a part that is there in pieces: these are of another network. Raises it for a folded network too.
+        and for a part that is there in pieces: these are of another network. Raises it for arrays that hold NaN or
+        infinity, and for a folded network, too.
         """
         self._check_unfolded("given other weights")
         own = self.state_dict()
@@ -203,6 +207,12 @@ class CenterNet(Module):
             raise InputError(
                 f"the weights are not those of {self.backbone_name}: {'; '.join(reasons) or 'no name is known'}. "
                 "Name the network that they are of, or use other weights"
+            )
+        bad = [key for key in loaded if not np.isfinite(given[key]).all()]
+        if bad:
+            raise InputError(
+                f"the weights hold NaN or infinity in {_some(bad)}: their training had failed, or the file is damaged. "
+                "Use an earlier checkpoint"
             )
         for key in loaded:
             own[key][...] = given[key]

@@ -515,7 +515,10 @@ def _load_pretrained(
     other = {key for key, text in ours.items() if theirs.get(key, text) != text}
     if "backbone" in other:
         raise InputError(f"{path} is of {theirs['backbone']}, not of {ours['backbone']}; give --backbone")
-    report = model.load_matching(arrays)
+    try:
+        report = model.load_matching(arrays)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     say(f"{path}: {report}")
     if "class_names" in other:
         say(f"it was trained for the classes {theirs['class_names']}")

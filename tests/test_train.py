@@ -438,6 +438,15 @@ def test_a_trunk_of_imagenet_gets_its_usual_statistics_without_a_word(tmp_path):
     assert len(said) == 1
 
 
+def test_weights_that_do_not_fit_are_named_with_their_file(tmp_path):
+    state = CenterNet("small", class_names=["a"]).state_dict()
+    save_weights(tmp_path / "net.npz", {**state, "stem.0.weight": np.full_like(state["stem.0.weight"], np.nan)})
+    with pytest.raises(InputError, match=r"net\.npz: the weights hold NaN or infinity in stem\.0\.weight"):
+        start(tmp_path / "run", weights=str(tmp_path / "net.npz"))
+    with pytest.raises(InputError, match=r"net\.npz: the weights are not those of resnet18"):
+        start(tmp_path / "run", backbone="resnet18", weights=str(tmp_path / "net.npz"))
+
+
 @pytest.mark.parametrize(
     "metadata, message",
     [
