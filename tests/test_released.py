@@ -297,7 +297,7 @@ def test_what_cannot_be_converted(tmp_path, released_file):
     for options, message in [
         (
             {"network": "resnet18", "dataset": "voc"},
-            r"net\.pth: the weights are not those of resnet18: .* stem.0.weight, stem.1.weight, stem.1.bias and 81 more",
+            r"net\.pth: the weights are not those of resnet18: .*stem.0.weight, stem.1.weight, stem.1.bias and 81 more",
         ),
         (
             {"network": "small", "dataset": "coco"},
