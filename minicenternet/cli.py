@@ -208,6 +208,7 @@ def _evaluate(options: EvaluateConfig) -> int:
             flip=options.flip,
             scales=options.scales,
             nms=options.nms,
+            rounded=options.rounded,
             batch_size=options.batch_size,
             progress=lambda done, total: bar.update(),
         )
@@ -239,7 +240,7 @@ def _predict(options: PredictConfig) -> int:
         print(f"{path}: {_objects(found) or f'nothing with a score of {options.min_score} or more'}")
         height, width, _ = found.image.shape
         images.append({"id": number, "file_name": str(path), "width": width, "height": height})
-        annotations += found.to_coco(number)
+        annotations += found.to_coco(number, rounded=options.rounded)
         if options.draw:
             picture = next(name for name in _picture_names(path) if name not in pictures)
             pictures.add(picture)

@@ -42,10 +42,11 @@ class TrainConfig:
     """Run folder to go on with, exactly where it stopped; all other options are taken from that run."""
 
     backbone: str = "small"
-    """small, resnet18, resnet34, resnet50, resnet101 or resnet152."""
+    """small, resnet18, 34, 50, 101 or 152, resdcn18 to 152, dla34, dlav0_34 or hourglass104."""
     weights: str | None = None
     """Begin with these weights instead of random ones: .safetensors or .pth, of this backbone or of its trunk alone
-    (torchvision's, of ImageNet); for other classes the last layer of the heatmap begins anew."""
+    (torchvision's, of ImageNet); for other classes the last layer of the heatmap begins anew. Images are normalised as
+    the file says, channel order included, or by ImageNet's statistics where it says nothing."""
     size: int | None = None
     """Side of the square network input in pixels; by default 128 for shapes and 512 for photographs."""
 
@@ -73,6 +74,13 @@ class TrainConfig:
     """Random crops, flips and colours; --no-augment shows each image whole."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     """Strength of each random change."""
+    min_overlap: float = 0.7
+    """An object's Gaussian in the heatmap reaches as far as a box may be off and still overlap by this IoU."""
+    radius_form: Literal["released", "corrected"] = "released"
+    """released: the radius as the published networks had it, about three times as large; corrected: what was meant."""
+    denominator: Literal["paper", "released"] = "paper"
+    """Divide the losses of sizes and offsets by the number of objects, or, as released, by that of their coordinates:
+    half as much."""
 
     shapes: int = 4000
     """Training images that --data shapes makes."""
@@ -97,6 +105,7 @@ class TrainConfig:
         _require(self.size is None or self.size > 0, "size", self.size, "more than 0")
         _require(self.workers is None or self.workers >= 0, "workers", self.workers, "0 or more")
         _require(0 <= self.average < 1, "average", self.average, "0 to less than 1")
+        _require(0 < self.min_overlap <= 1, "min_overlap", self.min_overlap, "more than 0, at most 1")
         if (self.schedule == "step") != bool(self.drops):
             drops = " ".join(map(str, self.drops)) or "empty"
             raise InputError(
@@ -150,6 +159,8 @@ class UseConfig:
     """Suppress overlapping boxes of a class; a peak per object mostly makes that needless."""
     k: int = 100
     """Most objects of an image."""
+    rounded: bool = False
+    """Round coordinates and scores to two decimals in what is measured and written, as the released code does."""
     batch_size: int = 8
     """Images that go through the network together."""
 

@@ -114,7 +114,8 @@ class Evaluation:
 
         folder = Path(folder)
         image_ids = [self.dataset.annotation(i).image_id for i in range(len(self.dataset))]
-        records = to_coco_results(self.detections, image_ids, self.dataset.category_ids)
+        rounded = self.options["rounded"]
+        records = to_coco_results(self.detections, image_ids, self.dataset.category_ids, rounded=rounded)
         for name, text in (
             ("detections.json", json.dumps(records)),
             ("metrics.json", json.dumps(self.metrics(), indent=2) + "\n"),
@@ -196,13 +197,15 @@ def evaluate(
     flip: bool = False,
     scales: Sequence[float] = (1.0,),
     nms: Literal["soft", "hard"] | None = None,
+    rounded: bool = False,
     batch_size: int = 8,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Detect on every image of a data set, those without objects included, and measure AP.
 
     protocol: "voc" measures AP as VOC does as well.  referee: have pycocotools measure the same detections, where it is
-    installed.  progress: called after each image with (images done, images in all).  All others are Predictor's.
+    installed.  rounded: measure coordinates and scores to two decimals, as the released code writes them; this ties
+    many scores.  progress: called after each image with (images done, images in all).  All others are Predictor's.
     Raises InputError when the network has other classes than the data set, and for an image that cannot be read.
     """
     if protocol not in ("coco", "voc"):
@@ -216,6 +219,7 @@ def evaluate(
         "flip": flip,
         "scales": tuple(scales),
         "nms": nms,
+        "rounded": rounded,
     }
     predictor = Predictor(
         model,
@@ -235,7 +239,7 @@ def evaluate(
         if progress:
             progress(len(detections), len(dataset))
     truth = [dataset.annotation(i) for i in range(len(dataset))]
-    measured = (truth, detections, len(dataset.class_names))
+    measured = (truth, list(map(_rounded, detections)) if rounded else detections, len(dataset.class_names))
     voc = None
     if protocol == "voc":  # our boxes end at the far edge of their last pixel, VOC's own on the pixel
         voc = {points: voc_average_precision(*measured, points=points, plus_one=False) for points in ("11", "all")}
@@ -244,11 +248,19 @@ def evaluate(
         dataset,
         detections,
         average_precision(*measured),
-        coco_evaluate(*measured) if referee and installed else None,
+        coco_evaluate(*measured, rounded=rounded) if referee and installed else None,
         voc,
         dict(predictor.seconds),
         {**options, "protocol": protocol, "referee": referee},
     )
+
+
+def _rounded(found: Detections) -> Detections:
+    """Detections as to_coco_results(rounded=True) writes them: x, y, width, height and score to two decimals."""
+    boxes = found.boxes.astype(float)
+    corner, size = boxes[:, :2].round(2), (boxes[:, 2:] - boxes[:, :2]).round(2)
+    scores = found.scores.astype(float).round(2)
+    return replace(found, boxes=np.concatenate([corner, corner + size], axis=1), scores=scores)
 
 
 def _same_classes(of_model: Sequence[str], of_dataset: Sequence[str]) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -35,8 +36,9 @@ class CenterNet(Module):
     """A detector of objects as points: images (B, H, W, 3) -> {"hm": (B, H/4, W/4, C), "wh": (.., 2), "reg": (.., 2)}.
 
     backbone: a name in `minicenternet.backbones.BACKBONES`.  class_names: one name per label.  input_size (height,
-    width): the network input in pixels.  pixel_mean, pixel_std, channel_order: how images are normalised; part of the
-    weights' metadata.  seed: of the initial weights.  Raises InputError for unknown names and unfit sizes.
+    width): the network input in pixels.  pixel_mean, pixel_std (of three channels, of pixels in 0..1), channel_order
+    ("RGB" or "BGR"): how images are normalised; part of the weights' metadata.  seed: of the initial weights.
+    Raises InputError for unknown names, unfit sizes and statistics.
     Source: Zhou et al. 2019, §3 to §5.
     """
 
@@ -53,7 +55,9 @@ class CenterNet(Module):
         seed: int = 0,
     ):
         if backbone not in BACKBONES:
-            raise InputError(f"unknown backbone {backbone!r}; there are {', '.join(BACKBONES)}")
+            near = difflib.get_close_matches(backbone, BACKBONES, n=1)
+            hint = f". Did you mean {near[0]}?" if near else ""
+            raise InputError(f"unknown backbone {backbone!r}; there are {', '.join(BACKBONES)}{hint}")
         if task not in TASKS:
             raise InputError(f"unknown task {task!r}; there are {', '.join(TASKS)}")
         if isinstance(class_names, str) or not class_names or len(set(class_names)) != len(class_names):
@@ -61,6 +65,7 @@ class CenterNet(Module):
         self.backbone_name, self.task_name = backbone, task
         self.class_names = tuple(class_names)
         self.input_size = tuple(input_size)
+        _check_pixels(pixel_mean, pixel_std, channel_order)
         self.pixel_mean, self.pixel_std = tuple(pixel_mean), tuple(pixel_std)
         self.channel_order = channel_order
         self.folded = False
@@ -181,7 +186,8 @@ class CenterNet(Module):
         initial values; `fc` is ignored; a DLA trunk may come without its prefix "base.". The report names all of it.
 
         Raises InputError, and changes nothing, for arrays that are unexpected, or of another shape outside the heads,
-        and for a part that is there in pieces: these are of another network. Raises it for a folded network too.
+        and for a part that is there in pieces: these are of another network. Raises it for arrays that hold NaN or
+        infinity, and for a folded network, too.
         """
         self._check_unfolded("given other weights")
         own = self.state_dict()
@@ -202,6 +208,12 @@ class CenterNet(Module):
             raise InputError(
                 f"the weights are not those of {self.backbone_name}: {'; '.join(reasons) or 'no name is known'}. "
                 "Name the network that they are of, or use other weights"
+            )
+        bad = [key for key in loaded if not np.isfinite(given[key]).all()]
+        if bad:
+            raise InputError(
+                f"the weights hold NaN or infinity in {_some(bad)}: their training had failed, or the file is damaged. "
+                "Use an earlier checkpoint"
             )
         for key in loaded:
             own[key][...] = given[key]
@@ -273,6 +285,17 @@ class LoadReport(NamedTuple):
         if self.unused:
             parts.append(f"{', '.join(self.unused)} of the file are not used")
         return "; ".join(parts)
+
+
+def _check_pixels(mean: Sequence[float], std: Sequence[float], channel_order: str) -> None:
+    for name, values in (("pixel_mean", mean), ("pixel_std", std)):
+        numbers = np.asarray(values)
+        fits = numbers.shape == (3,) and numbers.dtype.kind in "iuf" and np.isfinite(numbers).all()
+        if not fits or (name == "pixel_std" and numbers.min() <= 0):
+            above = " above 0" if name == "pixel_std" else ""
+            raise InputError(f"{name} is {values!r}; expected three numbers{above}, one for each channel")
+    if channel_order not in ("RGB", "BGR"):
+        raise InputError(f"channel_order is {channel_order!r}; it must be 'RGB' or 'BGR'")
 
 
 def _some(keys: Sequence[str], named: int = 3) -> str:

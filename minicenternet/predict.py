@@ -231,7 +231,7 @@ class Predictor:
             kept = hard_nms(boxes, scores, labels)
             scores = scores[kept]
         elif self.nms == "soft" or len(self.scales) > 1:
-            kept, scores = soft_nms(boxes, scores, labels)
+            kept, scores = soft_nms(boxes, scores, labels, plus_one=True)  # as released
         else:
             kept = np.arange(len(scores))
         best = np.flatnonzero(scores >= self.min_score)[: self.k]  # what decode and both kinds of NMS return is sorted

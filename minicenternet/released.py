@@ -118,8 +118,9 @@ def table(folder: Path) -> str:
             "",
             "The files' sizes and SHA-256 were not published. Second-hand, from the mirrors below, are",
             *(f"  {name:<{width}}  {file.sha256}" for name, file in RELEASED.items() if file.sha256),
-            "Mirrors, of other files with the same arrays, which minicenternet convert reads as well:",
+            "Mirrors, by others; where a file there holds the same arrays, minicenternet convert reads it:",
             *(f"  {mirror}" for mirror in MIRRORS),
+            "No address, of these or at Google Drive, could be tried when this was written.",
         ]
     )
 
@@ -182,7 +183,11 @@ def convert(
         pixel_std=data.pixel_std,
         channel_order="BGR",
     )
-    report = model.load_matching(load_weights(source)[0])
+    arrays, _ = load_weights(source)
+    try:
+        report = model.load_matching(arrays)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from error
     if report.missing or report.misshapen:
         raise InputError(
             f"{source} is no {network} with the {len(data.class_names)} classes of {dataset}: {report}. "
@@ -228,9 +233,9 @@ def download(url: str, path: Path) -> None:
             reason = str(error)
         failures = 0 if _size(part) > before else failures + 1
         if failures == ATTEMPTS:
+            kept = f"What arrived is kept in {part}, and the same command goes on from there. " if _size(part) else ""
             raise InputError(
-                f"{url} cannot be downloaded ({reason}); what arrived is kept in {part}, and the same command goes on "
-                f"from there. Or get the file in a browser: {PAGE}"
+                f"{url} cannot be downloaded ({reason}). {kept}Try again later, or get the file in a browser: {PAGE}"
             )
         time.sleep(PAUSE * failures)
 

@@ -20,7 +20,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from fnmatch import fnmatch
@@ -63,6 +63,8 @@ class TrainingExample:
     pixel_std: tuple[float, ...]
     channel_order: str
     augmentation: Augmentation | None
+    min_overlap: float = 0.7
+    radius_form: str = "released"
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Return "image" (h, w, 3) float32 and the task's targets."""
@@ -75,7 +77,14 @@ class TrainingExample:
             augmentation=self.augmentation,
             rng=rng,
         )
-        targets = TASKS[self.task].encode(prepared.boxes, prepared.labels, self.num_classes, *self.size)
+        targets = TASKS[self.task].encode(
+            prepared.boxes,
+            prepared.labels,
+            self.num_classes,
+            *self.size,
+            min_overlap=self.min_overlap,
+            form=self.radius_form,
+        )
         return {"image": prepared.image, **targets}
 
 
@@ -136,12 +145,15 @@ class Run:
         self.config, self.say = config, say
         size = (config.size or (128 if config.data == "shapes" else 512),) * 2
         self.train_data, self.val_data = _open_data(config, size, say)
-        self.model = CenterNet(
-            config.backbone, class_names=self.train_data.class_names, input_size=size, seed=config.seed
-        )
         begun = self.resuming and (self.folder / "state.safetensors").exists()  # not killed before anything was done
+        source = self.folder / "state.safetensors" if begun else config.weights
+        arrays, metadata = load_weights(source) if source else ({}, {})
+        self.pixels = _pixels(source, metadata)
+        self.model = CenterNet(
+            config.backbone, class_names=self.train_data.class_names, input_size=size, seed=config.seed, **self.pixels
+        )
         if config.weights and not begun:
-            _load_pretrained(config.weights, self.model, say)
+            _load_pretrained(config.weights, arrays, metadata, self.model, say)
         named = self.model.named_parameters()
         if config.optimiser == "adam":
             self.optimiser = Adam(named, config.learning_rate, weight_decay=config.weight_decay)
@@ -157,6 +169,8 @@ class Run:
             self.model.pixel_std,
             self.model.channel_order,
             config.augmentation if config.augment else None,
+            config.min_overlap,
+            config.radius_form,
         )
         self.batch_size = min(config.batch_size, len(self.train_data))
         _check_batch_norm(self.batch_size, size[0], self.model.backbone.stride)
@@ -179,7 +193,7 @@ class Run:
         for unfinished in self.folder.glob(".*.tmp"):  # files that were being written when the run was killed
             unfinished.unlink()
         if begun:
-            self._load_state()
+            self._load_state(arrays, metadata)
         else:
             self._write_beginning()
 
@@ -193,7 +207,7 @@ class Run:
     def _step(self, batch: dict[str, np.ndarray]) -> dict[str, float]:
         self.optimiser.lr = self._learning_rate(self.optimiser.steps)
         images = Tensor(batch["image"])
-        total, parts = self.model.task.loss(self.model(images), batch)
+        total, parts = self.model.task.loss(self.model(images), batch, denominator=self.config.denominator)
         losses = {"loss": total.item(), **{name: part.item() for name, part in parts.items()}}
         if not all(math.isfinite(value) for value in losses.values()):
             raise InputError(self._what_became_nan(images, losses))
@@ -306,7 +320,12 @@ class Run:
         progress.end_epoch(row)
 
     def _averaged_model(self) -> CenterNet:
-        model = CenterNet(self.config.backbone, class_names=self.model.class_names, input_size=self.model.input_size)
+        model = CenterNet(
+            self.config.backbone,
+            class_names=self.model.class_names,
+            input_size=self.model.input_size,
+            **self.pixels,
+        )
         model.load_state_dict(self.average.arrays)
         return model
 
@@ -337,7 +356,8 @@ class Run:
             "images": len(self.train_data),
             "class_names": self.train_data.class_names,
         }
-        save_weights(self.folder / "state.safetensors", state, {"counters": json.dumps(values)})
+        pixels = {name: json.dumps(value) for name, value in self.pixels.items()}
+        save_weights(self.folder / "state.safetensors", state, {"counters": json.dumps(values), **pixels})
 
     def _check_finite(self) -> None:
         bad = [key for key, array in self.model.state_dict().items() if not np.isfinite(array).all()]
@@ -347,8 +367,7 @@ class Run:
                 f"The last good state is kept in {self.folder}; lower --learning-rate or set --clip-norm"
             )
 
-    def _load_state(self) -> None:
-        state, metadata = load_weights(self.folder / "state.safetensors")
+    def _load_state(self, state: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
         values = json.loads(metadata["counters"])
         images, class_names = values["images"], tuple(values["class_names"])
         if (images, class_names) != (len(self.train_data), self.train_data.class_names):
@@ -390,6 +409,8 @@ class Run:
 
         images = batch["image"][:8] * np.float32(self.model.pixel_std) + np.float32(self.model.pixel_mean)
         images = (255 * images.clip(0, 1)).astype(np.uint8)
+        if self.model.channel_order == "BGR":
+            images = images[..., ::-1]
         draw_targets(images, batch["heatmap"][:8], self.folder / "targets.png")
 
     def _draw_progress(self, model: CenterNet, evaluation: Evaluation) -> None:
@@ -472,21 +493,48 @@ def _open_data(config: TrainConfig, size: tuple[int, int], say: Callable[[str], 
     return train_data, val_data
 
 
-def _load_pretrained(path: str, model: CenterNet, say: Callable[[str], None]) -> None:
-    """Begin with the arrays of a weights file, and say what else there is to know.
+def _pixels(path: str | Path | None, metadata: Mapping[str, str]) -> dict[str, object]:
+    """Return how a weights file wants its images normalised, as keywords of CenterNet; {} where it does not say.
+
+    Raises InputError when what it says cannot be read.
+    """
+    keys = ("pixel_mean", "pixel_std", "channel_order")
+    try:
+        return {key: json.loads(metadata[key]) for key in keys if key in metadata}
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} has damaged metadata ({error}); copy it again or use other weights") from error
+
+
+def _load_pretrained(
+    path: str,
+    arrays: Mapping[str, np.ndarray],
+    theirs: Mapping[str, str],
+    model: CenterNet,
+    say: Callable[[str], None],
+) -> None:
+    """Begin with the arrays of a weights file, and say what else its metadata (`theirs`) gives to know.
 
     Raises InputError when its backbone is another.
     """
-    arrays, theirs = load_weights(path)
     ours = model.metadata()  # of other people's files there is nothing to compare it with
     other = {key for key, text in ours.items() if theirs.get(key, text) != text}
     if "backbone" in other:
         raise InputError(f"{path} is of {theirs['backbone']}, not of {ours['backbone']}; give --backbone")
-    say(f"{path}: {model.load_matching(arrays)}")
+    try:
+        report = model.load_matching(arrays)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    say(f"{path}: {report}")
     if "class_names" in other:
         say(f"it was trained for the classes {theirs['class_names']}")
-    if other & {"pixel_mean", "pixel_std", "channel_order"}:
-        say("it was trained on pixels in another channel order or scaled otherwise, so that its first steps are worse")
+    mean, std = (", ".join(f"{value:.3g}" for value in values) for values in (model.pixel_mean, model.pixel_std))
+    if "channel_order" in theirs:
+        say(f"images are given to it as it knows them: {model.channel_order}, mean {mean}, deviation {std}")
+    elif set(model.heads) & {key.split(".")[0] for key in report.loaded}:  # a detector; trunks are of ImageNet, in RGB
+        say(
+            f"it does not say how its images were normalised; {model.channel_order}, mean {mean}, deviation {std} is "
+            "assumed. Released networks want BGR: give what minicenternet convert makes of the file"
+        )
 
 
 def _resumed(given: TrainConfig, saved: TrainConfig) -> TrainConfig:

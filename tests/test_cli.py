@@ -144,6 +144,17 @@ def test_every_way_to_use_a_network_is_passed_on(run, tmp_path, monkeypatch, wei
     assert wanted.items() <= given.items()
 
 
+def test_rounding_is_passed_on(run, tmp_path, weights):
+    write_photo(tmp_path / "a.png")
+    options = ["--weights", weights, "--rounded", "--output", "out"]
+    assert run("predict", "a.png", *options, "--min-score", 0, "--no-draw")[0] == 0
+    assert run("evaluate", *options, "--shapes", 2, "--no-referee")[0] == 0
+    records = [json.loads((tmp_path / "out" / name).read_text()) for name in ("predictions.json", "detections.json")]
+    assert all(len(repr(x).split(".")[1]) <= 2 for r in records[0]["annotations"] for x in (*r["bbox"], r["score"]))
+    assert all(len(repr(x).split(".")[1]) <= 2 for r in records[1] for x in (*r["bbox"], r["score"]))
+    assert json.loads((tmp_path / "out/metrics.json").read_text())["options"]["rounded"] is True
+
+
 # ---- help ------------------------------------------------------------------------------------------------------------
 
 

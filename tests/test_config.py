@@ -80,6 +80,8 @@ def test_what_is_saved_comes_back(tmp_path_factory, learning_rate, drops, size, 
         ("size", 0),
         ("workers", -1),
         ("average", 1.0),
+        ("min_overlap", 0.0),
+        ("min_overlap", 1.1),
     ],
 )
 def test_values_without_sense_are_refused(name, value):

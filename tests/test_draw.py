@@ -1,6 +1,7 @@
 """Pictures are judged by eye; here is what a test can see: sizes, places, files, and that nothing odd is fatal."""
 
 import numpy as np
+import pictures
 import pytest
 from PIL import Image
 
@@ -157,6 +158,17 @@ def test_sampling_points_are_where_the_taps_look(figures, tmp_path, size):
         np.testing.assert_allclose(moved.get_sizes() / moved.get_sizes()[0], 8 * [1] + [0.5])
     frame, legend = figures[0].bbox, figures[0].axes[1].get_legend().get_window_extent()
     assert frame.x0 <= legend.x0 and legend.x1 <= frame.x1 and frame.y0 <= legend.y0
+
+
+def test_the_picture_of_sampling_points_is_what_the_code_draws():
+    """To make it anew: python tests/pictures.py (another matplotlib may set its letters otherwise)."""
+    with Image.open(pictures.SAMPLING_POINTS) as picture:
+        committed = np.asarray(picture.convert("RGB"), float)
+    drawn = pictures.sampling_points()
+    assert committed.shape == drawn.shape and np.abs(committed - drawn).mean() < 8
+    orange = np.abs(drawn.astype(int) - (0xE6, 0x9F, 0x00)).max(axis=2) < 10
+    assert np.count_nonzero(orange) > 4000 and np.abs(committed[orange] - (0xE6, 0x9F, 0x00)).max() < 30
+    assert pictures.SAMPLING_POINTS.stat().st_size < 200_000
 
 
 def test_sampling_points_far_outside(figures):

@@ -145,6 +145,19 @@ def test_save(tmp_path):
         evaluation.save(tmp_path / "truth.json")
 
 
+def test_rounding_ties_scores(tmp_path):
+    """127/255 on an object and 128/255 on nothing are both 0.50; of equal scores, the first image's counts first."""
+    painted = [{2: ((5, 6, 40, 90), 127 / 255)}, {2: ((60, 60, 90, 90), 128 / 255)}]
+    data = Missing([painted[0], {}], painted)
+    assert evaluate(Seer(), data).result.ap == pytest.approx(0.5, abs=1e-3)
+    rounded = evaluate(Seer(), data, rounded=True, referee=True, protocol="voc")
+    assert rounded.result.ap == pytest.approx(1, abs=1e-3) and rounded.voc["all"][1] == pytest.approx(1, abs=1e-3)
+    assert rounded.referee is None or rounded.difference < 1e-6
+    rounded.save(tmp_path, pictures=1)
+    best = json.loads((tmp_path / "detections.json").read_text())[0]
+    assert best["score"] == 0.5 and best["bbox"] == [round(x, 2) for x in best["bbox"]]
+
+
 def test_saved_detections_are_what_pycocotools_reads(tmp_path):
     coco = pytest.importorskip("pycocotools.coco")
     cocoeval = pytest.importorskip("pycocotools.cocoeval")

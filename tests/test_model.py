@@ -48,6 +48,11 @@ def test_no_two_layers_begin_alike():
         ({"task": "detecton"}, "unknown task 'detecton'; there are detection"),
         ({"input_size": (30, 48)}, r"multiples of 16, got 30 x 48; the next is 32 x 48"),
         ({"input_size": (0, 48)}, "multiples of 16"),
+        ({"pixel_mean": (0.5, 0.5)}, r"pixel_mean is \(0.5, 0.5\); expected three numbers, one for each channel"),
+        ({"pixel_mean": (0.5, 0.5, float("nan"))}, "pixel_mean is"),
+        ({"pixel_std": (0.5, 0.5, 0)}, r"pixel_std is \(0.5, 0.5, 0\); expected three numbers above 0"),
+        ({"pixel_std": ("a", "b", "c")}, "pixel_std is"),
+        ({"channel_order": "bgr"}, "channel_order is 'bgr'; it must be 'RGB' or 'BGR'"),
     ],
 )
 def test_what_it_refuses(options, message):

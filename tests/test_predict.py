@@ -101,6 +101,13 @@ def test_scales_are_merged(resolution, flip):
     assert 0.13 < duplicates[0] < 0.25 and duplicates[1] < 0.05
 
 
+def test_scales_are_merged_by_the_released_overlap():
+    """Of boxes a pixel wider and higher than x2 - x1: here 15 common pixels of 35, where 1/3 would be shared."""
+    boxes = np.float32([[0, 0, 4, 4], [2, 0, 6, 4]])
+    _, scores, _ = Predictor(Seer(), scales=(1, 2))._merge(boxes, np.float32([0.9, 0.8]), np.array([1, 1]))
+    assert scores[1] == pytest.approx(0.8 * np.exp(-((15 / 35) ** 2) / 0.5))
+
+
 def test_large_scale_cuts_the_input_off():
     """As released: at fixed resolution an image enlarged twice shows its middle alone."""
     centre = {0: ((50, 45, 80, 85), 1.0)}

@@ -22,7 +22,7 @@ from minicenternet.config import TrainConfig
 from minicenternet.data import Shapes
 from minicenternet.data.transforms import Augmentation
 from minicenternet.errors import InputError
-from minicenternet.nn.weights import load_weights
+from minicenternet.nn.weights import load_weights, save_weights
 from minicenternet.progress import Progress
 from minicenternet.train import Interrupted, Run, read_metrics
 
@@ -384,8 +384,82 @@ def test_weights_of_other_classes_begin_all_but_the_last_layer(tmp_path, suffix)
     same = {key for key, array in other.state_dict().items() if np.array_equal(array, state[key])}
     assert set(state) - same == {"hm.2.weight", "hm.2.bias"}
     assert "hm.2.weight, hm.2.bias begin anew" in said[0]
-    notes = ['it was trained for the classes ["cat", "dog"]', "channel order"] if suffix == "safetensors" else []
+    notes = ['it was trained for the classes ["cat", "dog"]', "as it knows them: BGR, mean 0.485, 0.456, 0.406,"]
+    if suffix == "pth":
+        notes = ["it does not say how its images were normalised; RGB, mean 0.485, 0.456, 0.406, deviation 0.229"]
     assert len(said) == 1 + len(notes) and all(note in line for note, line in zip(notes, said[1:], strict=True))
+
+
+def test_variants_of_targets_and_losses_reach_the_run(tmp_path):
+    batches = {}
+    for name, options in [
+        ("plain", {}),
+        ("corrected", {"radius_form": "corrected"}),
+        ("overlap", {"min_overlap": 0.3}),
+        ("released", {"denominator": "released"}),
+    ]:
+        run = start(tmp_path / name, augment=False, size=128, **options)
+        batch = {key: array.copy() for key, array in next(iter(run.loader.epoch(0))).items()}
+        batches[name] = np.count_nonzero(batch["heatmap"]), run.step(batch)
+    reach = {name: count for name, (count, _) in batches.items()}
+    assert reach["corrected"] < reach["plain"] < reach["overlap"] and reach["released"] == reach["plain"]
+    plain, released = batches["plain"][1], batches["released"][1]
+    assert released["size"] == pytest.approx(plain["size"] / 2, rel=1e-3) and released["heatmap"] == plain["heatmap"]
+
+
+BGR = {"pixel_mean": (0.4, 0.45, 0.47), "pixel_std": (0.29, 0.27, 0.28), "channel_order": "BGR"}
+
+
+def test_weights_are_trained_on_with_their_own_pixel_statistics(tmp_path, monkeypatch):
+    """In the first run, in the averaged weights it saves, and when it is gone on with, the file it began with lost."""
+    shown = []
+    monkeypatch.setattr("minicenternet.draw.draw_targets", lambda images, *_: shown.append(images.astype(int)))
+    other = CenterNet("small", class_names=["cat", "dog"], **BGR)
+    other.save(tmp_path / "net.safetensors")
+    options = {"augment": False, "epochs": 1}
+    start(tmp_path / "rgb", **options).train()
+    run = start(tmp_path / "run", weights=str(tmp_path / "net.safetensors"), **options)
+    first = next(iter(run.loader.epoch(0)))["image"] * np.float32(BGR["pixel_std"]) + np.float32(BGR["pixel_mean"])
+    run.train()
+    (tmp_path / "net.safetensors").unlink()
+    assert np.abs(shown[0] - shown[1]).max() <= 1  # pictures are in RGB, whatever the network sees
+    assert np.abs(255 * first[..., ::-1].clip(0, 1) - shown[0]).max() <= 1.01
+    resumed = start(tmp_path / "run")
+    for model in (run.model, resumed.model, CenterNet.load(tmp_path / "run/last.safetensors")):
+        assert {name: getattr(model, name) for name in BGR} == BGR
+
+
+def test_a_trunk_of_imagenet_gets_its_usual_statistics_without_a_word(tmp_path):
+    trunk = {k: x for k, x in CenterNet("resnet18", class_names=["a"]).state_dict().items() if k[:3] in ("con", "bn1")}
+    (tmp_path / "net.pth").write_bytes(checkpoint(trunk, zipped=True))
+    said: list[str] = []
+    options = {**TINY, "backbone": "resnet18", "weights": str(tmp_path / "net.pth"), "output": str(tmp_path / "run")}
+    assert Run(TrainConfig(**options), said.append).model.channel_order == "RGB"
+    assert len(said) == 1
+
+
+def test_weights_that_do_not_fit_are_named_with_their_file(tmp_path):
+    state = CenterNet("small", class_names=["a"]).state_dict()
+    save_weights(tmp_path / "net.npz", {**state, "stem.0.weight": np.full_like(state["stem.0.weight"], np.nan)})
+    with pytest.raises(InputError, match=r"net\.npz: the weights hold NaN or infinity in stem\.0\.weight"):
+        start(tmp_path / "run", weights=str(tmp_path / "net.npz"))
+    with pytest.raises(InputError, match=r"net\.npz: the weights are not those of resnet18"):
+        start(tmp_path / "run", backbone="resnet18", weights=str(tmp_path / "net.npz"))
+
+
+@pytest.mark.parametrize(
+    "metadata, message",
+    [
+        ({"pixel_mean": "[0.1, "}, "net.safetensors has damaged metadata"),
+        ({"pixel_std": "[0.1, 0.2, 0]"}, r"pixel_std is \[0.1, 0.2, 0\]; expected three numbers above 0"),
+        ({"channel_order": '"GBR"'}, "channel_order is 'GBR'; it must be 'RGB' or 'BGR'"),
+    ],
+)
+def test_statistics_that_make_no_sense_are_refused(tmp_path, metadata, message):
+    save_weights(tmp_path / "net.safetensors", CenterNet("small", class_names=["a"]).state_dict(), metadata)
+    with pytest.raises(InputError, match=message):
+        start(tmp_path / "run", weights=str(tmp_path / "net.safetensors"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_with_something_in_it_is_refused(tmp_path):

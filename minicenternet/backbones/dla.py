@@ -23,7 +23,11 @@ The neck, `dla_up`, is a triangle. Each line to the right joins a map with the o
                  ends of the rows, strides 4, 8 and 16
     dlav0_34     1x1 convolutions project, 3x3 join, after a concatenation, as in the paper
 
-Names, shapes and initial values are those of the released `dla_34` and `dlav0_34`, so weights load by name.
+Names, shapes and initial values are those of the released `dla_34` and `dlav0_34`, so weights load by name. The files
+hold two layers that nothing depends on: `fc`, ImageNet's classifier, and the `project` of levels 3 and 4 as a whole
+(the first of their two trees has its own). The released code computes these projections and drops them; they are not
+computed here. Published counts of multiply-adds hold them, 2 * 64 * 128 * 64^2 = 0.067 * 10^9 at 512 x 512 (33.10 for
+dla34, 31.12 for dlav0_34), and `summary()` does not.
 """
 
 from __future__ import annotations
@@ -114,7 +118,7 @@ class TwoTrees(Module):
         self.tree1 = Tree(inputs, outputs, 2, rng)
         self.tree2 = Tree(outputs, outputs, 1, rng, handed=inputs + outputs)
         self.pool = MaxPool2d(2, stride=2, padding=0)
-        self.project = projection(inputs, outputs, rng)  # in the released files; its result was never used
+        self.project = projection(inputs, outputs, rng)  # in the released files; see the end of the module's text
 
     def forward(self, x: Tensor) -> Tensor:
         x1 = self.tree1(x)

@@ -32,6 +32,7 @@ class Row:
 class Summary:
     """The table of a network's layers; printing it shows it.
 
+    A layer that the forward pass does not call has no row, and no multiply-adds; `parameters` has its weights.
     multiply_adds, activation_bytes: of one training step's forward pass for `batch` images. An activation counts where
     it is first kept for the backward pass, once, however many layers keep it.
     """

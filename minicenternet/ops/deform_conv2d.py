@@ -12,13 +12,15 @@ y (B, OH, OW, O), OH as in conv2d; offset 0 and mask 1 make it conv2d. Between i
        down (1-right)      down  right
 
 Neighbours outside of the map are zero, and a point with row <= -1, row >= H, column <= -1 or column >= W has none.
+tutorials/pictures/sampling-points.png shows where nine taps look; draw.draw_sampling_points draws it of any layer.
 
 Backward, with dcolumns[t, c] = sum over o of dy[o] * weight[o, c, t]: the gradients of offset and mask need only the
 agreement of each neighbour with it, the sum over c of neighbour[c] * dcolumns[t, c]: dmask interpolates the four
 numbers, doffset is their differences times mask. Each neighbour's dx gets its share of mask * dcolumns.
 
 `reference_*` is the definition, on whole arrays. The fast forms do the same strip by strip: gather the neighbours'
-rows of C numbers, weigh them by small matrix products, and multiply all of a strip's columns by the weight at once.
+rows of C numbers, a few points at a time, so that they stay in the cache, weigh them by small matrix products, and
+multiply all of a strip's columns by the weight at once.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ from ..threads import parallel_for
 from .conv2d import Geometry
 from .reduce import channel_sum
 
-STRIP_BYTES = 1 << 20  # columns of one strip; the neighbours that they are sampled from take four times as much
+STRIP_BYTES = 1 << 20  # columns of one strip
+GATHERED_BYTES = 1 << 18  # neighbours gathered at a time, out of which a strip's columns are made
 PARTS = 8  # partial sums of gradients, a fixed number so that the bits do not depend on the threads
 
 
@@ -199,17 +202,29 @@ def _strip_rows(mask: np.ndarray, channels: int) -> int:
     return max(1, STRIP_BYTES // (mask.shape[2] * mask.shape[3] * channels * mask.itemsize))
 
 
-def _gather_strip(image, offset, mask, kernel, geometry, first_row):
-    """Return what is around the n = rows * OW * KH*KW points of a strip.
+def _look_around(size, offset, mask, kernel, geometry, first_row):
+    """Return where the n = rows * OW * KH*KW points of a strip lie.
 
-    image (H + 2, W + 2, C), bordered; offset, mask (1, rows, OW, ...).  near: the Neighbours;  corner (n,): the upper
-    left one's index in the image's pixels;  shares (n, 4), the mask's factor included;  values (n, 4, C).
+    size: (H + 2, W + 2) of a bordered image; offset, mask (1, rows, OW, ...).  near: the Neighbours;  corner (n,): the
+    upper left one's index in the image's pixels;  shares (n, 4), the mask's factor included.
     """
-    height, width, channels = image.shape
+    height, width = size
     near = Neighbours.of(*sample_positions(offset, kernel, geometry, first_row), height - 2, width - 2)
     corner = (near.top * width + near.left).ravel()
-    shares = (near.shares() * mask[..., None]).reshape(-1, 4)
-    return near, corner, shares, image.reshape(-1, channels).take(corner[:, None] + _four(width), axis=0)
+    return near, corner, (near.shares() * mask[..., None]).reshape(-1, 4)
+
+
+def _gather_in_parts(image: np.ndarray, corner: np.ndarray):
+    """Yield (points, values), slices of the n points and what is in their neighbours, (points, 4, C), in one buffer."""
+    _, width, channels = image.shape
+    pixels, four = image.reshape(-1, channels), _four(width)
+    size = max(1, GATHERED_BYTES // (4 * channels * image.itemsize))
+    buffer = np.empty((min(size, len(corner)), 4, channels), image.dtype)
+    for first in range(0, len(corner), size):
+        points = slice(first, min(first + size, len(corner)))
+        values = buffer[: points.stop - first]
+        pixels.take(corner[points, None] + four, axis=0, out=values, mode="clip")  # "raise" needs a second buffer
+        yield points, values
 
 
 def _four(width: int) -> np.ndarray:
@@ -219,14 +234,16 @@ def _four(width: int) -> np.ndarray:
 
 def forward(x: np.ndarray, offset: np.ndarray, mask: np.ndarray, weight: np.ndarray, geometry: Geometry) -> np.ndarray:
     """Return y (B, OH, OW, O)."""
-    images, matrix, rows = _bordered(x), _matrix(weight), _strip_rows(mask, x.shape[3])
+    images, matrix, rows, kernel = _bordered(x), _matrix(weight), _strip_rows(mask, x.shape[3]), weight.shape[2:]
     y = np.empty((*mask.shape[:3], len(weight)), x.dtype)
 
     def strip(job: tuple[int, int]) -> None:
         b, first = job
         part = np.s_[b : b + 1, first : first + rows]
-        _, _, shares, values = _gather_strip(images[b], offset[part], mask[part], weight.shape[2:], geometry, first)
-        columns = shares[:, None] @ values  # (n, 1, C)
+        _, corner, shares = _look_around(images.shape[1:3], offset[part], mask[part], kernel, geometry, first)
+        columns = np.empty((len(corner), 1, x.shape[3]), x.dtype)
+        for points, values in _gather_in_parts(images[b], corner):
+            np.matmul(shares[points, None], values, out=columns[points])
         np.matmul(columns.reshape(-1, len(matrix)), matrix, out=y[part].reshape(-1, len(weight)))
 
     parallel_for(strip, itertools.product(range(len(x)), range(0, y.shape[1], rows)))
@@ -248,13 +265,15 @@ def gradients(
 
     def strip(b: int, first: int, dx: np.ndarray, dweight: np.ndarray) -> None:
         part = np.s_[b : b + 1, first : first + rows]
-        near, corner, shares, values = _gather_strip(images[b], offset[part], mask[part], kernel, geometry, first)
-        columns = (shares[:, None] @ values).reshape(-1, len(matrix))
+        near, corner, shares = _look_around(images.shape[1:3], offset[part], mask[part], kernel, geometry, first)
         dy_rows = dy[part].reshape(-1, outputs)
-        dweight += columns.T @ dy_rows
         dcolumns = (dy_rows @ matrix.T).reshape(-1, channels)  # (n, C)
-        agreement = (values @ dcolumns[:, :, None]).reshape(*near.down.shape, 4)
-        doffset[part], dmask[part] = near.gradients(agreement, mask[part])
+        columns, agreement = np.empty((len(corner), 1, channels), x.dtype), np.empty((len(corner), 4, 1), x.dtype)
+        for points, values in _gather_in_parts(images[b], corner):
+            np.matmul(shares[points, None], values, out=columns[points])
+            np.matmul(values, dcolumns[points, :, None], out=agreement[points])
+        dweight += columns.reshape(-1, len(matrix)).T @ dy_rows
+        doffset[part], dmask[part] = near.gradients(agreement.reshape(*near.down.shape, 4), mask[part])
         _scatter(dx.reshape(-1, channels), corner, shares, dcolumns, _four(width + 2))
 
     split_images = list(itertools.product(range(batch), range(splits)))

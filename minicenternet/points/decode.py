@@ -127,12 +127,16 @@ def soft_nms(
     labels: np.ndarray | None = None,
     sigma: float = 0.5,
     floor: float = 0.001,
+    *,
+    plus_one: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Gaussian soft-NMS: each better box of its class multiplies a score by exp(-IoU^2 / sigma).
 
     boxes: (N, 4) x1 y1 x2 y2.  scores: (N,).  labels: (N,), or None for a single class.
+    plus_one: measure boxes as if x2 and y2 were their last pixels, a pixel wider and higher, which raises the IoU of
+    small ones.  By default they are continuous: x2 - x1 is the width.
     Returns the indices kept, int64, best first, and their new scores, float32; scores below `floor` are dropped.
-    Source: Bodla et al. 2017, as the released code merges scales; boxes here are continuous, with no pixel added.
+    Source: Bodla et al. 2017; the released code merges scales by it, with plus_one=True.
     """
     labels = np.zeros(len(boxes), np.int64) if labels is None else labels
     scores = np.array(scores, dtype=np.float64)
@@ -142,16 +146,16 @@ def soft_nms(
         best = remaining[np.argmax(scores[remaining])]
         kept.append(best)
         remaining = remaining[remaining != best]
-        decay = np.exp(-(_overlap(boxes[best], boxes[remaining]) ** 2) / sigma)
+        decay = np.exp(-(_overlap(boxes[best], boxes[remaining], float(plus_one)) ** 2) / sigma)
         scores[remaining] *= np.where(labels[remaining] == labels[best], decay, 1)
         remaining = remaining[scores[remaining] >= floor]
     kept = np.array(kept, dtype=np.int64)
     return kept, scores[kept].astype(np.float32)
 
 
-def _overlap(box: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Return the IoU of one box (4,) with each of others (N, 4); 0 where neither has an area."""
-    sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
+def _overlap(box: np.ndarray, others: np.ndarray, more: float = 0) -> np.ndarray:
+    """Return the IoU of one box (4,) with each of others (N, 4), all sides `more` longer; 0 where no area is left."""
+    sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2]) + more
     common = np.maximum(sides, 0).prod(axis=1)
-    union = (box[2:] - box[:2]).prod() + (others[:, 2:] - others[:, :2]).prod(axis=1) - common
+    union = (box[2:] - box[:2] + more).prod() + (others[:, 2:] - others[:, :2] + more).prod(axis=1) - common
     return common / np.maximum(union, np.finfo(np.float32).tiny)

@@ -22,13 +22,34 @@ def heads(num_classes: int) -> dict[str, int]:
     return {"hm": num_classes, "wh": 2, "reg": 2}
 
 
-def encode(boxes: np.ndarray, labels: np.ndarray, num_classes: int, height: int, width: int) -> dict[str, np.ndarray]:
+def encode(
+    boxes: np.ndarray,
+    labels: np.ndarray,
+    num_classes: int,
+    height: int,
+    width: int,
+    *,
+    min_overlap: float = 0.7,
+    form: str = "released",
+) -> dict[str, np.ndarray]:
     """Return the target arrays of one network input of (height, width) pixels: see points.targets.encode."""
-    return encode_targets(boxes, labels, num_classes, height // STRIDE, width // STRIDE, STRIDE)._asdict()
+    return encode_targets(
+        boxes,
+        labels,
+        num_classes,
+        height // STRIDE,
+        width // STRIDE,
+        STRIDE,
+        min_overlap=min_overlap,
+        form=form,
+    )._asdict()
 
 
 def loss(
-    outputs: Mapping[str, Tensor] | Sequence[Mapping[str, Tensor]], targets: Mapping[str, np.ndarray]
+    outputs: Mapping[str, Tensor] | Sequence[Mapping[str, Tensor]],
+    targets: Mapping[str, np.ndarray],
+    *,
+    denominator: str = "paper",
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return (total, named parts) of a batch: see points.losses.detection_loss.
 
@@ -36,8 +57,8 @@ def loss(
     """
     targets = Targets(**{name: targets[name] for name in Targets._fields})
     if isinstance(outputs, Mapping):
-        return detection_loss(outputs, targets)
-    losses = [detection_loss(maps, targets) for maps in outputs]
+        return detection_loss(outputs, targets, denominator=denominator)
+    losses = [detection_loss(maps, targets, denominator=denominator) for maps in outputs]
     parts = {name: _mean([parts[name] for _, parts in losses]) for name in losses[0][1]}
     return _mean([total for total, _ in losses]), parts
 

@@ -9,6 +9,7 @@ from minicenternet import CenterNet
 from minicenternet.autograd import Tensor, no_grad
 from minicenternet.backbones.resnet_dcn import ResNetDCN
 from minicenternet.errors import InputError
+from minicenternet.nn.layers import Conv2d
 from minicenternet.nn.summary import summarise
 
 KEYS = Path(__file__).parent / "keys"  # state_dict keys and shapes of the released networks, 80 classes
@@ -39,6 +40,17 @@ def test_keys_shapes_and_counts_are_the_released_ones(backbone):
     assert summary.parameters / 1e6 == pytest.approx(millions, abs=6e-4)
     at_512 = summary.multiply_adds * 512**2 / (size[0] * size[1])  # every map grows with the image
     assert at_512 / 1e9 + unused == pytest.approx(giga, abs=6e-2 if backbone == "hourglass104" else 6e-3)
+
+
+@pytest.mark.parametrize("backbone", ["dla34", "dlav0_34"])
+def test_what_is_left_out_is_what_the_published_counts_have_more(backbone):
+    model = CenterNet(backbone, class_names=COCO_SIZED, input_size=(64, 64))
+    computed = {row.name for row in summarise(model, np.zeros((1, 64, 64, 3), np.float32)).rows}
+    convolutions = {name: layer for name, layer in model.named_modules() if isinstance(layer, Conv2d)}
+    idle = convolutions.keys() - computed
+    assert idle == {"base.level3.project.0", "base.level4.project.0", "base.fc"}
+    cells = {"base.level3.project.0": 64**2, "base.level4.project.0": 32**2}  # after their pooling, at 512 x 512
+    assert sum(n * convolutions[name].weight.size for name, n in cells.items()) == UNUSED * 1e9 == 67_108_864
 
 
 def test_summary_at_the_released_size(capsys):

@@ -423,6 +423,24 @@ def cpu_model() -> str:
         return platform.processor() or platform.machine()
 
 
+def about() -> dict[str, str]:
+    """Return when and on what it is measured."""
+    return {
+        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "cpu": cpu_model(),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+    }
+
+
+def save(found: dict, path: Path) -> None:
+    """Write all that was measured as JSON."""
+    from minicenternet.files import replacing
+
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="smaller maps and fewer turns")
@@ -433,21 +451,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         program, layout, threads = options.serve
         return serve(program, layout, int(threads))
     peers = PEERS if importlib.util.find_spec("torch") else ()
-    about = {
-        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        "cpu": cpu_model(),
-        "python": platform.python_version(),
-        "system": platform.platform(),
-    }
-    print(f"{about['date']}, {about['cpu']}, {cpus()} threads, Python {about['python']}")
+    where = about()
+    print(f"{where['date']}, {where['cpu']}, {cpus()} threads, Python {where['python']}")
     if not peers:
         print("PyTorch is not installed: nothing to compare with")
-    found = about | measure(QUICK if options.quick else Plan(), peers, cpus(), lambda text: print(text, flush=True))
+    found = where | measure(QUICK if options.quick else Plan(), peers, cpus(), lambda text: print(text, flush=True))
     if options.json:
-        from minicenternet.files import replacing
-
-        with replacing(options.json) as temporary:
-            temporary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        save(found, options.json)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import resource
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
@@ -42,6 +45,28 @@ def objects(cells: int, classes: int) -> list[tuple[int, int, int, int]]:
     """Return (label, x, y, radius) of 128 objects, their radii 0 to 19 cells."""
     rng = np.random.default_rng(3)
     return list(zip(*(rng.integers(0, n, OBJECTS).tolist() for n in (classes, cells, cells, 20)), strict=True))
+
+
+def offset_layer(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Return the weight or bias of a layer that moves the taps of a deformable convolution, so that it does: by a pixel
+    or so. (As it begins, it moves none, and all taps look at whole pixels.)"""
+    numbers = np.random.default_rng(list(name.encode())).standard_normal(shape, np.float32)
+    return numbers * np.float32(0.1 / np.prod(shape[1:]) ** 0.5) if len(shape) == 4 else numbers
+
+
+def memory_of(run: Callable[[], object]) -> dict[str, int]:
+    """Return the memory of this process before three runs, and at their peak, as Linux counts it."""
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed, of making the network, would hide what a run needs
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew at what is in use
+    before = _status("VmRSS")
+    for _ in range(3):
+        run()
+    return {"before": before, "peak": _status("VmHWM")}
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
 
 
 def peak_bytes() -> int:

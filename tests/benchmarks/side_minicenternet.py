@@ -9,21 +9,25 @@ from __future__ import annotations
 import io
 import math
 import statistics
+import tempfile
 import time
 import tracemalloc
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import inputs
 import numpy as np
+import pth_files
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from minicenternet import CenterNet, __version__, autograd, ops
 from minicenternet.autograd import Tensor, no_grad
 from minicenternet.memory import release
+from minicenternet.nn.weights import load_weights
 from minicenternet.optim import Adam
 from minicenternet.points import losses
 from minicenternet.points.targets import splat as splat_one
@@ -76,7 +80,11 @@ def splat(cells: int, classes: int) -> Callable[[], None]:
 
 
 def _network(backbone: str, size: int, classes: int) -> CenterNet:
-    return CenterNet(backbone, class_names=[str(label) for label in range(classes)], input_size=(size, size))
+    model = CenterNet(backbone, class_names=[str(label) for label in range(classes)], input_size=(size, size))
+    for name, parameter in model.named_parameters():
+        if "conv_offset_mask" in name:
+            parameter.data = inputs.offset_layer(name, parameter.shape)
+    return model
 
 
 # --- reports ---------------------------------------------------------------------------------------------------------
@@ -89,6 +97,28 @@ def memory(backbone: str, size: int, batch: int, classes: int) -> dict[str, int]
     for _ in range(3):
         step()
     return {"before": before, "peak": inputs.peak_bytes()}
+
+
+def inference_memory(backbone: str, size: int, batch: int, classes: int) -> dict[str, int]:
+    """The memory of this process when the network is made, and at the peak of three inferences."""
+    return inputs.memory_of(infer(backbone, size, batch, classes))
+
+
+def loading(backbone: str, runs: int) -> dict[str, list[float]]:
+    """The seconds in which a checkpoint of 80 classes is read, by the kind of file, and made a network."""
+    model = _network(backbone, 512, 80)
+    with tempfile.TemporaryDirectory() as folder:
+        ours, legacy, zipped = (Path(folder) / name for name in ("net.safetensors", "legacy.pth", "zip.pth"))
+        model.save(ours)
+        for path in (legacy, zipped):
+            path.write_bytes(pth_files.checkpoint(model.state_dict(), zipped=path == zipped))
+        loads = {
+            ".pth, of PyTorch 0.4": lambda: load_weights(legacy),
+            ".pth, since PyTorch 1.6": lambda: load_weights(zipped),
+            ".safetensors": lambda: load_weights(ours),
+            ".safetensors, CenterNet.load": lambda: CenterNet.load(ours),
+        }
+        return {kind: [_seconds(load) for _ in range(runs)] for kind, load in loads.items()}
 
 
 def prediction(backbone: str, size: int, batch: int, classes: int) -> dict[str, int]:
@@ -283,6 +313,8 @@ def _seconds(call: Callable[[], object]) -> float:
 JOBS = {"train": train, "infer": infer, "decode": decode, "splat": splat}
 REPORTS = {
     "memory": memory,
+    "inference_memory": inference_memory,
+    "loading": loading,
     "prediction": prediction,
     "ceiling": ceiling,
     "breakdown": breakdown,

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch_twin import Basic, ResNetTwin, SmallTwin, to_torch
+from torch_twin_released import DLA34, DeformConv, ResDCN18
 
 LAYOUTS = {"channels_last": torch.channels_last, "nchw": torch.contiguous_format}
 layout = torch.contiguous_format  # of this process, see begin
@@ -78,6 +79,11 @@ def memory(backbone: str, size: int, batch: int, classes: int) -> dict[str, int]
     return {"before": before, "peak": inputs.peak_bytes()}
 
 
+def inference_memory(backbone: str, size: int, batch: int, classes: int) -> dict[str, int]:
+    """The memory of this process when the network is made, and at the peak of three inferences."""
+    return inputs.memory_of(infer(backbone, size, batch, classes))
+
+
 def loss(maps: dict[str, torch.Tensor], targets: dict[str, torch.Tensor]) -> torch.Tensor:
     """Return the paper's loss: torch_twin.detection_loss by multiplications with masks, and without overflow."""
     logits, heatmap, mask = maps["hm"], targets["heatmap"], targets["mask"][..., None]
@@ -93,7 +99,9 @@ def loss(maps: dict[str, torch.Tensor], targets: dict[str, torch.Tensor]) -> tor
 
 
 def fold(module: nn.Module) -> nn.Module:
-    """Fold, in place, each batch norm into the convolution defined before it; return the module."""
+    """Fold, in place, each batch norm into the convolution that it follows; return the module."""
+    if isinstance(module, DeformConv):  # defines them the other way round
+        module.conv, module.actf[0] = fuse_conv_bn_eval(module.conv, module.actf[0]), nn.Identity()
     before = None
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
@@ -108,11 +116,21 @@ def fold(module: nn.Module) -> nn.Module:
 
 def _network(backbone: str, classes: int) -> nn.Module:
     torch.manual_seed(0)
-    return SmallTwin(classes) if backbone == "small" else ResNetTwin(Basic, (2, 2, 2, 2), classes)
+    networks = {
+        "small": lambda: SmallTwin(classes),
+        "resnet18": lambda: ResNetTwin(Basic, (2, 2, 2, 2), classes),
+        "resdcn18": lambda: ResDCN18(classes),
+        "dla34": lambda: DLA34(classes, deformable=True),
+    }
+    network = networks[backbone]()
+    for name, parameter in network.named_parameters():
+        if "conv_offset_mask" in name:
+            parameter.data = torch.tensor(inputs.offset_layer(name, parameter.shape))
+    return network
 
 
 JOBS = {"train": train, "infer": infer, "decode": decode, "splat": splat}
-REPORTS = {"memory": memory}
+REPORTS = {"memory": memory, "inference_memory": inference_memory}
 
 
 def begin(threads: int, layout_name: str) -> dict[str, str]:

@@ -69,7 +69,7 @@ def test_the_losses_are_the_same(side_pytorch, torch):
     assert side_pytorch.loss(their_maps, their_targets).item() == pytest.approx(ours.item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("backbone", ["small", "resnet18"])
+@pytest.mark.parametrize("backbone", ["small", "resnet18", "resdcn18", "dla34"])
 def test_pytorch_folds_every_batch_norm(side_pytorch, torch, backbone):
     network = side_pytorch._network(backbone, 3).eval()
     for _, buffer in network.named_buffers():

@@ -148,6 +148,7 @@ def test_a_nan_stays_in_its_own_pixel(form):
 def test_strips_equal_the_definition(name, batch, strip_bytes, monkeypatch):
     """A strip is a row, a few rows, and a whole image; an image has several sums, some, and one."""
     monkeypatch.setattr(module, "STRIP_BYTES", strip_bytes)
+    monkeypatch.setattr(module, "GATHERED_BYTES", strip_bytes)  # one point at a time, 31, and all of a strip
     arguments, options = make(**CASES[name], batch=batch)
     fast = run(arguments, options)
     monkeypatch.setattr(module, "forward", module.reference_forward)

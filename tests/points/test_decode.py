@@ -195,9 +195,11 @@ def test_nms_equals_loops(seed, threshold):
     assert 0 < len(kept) < 40
 
 
+@pytest.mark.parametrize("plus_one", [False, True])
 @pytest.mark.parametrize("seed", range(5))
-def test_soft_nms_equals_loops(seed):
+def test_soft_nms_equals_loops(seed, plus_one):
     boxes, scores, labels = crowd(np.random.default_rng(seed), 30)
+    more = np.array([0, 0, plus_one, plus_one])  # a box's last pixel is inside it
     left, kept = {i: float(score) for i, score in enumerate(scores)}, []
     while left:
         best = max(left, key=lambda i: (left[i], -i))
@@ -207,8 +209,8 @@ def test_soft_nms_equals_loops(seed):
         kept.append((best, score))
         for i in left:
             if labels[i] == labels[best]:
-                left[i] *= math.exp(-(iou(boxes[i], boxes[best]) ** 2) / 0.3)
-    indices, new = soft_nms(boxes, scores, labels, sigma=0.3, floor=0.05)
+                left[i] *= math.exp(-(iou(boxes[i] + more, boxes[best] + more) ** 2) / 0.3)
+    indices, new = soft_nms(boxes, scores, labels, sigma=0.3, floor=0.05, plus_one=plus_one)
     assert indices.tolist() == [i for i, _ in kept] and 0 < len(kept) < 30
     np.testing.assert_allclose(new, [score for _, score in kept], rtol=1e-5)
     assert (np.diff(new) <= 0).all() and new.dtype == np.float32
@@ -224,6 +226,8 @@ def test_suppression_of_one_class_and_of_others():
     assert indices.tolist() == [1, 0, 2]
     np.testing.assert_allclose(new, [0.9, 0.8 * math.exp(-(0.9**2) / 0.5), 0.1], rtol=1e-6)
     assert soft_nms(boxes, scores, np.array([0, 1, 0]))[1].tolist() == pytest.approx([0.9, 0.8, 0.1])
+    _, new = soft_nms(boxes, scores, plus_one=True)  # pixels 0 to 10 and 0 to 9: 11 x 11 and 11 x 10
+    np.testing.assert_allclose(new[1], 0.8 * math.exp(-((10 / 11) ** 2) / 0.5), rtol=1e-6)
     assert scores.tolist() == pytest.approx([0.8, 0.9, 0.1])
 
 

@@ -1,6 +1,7 @@
 """The detection task ties heads, targets, losses and decoding together."""
 
 import numpy as np
+import pytest
 
 from minicenternet.autograd import Tensor
 from minicenternet.tasks import TASKS, detection
@@ -24,6 +25,26 @@ def test_encoded_maps_decode_to_the_boxes():
     order = np.argsort(found.boxes[0, :, 0])
     np.testing.assert_allclose(found.boxes[0, order], boxes, atol=1e-5)
     assert found.labels[0, order].tolist() == [2, 0]
+
+
+@pytest.mark.parametrize("options", [{}, {"form": "corrected"}, {"min_overlap": 0.3}])
+def test_variants_of_the_radius_are_passed_on(options):
+    boxes, labels = np.float32([[2, 8, 42, 48]]), np.array([0])  # 10 x 10 cells, their centre at (5.5, 7)
+    heatmap = detection.encode(boxes, labels, 1, 128, 128, **options)["heatmap"]
+    radius = {"released 0.7": 2, "corrected 0.7": 0, "released 0.3": 4}
+    wanted = radius[f"{options.get('form', 'released')} {options.get('min_overlap', 0.7)}"]
+    assert heatmap[7, 5, 0] == 1 and np.count_nonzero(heatmap[7, 5:, 0]) == 1 + wanted
+
+
+def test_the_denominator_is_passed_on():
+    boxes, labels = np.float32([[10, 20, 90, 84]]), np.array([0])
+    targets = {name: array[None] for name, array in detection.encode(boxes, labels, 1, 128, 128).items()}
+    maps = {name: Tensor(np.zeros((1, 32, 32, channels))) for name, channels in detection.heads(1).items()}
+    for outputs in (maps, [maps, maps]):
+        _, paper = detection.loss(outputs, targets)
+        _, released = detection.loss(outputs, targets, denominator="released")
+        assert released["size"].item() == pytest.approx(paper["size"].item() / 2, rel=1e-4)
+        assert released["heatmap"].item() == paper["heatmap"].item()
 
 
 def test_loss_of_perfect_maps_leaves_only_the_heatmap():
