@@ -23,10 +23,9 @@ from ..threads import parallel_for
 
 def in_blocks(formula: Callable[..., Array], *arrays: Array) -> Array:
     """Return formula(*arrays), a point-wise formula of floating-point arrays; large ones of one shape in blocks."""
-    first = arrays[0]
-    if type(first) is not np.ndarray or first.size <= BLOCK or not all(_alike(first, array) for array in arrays):
+    if not worth_blocks(*arrays):
         return formula(*arrays)
-    y = empty(first.shape, first.dtype)
+    y = empty(arrays[0].shape, arrays[0].dtype)
     *flat, flat_y = (array.reshape(-1) for array in (*arrays, y))
 
     def block(start: int) -> None:
@@ -37,10 +36,16 @@ def in_blocks(formula: Callable[..., Array], *arrays: Array) -> Array:
     return y
 
 
-def _alike(a: np.ndarray, b: Array) -> bool:
-    """Whether b is an array like a, both in one piece, so that blocks are views."""
-    same = type(b) is np.ndarray and b.shape == a.shape and b.dtype == a.dtype and b.dtype.kind == "f"
-    return same and b.flags.c_contiguous
+def worth_blocks(*arrays: Array) -> bool:
+    """Whether these are large NumPy arrays of one shape and dtype, each in one piece, so that blocks are views."""
+    first = arrays[0]
+    return (
+        type(first) is np.ndarray
+        and first.size > BLOCK
+        and first.dtype.kind == "f"
+        and all(type(a) is np.ndarray and a.shape == first.shape and a.dtype == first.dtype for a in arrays)
+        and all(array.flags.c_contiguous for array in arrays)
+    )
 
 
 def unbroadcast(gradient: Array, shape: tuple[int, ...] | None) -> Array | None:
