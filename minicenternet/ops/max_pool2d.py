@@ -9,8 +9,6 @@ reach into it, so that no two strips write to the same row. On a GPU there is on
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 
 from ..autograd import differentiable
@@ -47,6 +45,7 @@ def max_pool2d(x, *, size=3, stride=2, padding=1):
         inputs = slice(stride * start + shift, stride * (stop - 1) + shift + 1, stride)
         return slice(start - first, stop - first), inputs
 
+    columns_seen = [seen(v, 0, out_width, 0, width) for v in range(size)]
     y = new((batch, out_height, out_width, channels), x.dtype)
 
     def forward(strip: Strip) -> None:
@@ -57,8 +56,7 @@ def max_pool2d(x, *, size=3, stride=2, padding=1):
         for u in range(size):
             rows, inputs = seen(u, first, last, 0, height)
             xp.maximum(tall[:, rows], x[images, inputs], out=tall[:, rows])
-        for v in range(size):
-            columns, inputs = seen(v, 0, out_width, 0, width)
+        for columns, inputs in columns_seen:
             xp.maximum(best[:, :, columns], tall[:, :, inputs], out=best[:, :, columns])
 
     def backward(dy):
@@ -72,19 +70,19 @@ def max_pool2d(x, *, size=3, stride=2, padding=1):
             waiting = xp.ones(best.shape, bool)  # windows whose maximum was not met yet
             chosen, share = xp.empty(best.shape, bool), new(best.shape, dy.dtype)
             dx[images, low:high] = 0
-            for u, v in itertools.product(range(size), repeat=2):
-                columns, in_columns = seen(v, 0, out_width, 0, width)
+            for u in range(size):
                 rows, in_rows = seen(u, first, last, 0, height)
-                here = np.s_[:, rows, columns]
-                xp.equal(x[images, in_rows, in_columns], best[here], out=chosen[here])
-                chosen[here] &= waiting[here]
-                waiting[here] ^= chosen[here]
-                rows, in_rows = seen(u, first, last, low, high)
-                here, target = np.s_[:, rows, columns], dx[images, in_rows, in_columns]
-                if u < stride and v < stride:  # no tap before this one has seen these inputs
-                    xp.multiply(sent[here], chosen[here], out=target)
-                else:
-                    target += xp.multiply(sent[here], chosen[here], out=share[here])
+                own, in_own = seen(u, first, last, low, high)  # of these rows, those that are to be written here
+                for v, (columns, in_columns) in enumerate(columns_seen):
+                    now, later = chosen[:, rows, columns], waiting[:, rows, columns]
+                    xp.equal(x[images, in_rows, in_columns], best[:, rows, columns], out=now)
+                    now &= later
+                    later ^= now
+                    here, target = np.s_[:, own, columns], dx[images, in_own, in_columns]
+                    if u < stride and v < stride:  # no tap before this one has seen these inputs
+                        xp.multiply(sent[here], chosen[here], out=target)
+                    else:
+                        target += xp.multiply(sent[here], chosen[here], out=share[here])
 
         parallel_for(collect, cut(-(-height // stride)))
         return (dx,)

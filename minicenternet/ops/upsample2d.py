@@ -116,7 +116,7 @@ def _nearest(x: Array, factor: int):
 def _bilinear(x: Array, factor: int):
     xp = get_xp(x)
     rows, columns = (xp.asarray(bilinear_matrix(n, factor), x.dtype) for n in x.shape[1:3])
-    along = _in_tiles if xp is np else _along_rows_and_columns
+    along = _in_tiles if xp is np and max(x.shape[1:3]) > TILE else _along_rows_and_columns
 
     def backward(dy):
         return (along(rows.T, columns.T, dy),)
