@@ -10,16 +10,54 @@ With gradient g (plus weight_decay * Î¸), step t = 1, 2, ... and learning rate Î
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
 from .backend import Array, get_xp
 from .errors import InputError
 from .nn.module import Module, Parameter
-from .threads import parallel_for
+from .ops.pointwise import in_blocks
+from .strips import BLOCK
+from .threads import parallel_for, per_thread
 
-BLOCK = 1 << 15  # parameters updated at a time, so that all their arrays stay in cache
+SCRATCH = 8 * BLOCK  # bytes of a block of float64
+Part = tuple[str, slice]  # some numbers of the array with this name
+
+_scratch = per_thread(lambda: np.empty(SCRATCH, np.uint8))
+
+
+def shares(sizes: Mapping[str, int]) -> list[list[Part]]:
+    """Share out arrays of these sizes: jobs of about BLOCK numbers, of one array or of several small ones."""
+    jobs, room = [], 0
+    for key, size in sizes.items():
+        for start in range(0, size, BLOCK):
+            part = slice(start, min(start + BLOCK, size))
+            if part.stop - part.start > room:
+                jobs.append([])
+                room = BLOCK
+            jobs[-1].append((key, part))
+            room -= part.stop - part.start
+    return jobs
+
+
+def for_parts(function: Callable[..., None], jobs: list[list[Part]], arrays: Mapping[str, Sequence[Array]]) -> None:
+    """Call function(*parts) for the parts of the arrays of each name, which have one size, on all threads."""
+    flat = {key: [array.reshape(-1) for array in group] for key, group in arrays.items()}
+
+    def work(job: list[Part]) -> None:
+        for key, part in job:
+            if key in flat:
+                function(*(array[part] for array in flat[key]))
+
+    parallel_for(work, jobs)
+
+
+def scratch_like(block: Array) -> Array:
+    """Return an array like a block, with arbitrary content: the calling thread's own, the same memory every time."""
+    if get_xp(block) is not np:
+        return get_xp(block).empty_like(block)
+    return _scratch()[: block.nbytes].view(block.dtype)
 
 
 class Optimiser:
@@ -37,18 +75,17 @@ class Optimiser:
             name: {key: get_xp(p.data).zeros_like(p.data, order="C") for key, p in self.parameters.items()}
             for name in self.slots
         }
+        self.jobs = shares({key: parameter.size for key, parameter in self.parameters.items()})
 
     def step(self) -> None:
         """Update every parameter that has a gradient."""
         self.steps += 1
-        jobs = []
+        arrays = {}
         for key, parameter in self.parameters.items():
             if parameter.grad is not None:
-                parameter.data = get_xp(parameter.data).asarray(parameter.data, order="C")  # so that blocks are views
-                arrays = [parameter.data, parameter.grad, *(self.slot_arrays[name][key] for name in self.slots)]
-                flat = [array.reshape(-1) for array in arrays]
-                jobs += [[array[i : i + BLOCK] for array in flat] for i in range(0, parameter.size, BLOCK)]
-        parallel_for(lambda job: self.update(*job), jobs)
+                parameter.data = get_xp(parameter.data).asarray(parameter.data, order="C")  # so that parts are views
+                arrays[key] = [parameter.data, parameter.grad, *(self.slot_arrays[name][key] for name in self.slots)]
+        for_parts(self.update, self.jobs, arrays)
 
     def update(self, weight: Array, gradient: Array, *slots: Array) -> None:
         """Update one block of a parameter in place."""
@@ -87,7 +124,9 @@ class SGD(Optimiser):
             gradient = gradient + self.weight_decay * weight
         velocity *= self.momentum
         velocity += gradient
-        weight -= self.lr * velocity
+        change = scratch_like(weight)
+        get_xp(weight).multiply(velocity, self.lr, out=change)
+        weight -= change
 
 
 class Adam(Optimiser):
@@ -104,24 +143,37 @@ class Adam(Optimiser):
     def update(self, weight, gradient, mean, variance):
         if self.weight_decay:
             gradient = gradient + self.weight_decay * weight
-        beta1, beta2 = self.betas
+        xp, (beta1, beta2), change = get_xp(weight), self.betas, scratch_like(weight)
         mean *= beta1
-        mean += (1 - beta1) * gradient
+        mean += xp.multiply(gradient, 1 - beta1, out=change)
         variance *= beta2
-        variance += (1 - beta2) * (gradient * gradient)
-        denominator = get_xp(weight).sqrt(variance)
-        denominator *= 1 / math.sqrt(1 - beta2**self.steps)
-        denominator += self.epsilon
-        weight -= (self.lr / (1 - beta1**self.steps)) * (mean / denominator)
+        xp.multiply(gradient, gradient, out=change)
+        change *= 1 - beta2
+        variance += change
+        # The corrections of the mean and of the variance are taken out of the fraction: two passes fewer.
+        correction = math.sqrt(1 - beta2**self.steps)
+        xp.sqrt(variance, out=change)
+        change += self.epsilon * correction
+        xp.divide(mean, change, out=change)
+        change *= self.lr * correction / (1 - beta1**self.steps)
+        weight -= change
 
 
 def clip_gradients(parameters: Iterable[Parameter], max_norm: float) -> float:
     """Scale all gradients so that their joint Euclidean norm is at most max_norm; return the norm before."""
     with_gradient = [parameter for parameter in parameters if parameter.grad is not None]
-    norm = math.sqrt(sum(float(np.vdot(p.grad, p.grad)) for p in with_gradient))
+    gradients = {str(i): [parameter.grad] for i, parameter in enumerate(with_gradient)}
+    squares: list[float] = []
+    for_parts(
+        lambda part: squares.append(float(np.vdot(part, part))),
+        shares({key: g.size for key, (g,) in gradients.items()}),
+        gradients,
+    )
+    norm = math.sqrt(math.fsum(squares))  # exact, so that the order of the parts does not matter
     if norm > max_norm:
-        for parameter in with_gradient:
-            parameter.grad = parameter.grad * (max_norm / norm)  # not in place: gradients may share an array
+        scale = max_norm / norm
+        for parameter in with_gradient:  # not in place: gradients may share an array
+            parameter.grad = in_blocks(lambda gradient: gradient * scale, parameter.grad)
     return norm
 
 
@@ -134,16 +186,23 @@ class Average:
     def __init__(self, module: Module, decay: float = 0.999):
         self.decay, self.updates = decay, 0
         self.arrays = {key: array.copy() for key, array in module.state_dict().items()}
+        self.jobs = shares({key: array.size for key, array in self.arrays.items()})
 
     def update(self, module: Module) -> None:
         """Take the module's present state into the average."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        for key, array in module.state_dict().items():
-            if array.dtype.kind == "f":
-                self.arrays[key] += (1 - decay) * (array - self.arrays[key])
+        state = module.state_dict()
+
+        def approach(average: Array, present: Array) -> None:
+            if average.dtype.kind == "f":
+                step = get_xp(average).subtract(present, average, out=scratch_like(average))
+                step *= 1 - decay
+                average += step
             else:
-                self.arrays[key][...] = array
+                average[...] = present
+
+        for_parts(approach, self.jobs, {key: (average, state[key]) for key, average in self.arrays.items()})
 
 
 def learning_rate(

@@ -109,16 +109,61 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(name):
     assert all(np.array_equal(whole[key].data, broken[key].data) for key in whole)
 
 
-def test_blocks_and_threads_change_nothing(monkeypatch, use_threads):
+BLOCKS_AND_THREADS = ((1 << 15, 1), (7, 1), (7, 3))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_blocks_and_threads_change_nothing(monkeypatch, use_threads, name, dtype):
     results = []
-    for block, count in ((1 << 15, 1), (7, 1), (7, 3)):
+    for block, count in BLOCKS_AND_THREADS:
         monkeypatch.setattr(optim, "BLOCK", block)
         use_threads(count)
-        params = parameters(np.float32)
-        run(params, Adam(params.items(), 0.01), range(3))
+        params = parameters(dtype)
+        run(params, OPTIMISERS[name](params.items()), range(3))
         results.append([p.data for p in params.values()])
     for other in results[1:]:
-        assert all(np.array_equal(a, b) for a, b in zip(results[0], other, strict=True))
+        assert all(np.array_equal(a, b) and a.dtype == dtype for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_blocks_and_threads_change_no_average(monkeypatch, use_threads, dtype):
+    results = []
+    for block, count in BLOCKS_AND_THREADS:
+        monkeypatch.setattr(optim, "BLOCK", block)
+        use_threads(count)
+        layer = Sequential(Conv2d(2, 3, 5, rng=np.random.default_rng(0)), BatchNorm2d(3)).astype(dtype)
+        average = Average(layer)
+        for array in layer.state_dict().values():
+            array += 1
+        average.update(layer)
+        results.append(average.arrays)
+    for other in results[1:]:
+        assert all(np.array_equal(array, other[key]) for key, array in results[0].items())
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_threads_change_no_clipping(monkeypatch, use_threads, dtype):
+    results = []
+    for block, count in ((7, 1), (7, 3)):
+        monkeypatch.setattr(optim, "BLOCK", block)
+        use_threads(count)
+        params = parameters(dtype)
+        set_gradients(params, 0)
+        results.append((clip_gradients(params.values(), 1.0), [p.grad for p in params.values()]))
+    assert results[0][0] == results[1][0]
+    assert all(np.array_equal(a, b) and a.dtype == dtype for a, b in zip(results[0][1], results[1][1], strict=True))
+
+
+@pytest.mark.parametrize("sizes", [{}, {"a": 1}, {"a": 7, "b": 8, "c": 0}, {"a": 3, "b": 4, "c": 30, "d": 1, "e": 6}])
+def test_every_number_is_in_one_share(monkeypatch, sizes):
+    monkeypatch.setattr(optim, "BLOCK", 7)
+    seen = {key: np.zeros(size, int) for key, size in sizes.items()}
+    for job in optim.shares(sizes):
+        assert 0 < sum(part.stop - part.start for _, part in job) <= 7
+        for key, part in job:
+            seen[key][part] += 1
+    assert all((count == 1).all() for count in seen.values())
 
 
 def test_the_layout_of_a_parameter_changes_nothing():

@@ -5,9 +5,19 @@ x (B, H, W, C) -> y (B, OH, OW, C),  OH = (H + 2P - K) // S + 1; the border coun
 
 from __future__ import annotations
 
+import numpy as np
+
 from ..autograd import differentiable
 from ..backend import get_xp
-from .max_pool2d import windows
+
+
+def windows(size: int, stride: int, out_height: int, out_width: int):
+    """Yield, for each tap of a size x size window, the index of the pixels that the outputs see through it."""
+    for u in range(size):
+        for v in range(size):
+            yield np.s_[
+                :, u : u + stride * (out_height - 1) + 1 : stride, v : v + stride * (out_width - 1) + 1 : stride
+            ]
 
 
 @differentiable

@@ -2,29 +2,20 @@
 
 x (B, H, W, C) -> y (B, OH, OW, C),  OH = (H + 2P - K) // S + 1; the border counts as minus infinity. The gradient goes
 to the first maximum of each window, row by row (as in PyTorch).
+
+On a CPU the outputs are taken strip by strip, and so are, in backward, the inputs: each strip asks all windows that
+reach into it, so that no two strips write to the same row. On a GPU there is one strip.
 """
 
 from __future__ import annotations
-
-import itertools
 
 import numpy as np
 
 from ..autograd import differentiable
 from ..backend import Array, get_xp
-from ..strips import cut
+from ..memory import empty
+from ..strips import BLOCK, Strip, strips
 from ..threads import parallel_for
-
-STRIP = 1 << 16  # outputs at a time, so that what they see and send stays in cache
-
-
-def windows(size: int, stride: int, out_height: int, out_width: int):
-    """Yield, for each tap of a size x size window, the index of the pixels that the outputs see through it."""
-    for u in range(size):
-        for v in range(size):
-            yield np.s_[
-                :, u : u + stride * (out_height - 1) + 1 : stride, v : v + stride * (out_width - 1) + 1 : stride
-            ]
 
 
 @differentiable
@@ -38,41 +29,63 @@ def max_pool2d(x, *, size=3, stride=2, padding=1):
         raise ValueError(f"max_pool2d: x {x.shape} does not fit size={size}, padding={padding} (at most size / 2)")
     xp, (batch, height, width, channels) = get_xp(x), x.shape
     out_height, out_width = ((n + 2 * padding - size) // stride + 1 for n in (height, width))
-    y = xp.full((batch, out_height, out_width, channels), -np.inf, x.dtype)
-    rows = max(1, STRIP // (out_width * channels)) if xp is np else out_height
-    strips = [(first, min(first + rows, out_height)) for first in range(0, out_height, rows)]
-    images = [slice(b, b + 1) for b in range(batch)] if xp is np else [slice(None)]
 
-    def seen_by(images: slice, first: int, last: int) -> Array:
-        """What the output rows first .. last see, the border included."""
-        seen_height, seen_width = (last - first - 1) * stride + size, (out_width - 1) * stride + size
-        return cut(x[images], first * stride - padding, -padding, seen_height, seen_width, -np.inf)
+    def new(shape: tuple[int, ...], dtype: np.dtype) -> Array:
+        return empty(shape, dtype) if xp is np else xp.empty(shape, dtype)
 
-    def forward(job: tuple[slice, tuple[int, int]]) -> None:
-        images, (first, last) = job
-        seen, best = seen_by(images, first, last), y[images, first:last]
-        for window in windows(size, stride, last - first, out_width):
-            xp.maximum(best, seen[window], out=best)
+    def cut(rows: int) -> list[Strip]:
+        return strips((batch, rows, out_width), channels, BLOCK) if xp is np else [(slice(None), 0, rows)]
+
+    def seen(tap: int, first: int, last: int, low: int, high: int) -> tuple[slice, slice]:
+        """Of outputs first .. last, counted from first, those whose tap is an input low .. high; these inputs."""
+        shift = tap - padding
+        start, stop = max(first, -((shift - low) // stride)), min(last, (high - 1 - shift) // stride + 1)
+        if start >= stop:
+            return slice(0, 0), slice(0, 0)
+        inputs = slice(stride * start + shift, stride * (stop - 1) + shift + 1, stride)
+        return slice(start - first, stop - first), inputs
+
+    columns_seen = [seen(v, 0, out_width, 0, width) for v in range(size)]
+    y = new((batch, out_height, out_width, channels), x.dtype)
+
+    def forward(strip: Strip) -> None:
+        images, first, last = strip
+        best = y[images, first:last]
+        tall = new((len(best), last - first, width, channels), x.dtype)  # the best of each column of the windows
+        tall[...], best[...] = -np.inf, -np.inf
+        for u in range(size):
+            rows, inputs = seen(u, first, last, 0, height)
+            xp.maximum(tall[:, rows], x[images, inputs], out=tall[:, rows])
+        for columns, inputs in columns_seen:
+            xp.maximum(best[:, :, columns], tall[:, :, inputs], out=best[:, :, columns])
 
     def backward(dy):
-        dx = xp.zeros_like(x)
+        dx = new(x.shape, dy.dtype)
 
-        def send_back(images: slice) -> None:
-            for first, last in strips:  # one after another: the windows of two strips overlap
-                seen, best, sent = seen_by(images, first, last), y[images, first:last], dy[images, first:last]
-                back = xp.zeros_like(seen)
-                waiting = xp.ones(best.shape, bool)  # windows whose maximum was not met yet
-                for window in windows(size, stride, last - first, out_width):
-                    chosen = waiting & (seen[window] == best)
-                    waiting ^= chosen
-                    back[window] += sent * chosen
-                top, left = max(padding - first * stride, 0), padding  # of the map, within `back`
-                inner = back[:, top:, left : left + width][:, : height - max(first * stride - padding, 0)]
-                start = first * stride - padding + top
-                dx[images, start : start + inner.shape[1], : inner.shape[2]] += inner
+        def collect(strip: Strip) -> None:
+            images, low, high = strip[0], strip[1] * stride, min(strip[2] * stride, height)
+            first = max(0, -((size - 1 - padding - low) // stride))  # the windows that reach into low .. high
+            last = min(out_height, (high - 1 + padding) // stride + 1)
+            best, sent = y[images, first:last], dy[images, first:last]
+            waiting = xp.ones(best.shape, bool)  # windows whose maximum was not met yet
+            chosen, share = xp.empty(best.shape, bool), new(best.shape, dy.dtype)
+            dx[images, low:high] = 0
+            for u in range(size):
+                rows, in_rows = seen(u, first, last, 0, height)
+                own, in_own = seen(u, first, last, low, high)  # of these rows, those that are to be written here
+                for v, (columns, in_columns) in enumerate(columns_seen):
+                    now, later = chosen[:, rows, columns], waiting[:, rows, columns]
+                    xp.equal(x[images, in_rows, in_columns], best[:, rows, columns], out=now)
+                    now &= later
+                    later ^= now
+                    here, target = np.s_[:, own, columns], dx[images, in_own, in_columns]
+                    if u < stride and v < stride:  # no tap before this one has seen these inputs
+                        xp.multiply(sent[here], chosen[here], out=target)
+                    else:
+                        target += xp.multiply(sent[here], chosen[here], out=share[here])
 
-        parallel_for(send_back, images)
+        parallel_for(collect, cut(-(-height // stride)))
         return (dx,)
 
-    parallel_for(forward, itertools.product(images, strips))
+    parallel_for(forward, cut(out_height))
     return y, backward

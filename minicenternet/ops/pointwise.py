@@ -2,12 +2,50 @@
 
 Where an argument was broadcast, its gradient is summed over the axes it was stretched along, since every copy
 contributed. Shapes: anything that broadcasts; numbers count as shape ().
+
+A formula with several operations would go over memory several times; `in_blocks` applies it to a large array block by
+block, so that what lies between the operations stays in cache and all threads take part.
 """
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Callable
+
+import numpy as np
+
 from ..autograd import differentiable
 from ..backend import Array, get_xp
+from ..memory import empty
+from ..strips import BLOCK
+from ..threads import parallel_for
+
+
+def in_blocks(formula: Callable[..., Array], *arrays: Array) -> Array:
+    """Return formula(*arrays), a point-wise formula of floating-point arrays; large ones of one shape in blocks."""
+    if not worth_blocks(*arrays):
+        return formula(*arrays)
+    y = empty(arrays[0].shape, arrays[0].dtype)
+    *flat, flat_y = (array.reshape(-1) for array in (*arrays, y))
+
+    def block(start: int) -> None:
+        part = slice(start, start + BLOCK)
+        flat_y[part] = formula(*(array[part] for array in flat))
+
+    parallel_for(block, range(0, y.size, BLOCK))
+    return y
+
+
+def worth_blocks(*arrays: Array) -> bool:
+    """Whether these are large NumPy arrays of one shape and dtype, each in one piece, so that blocks are views."""
+    first = arrays[0]
+    return (
+        type(first) is np.ndarray
+        and first.size > BLOCK
+        and first.dtype.kind == "f"
+        and all(type(a) is np.ndarray and a.shape == first.shape and a.dtype == first.dtype for a in arrays)
+        and all(array.flags.c_contiguous for array in arrays)
+    )
 
 
 def unbroadcast(gradient: Array, shape: tuple[int, ...] | None) -> Array | None:
@@ -34,7 +72,7 @@ def add(a, b):
     def backward(dy):
         return unbroadcast(dy, a_shape), unbroadcast(dy, b_shape)
 
-    return a + b, backward
+    return in_blocks(operator.add, a, b), backward
 
 
 @differentiable
@@ -45,7 +83,7 @@ def sub(a, b):
     def backward(dy):
         return unbroadcast(dy, a_shape), unbroadcast(-dy, b_shape)
 
-    return a - b, backward
+    return in_blocks(operator.sub, a, b), backward
 
 
 @differentiable
@@ -53,9 +91,10 @@ def mul(a, b):
     """Return a * b."""
 
     def backward(dy):
-        return unbroadcast(dy * b, shape_of(a)), unbroadcast(dy * a, shape_of(b))
+        da, db = in_blocks(operator.mul, dy, b), in_blocks(operator.mul, dy, a)
+        return unbroadcast(da, shape_of(a)), unbroadcast(db, shape_of(b))
 
-    return a * b, backward
+    return in_blocks(operator.mul, a, b), backward
 
 
 @differentiable
@@ -96,10 +135,10 @@ def neg(x):
 @differentiable
 def exp(x):
     """Return e ** x."""
-    y = get_xp(x).exp(x)
+    y = in_blocks(get_xp(x).exp, x)
 
     def backward(dy):
-        return (dy * y,)
+        return (in_blocks(operator.mul, dy, y),)
 
     return y, backward
 
@@ -109,18 +148,18 @@ def log(x):
     """Return the natural logarithm of x > 0."""
 
     def backward(dy):
-        return (dy / x,)
+        return (in_blocks(operator.truediv, dy, x),)
 
-    return get_xp(x).log(x), backward
+    return in_blocks(get_xp(x).log, x), backward
 
 
 @differentiable
 def sqrt(x):
     """Return the square root of x >= 0; the gradient at 0 is infinite."""
-    y = get_xp(x).sqrt(x)
+    y = in_blocks(get_xp(x).sqrt, x)
 
     def backward(dy):
-        return (dy / (2 * y),)
+        return (in_blocks(lambda dy, y: dy / (2 * y), dy, y),)
 
     return y, backward
 
@@ -131,18 +170,19 @@ def abs(x):
     xp = get_xp(x)
 
     def backward(dy):
-        return (dy * xp.sign(x),)
+        return (in_blocks(lambda dy, x: dy * xp.sign(x), dy, x),)
 
-    return xp.abs(x), backward
+    return in_blocks(xp.abs, x), backward
 
 
 @differentiable
 def relu(x):
     """Return max(x, 0); the gradient at 0 is 0."""
-    y = get_xp(x).maximum(x, 0)
+    xp = get_xp(x)
+    y = in_blocks(lambda x: xp.maximum(x, 0), x)
 
     def backward(dy):
-        return (dy * (y > 0),)  # y, not x: the next layer keeps y anyway
+        return (in_blocks(lambda dy, y: dy * (y > 0), dy, y),)  # y, not x: the next layer keeps y anyway
 
     return y, backward
 
@@ -151,22 +191,31 @@ def relu(x):
 def leaky_relu(x, slope=0.01):
     """Return x where x > 0 and slope * x elsewhere."""
     xp = get_xp(x)
+    outer = xp.maximum if slope <= 1 else xp.minimum  # of x and slope * x, two lines that cross at 0
+
+    def gradient(dy, x):
+        to_positive = dy * (x > 0)
+        return to_positive + slope * (dy - to_positive)
 
     def backward(dy):
-        return (xp.where(x > 0, dy, slope * dy),)
+        return (in_blocks(gradient, dy, x),)
 
-    return xp.where(x > 0, x, slope * x), backward
+    return in_blocks(lambda x: outer(x, slope * x), x), backward
 
 
 @differentiable
 def sigmoid(x):
-    """Return 1 / (1 + e ** -x), computed without overflow for any x."""
+    """Return 1 / (1 + e ** -x), which is right for any x: where e ** -x overflows, the result is 0."""
     xp = get_xp(x)
-    e = xp.exp(-xp.abs(x))  # in (0, 1]
-    y = xp.where(x >= 0, 1, e) / (1 + e)
+
+    def formula(x):
+        with np.errstate(over="ignore"):
+            return 1 / (1 + xp.exp(-x))
+
+    y = in_blocks(formula, x)
 
     def backward(dy):
-        return (dy * y * (1 - y),)
+        return (in_blocks(lambda dy, y: dy * y * (1 - y), dy, y),)
 
     return y, backward
 

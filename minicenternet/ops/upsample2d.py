@@ -6,16 +6,24 @@
 where row i of A holds the two linear weights of the source position (i + 1/2)/F - 1/2, limited to the map (pixel
 centres at half integers: align_corners=False in PyTorch). x (B, H, W, C) -> y (B, F*H, F*W, C). Both are linear in x,
 so backward is the transpose: summing F x F blocks, and A transposed.
+
+On a CPU the work is cut into strips and tiles, which all threads share.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 
 import numpy as np
 
 from ..autograd import differentiable
 from ..backend import Array, get_xp
+from ..memory import empty
+from ..strips import BLOCK, Strip, strips
+from ..threads import parallel_for
+
+TILE = 16  # rows and columns of a bilinear map at a time: its matrices are then nearly as small as can be
 
 
 @functools.cache
@@ -38,6 +46,25 @@ def _along_rows_and_columns(rows: Array, columns: Array, x: Array) -> Array:
     return columns @ y.reshape(batch, len(rows), width, channels)
 
 
+def _in_tiles(rows: np.ndarray, columns: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Return _along_rows_and_columns, tile by tile: the matrices are zero away from the diagonal."""
+    y = empty((len(x), len(rows), len(columns), x.shape[3]), x.dtype)
+
+    def tile(job: tuple[int, tuple[slice, slice], tuple[slice, slice]]) -> None:
+        b, (i, h), (j, w) = job
+        y[b, i, j] = _along_rows_and_columns(rows[i, h], columns[j, w], x[b : b + 1, h, w])[0]
+
+    parallel_for(tile, itertools.product(range(len(x)), _tiles(rows), _tiles(columns)))
+    return y
+
+
+def _tiles(matrix: np.ndarray) -> list[tuple[slice, slice]]:
+    """Cut the rows of a matrix into tiles, each with the columns in which it is not zero."""
+    tiles = [slice(i, i + TILE) for i in range(0, len(matrix), TILE)]
+    used = [np.flatnonzero(matrix[tile].any(axis=0)) for tile in tiles]
+    return [(tile, slice(columns[0], columns[-1] + 1)) for tile, columns in zip(tiles, used, strict=True)]
+
+
 @differentiable
 def upsample2d(x, *, factor=2, mode="nearest"):
     """Return x enlarged `factor` times in both directions, mode "nearest" or "bilinear".
@@ -49,20 +76,49 @@ def upsample2d(x, *, factor=2, mode="nearest"):
             f"upsample2d needs x (B, H, W, C), a whole factor and mode 'nearest' or 'bilinear', "
             f"got {x.shape}, {factor!r}, {mode!r}"
         )
-    xp = get_xp(x)
-    batch, height, width, channels = x.shape
-    if mode == "nearest":
-        blocks = (batch, height, factor, width, factor, channels)
-        y = xp.broadcast_to(x[:, :, None, :, None], blocks).reshape(batch, factor * height, factor * width, channels)
+    return _nearest(x, factor) if mode == "nearest" else _bilinear(x, factor)
 
-        def backward(dy):
-            return (dy.reshape(blocks).sum((2, 4)),)
 
-        return y, backward
+def _nearest(x: Array, factor: int):
+    xp, shape = get_xp(x), x.shape
+    batch, height, width, channels = shape
+    blocks = (batch, height, factor, width, factor, channels)
 
-    rows, columns = (xp.asarray(bilinear_matrix(n, factor), x.dtype) for n in (height, width))
+    def new(shape: tuple[int, ...], dtype: np.dtype) -> Array:
+        return empty(shape, dtype) if xp is np else xp.empty(shape, dtype)
+
+    def cut() -> list[Strip]:
+        return strips(shape, channels * factor**2, BLOCK) if xp is np else [(slice(None), 0, height)]
+
+    y = new(blocks, x.dtype)
+
+    def repeat(strip: Strip) -> None:
+        images, first, last = strip
+        y[images, first:last] = x[images, first:last, None, :, None]
 
     def backward(dy):
-        return (_along_rows_and_columns(rows.T, columns.T, dy),)
+        dy, dx = dy.reshape(blocks), new(shape, dy.dtype)
 
-    return _along_rows_and_columns(rows, columns, x), backward
+        def add_up(strip: Strip) -> None:
+            images, first, last = strip
+            total = dx[images, first:last]
+            total[...] = 0
+            for u, v in itertools.product(range(factor), repeat=2):
+                total += dy[images, first:last, u, :, v]
+
+        parallel_for(add_up, cut())
+        return (dx,)
+
+    parallel_for(repeat, cut())
+    return y.reshape(batch, factor * height, factor * width, channels), backward
+
+
+def _bilinear(x: Array, factor: int):
+    xp = get_xp(x)
+    rows, columns = (xp.asarray(bilinear_matrix(n, factor), x.dtype) for n in x.shape[1:3])
+    along = _in_tiles if xp is np and max(x.shape[1:3]) > TILE else _along_rows_and_columns
+
+    def backward(dy):
+        return (along(rows.T, columns.T, dy),)
+
+    return along(rows, columns, x), backward

@@ -10,10 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from ..autograd import Tensor, differentiable
 from ..backend import Array, get_xp
 from ..errors import InputError
+from ..memory import empty
 from ..ops import gather_points
+from ..ops.pointwise import in_blocks, worth_blocks
+from ..strips import BLOCK
+from ..threads import parallel_for
 from .targets import Targets
 
 
@@ -25,25 +31,54 @@ def focal_loss(logits, heatmap, alpha=2, beta=4):
                     (1-Y)^beta * p^alpha * log(1-p)       elsewhere
 
     logits, heatmap Y: (B, H, W, C) float32 or float64; returns a scalar. N counts the cells where Y = 1, at least 1.
-    Each line is 0 where the other counts, so the two just add.  Raises InputError when the shapes differ.
+    A peak's line is the other one for -logits, of weight 1.  Raises InputError when the shapes differ.
     """
     if logits.shape != heatmap.shape:
         raise InputError(f"focal_loss needs logits and heatmap of one shape, got {logits.shape} and {heatmap.shape}")
+    if worth_blocks(logits, heatmap):
+        total, peaks, slope = _focal_sum_in_blocks(logits, heatmap, alpha, beta)
+    else:
+        total, peaks, slope = _focal_sum(logits, heatmap, alpha, beta)
     xp = get_xp(logits, heatmap)
-    soft = xp.log1p(xp.exp(-xp.abs(logits)))  # neither overflows nor loses a small p, whatever the logits
-    log_p, log_q = xp.minimum(logits, 0) - soft, -xp.maximum(logits, 0) - soft  # q = 1 - p
-    p, q = xp.exp(log_p), xp.exp(log_q)
-    at_peak = heatmap == 1
-    near_peak = ~at_peak * (1 - heatmap) ** beta  # 0 at a peak, for beta = 0 too
-    N = xp.maximum(at_peak.sum(), 1).astype(logits.dtype)  # stays on the GPU: nothing waits for it
-    loss = -(at_peak * q**alpha * log_p + near_peak * p**alpha * log_q).sum() / N
+    N = xp.maximum(peaks, 1).astype(logits.dtype)  # stays on the GPU: nothing waits for it
 
     def backward(dloss):
-        at_one = q**alpha * (alpha * p * log_p - q)
-        elsewhere = p**alpha * (p - alpha * q * log_q)
-        return dloss / N * (at_peak * at_one + near_peak * elsewhere), None
+        scale = dloss / N
+        return in_blocks(lambda slope: scale * slope, slope), None
 
-    return loss, backward
+    return (total / N).astype(logits.dtype), backward
+
+
+def _focal_sum(logits: Array, heatmap: Array, alpha: float, beta: float) -> tuple[Array, Array, Array]:
+    """Return the sum of the focal loss's terms, the number of peaks, and the slope of each term along its logit."""
+    xp = get_xp(logits, heatmap)
+    at_peak = (heatmap == 1).astype(logits.dtype)
+    sign = 1 - 2 * at_peak
+    weight = xp.maximum(((1 - heatmap) ** 2) ** (beta / 2), at_peak)  # squares are fast, and so are their squares
+    x = sign * logits  # should be low everywhere
+    size = xp.abs(x)
+    e = xp.exp(-size)  # in (0, 1]: neither overflows nor loses a small p, whatever the logits
+    u = 1 + e
+    softplus = (x + size) / 2 + xp.log(u) + (e - (u - 1)) / u  # -log(1-p); the last term is what 1 + e rounded off
+    p = xp.maximum(e, x >= 0) / u
+    weight *= p**alpha
+    slope = sign * weight * (p + alpha * (1 - p) * softplus)
+    return (weight * softplus).sum(), xp.count_nonzero(at_peak), slope
+
+
+def _focal_sum_in_blocks(logits: Array, heatmap: Array, alpha: float, beta: float) -> tuple[Array, Array, Array]:
+    """Return what _focal_sum does, from sums over blocks that stay in cache, added up in a fixed order."""
+    slope = empty(logits.shape, logits.dtype)
+    starts = range(0, logits.size, BLOCK)
+    totals, peaks = np.empty((2, len(starts)))
+    flat_logits, flat_heatmap, flat_slope = (array.reshape(-1) for array in (logits, heatmap, slope))
+
+    def block(i: int) -> None:
+        part = slice(starts[i], starts[i] + BLOCK)
+        totals[i], peaks[i], flat_slope[part] = _focal_sum(flat_logits[part], flat_heatmap[part], alpha, beta)
+
+    parallel_for(block, range(len(starts)))
+    return totals.sum(), peaks.sum(), slope
 
 
 @differentiable

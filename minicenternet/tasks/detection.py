@@ -69,5 +69,5 @@ def _mean(values: Sequence[Tensor]) -> Tensor:
 
 def decode(outputs: Mapping[str, Tensor], k: int = 100) -> Decoded:
     """Return the best k boxes of each image, in pixels of the network input: see points.decode.decode."""
-    heatmap = sigmoid.raw(outputs["hm"].data)[0]
-    return decode_maps(heatmap, outputs["reg"].data, outputs["wh"].data, k, STRIDE)
+    maps = (outputs[name].data for name in ("hm", "reg", "wh"))
+    return decode_maps(*maps, k, STRIDE, score=lambda logits: sigmoid.raw(logits)[0])

@@ -1,3 +1,5 @@
+import importlib
+
 import naive
 import numpy as np
 import pytest
@@ -5,6 +7,7 @@ from gradients import check
 
 from minicenternet.ops import max_pool2d
 
+module = importlib.import_module("minicenternet.ops.max_pool2d")  # the op has the same name
 CASES = [
     ((2, 7, 6, 3), dict(size=3, stride=2, padding=1)),
     ((1, 8, 8, 2), dict(size=2, stride=2, padding=0)),
@@ -40,6 +43,24 @@ def test_equals_pytorch_ties_included(torch, shape, options):
     expected.backward(torch.tensor(dy.transpose(0, 3, 1, 2)))
     assert np.array_equal(y, expected.detach().numpy().transpose(0, 2, 3, 1))
     np.testing.assert_allclose(backward(dy)[0], tx.grad.numpy().transpose(0, 2, 3, 1), atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape, options", [*CASES, ((0, 5, 5, 2), {}), ((5, 13, 11, 2), {}), ((3, 12, 7, 1), {})])
+def test_strips_give_what_the_whole_gives(monkeypatch, use_threads, shape, options, dtype):
+    """Of one row each, of several small images each, on one thread and on three: the same bits, ties included."""
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 3, shape).astype(dtype)
+    found = []
+    for block, threads in ((10**6, 1), (1, 1), (1, 3), (50, 3)):
+        monkeypatch.setattr(module, "BLOCK", block)
+        use_threads(threads)
+        y, backward = max_pool2d.raw(x, **options)
+        dy = np.random.default_rng(1).integers(1, 9, y.shape).astype(dtype)
+        found.append((y, backward(dy)[0]))
+    for y, dx in found:
+        assert y.dtype == dx.dtype == dtype
+        assert np.array_equal(y, found[0][0]) and np.array_equal(dx, found[0][1])
 
 
 def test_the_first_maximum_takes_the_gradient():

@@ -66,6 +66,36 @@ def test_unary(name, shape):
     check(op, x)
 
 
+BLOCKED = {**{name: 1 for name in UNARY}, "add": 2, "sub": 2, "mul": 2}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(0, 3, 3, 2), (1, 1, 1, 1), (64,), (65,), (2, 5, 7, 3), (1, 8, 16, 1)])
+@pytest.mark.parametrize("name", BLOCKED)
+def test_blocks_give_what_the_whole_gives(monkeypatch, use_threads, name, shape, dtype):
+    op, arrays = getattr(ops, name), [numbers(shape, name).astype(dtype) for _ in range(BLOCKED[name])]
+    dy = rng.standard_normal(shape).astype(dtype)
+    found = {}
+    for key, block, threads in (("whole", 10**6, 1), ("blocks", 64, 1), ("three threads", 64, 3)):
+        monkeypatch.setattr("minicenternet.ops.pointwise.BLOCK", block)
+        use_threads(threads)
+        y, backward = op.raw(*arrays)
+        found[key] = [y, *backward(dy)]
+    for key in ("blocks", "three threads"):
+        for got, expected in zip(found[key], found["whole"], strict=True):
+            assert got.dtype == dtype and np.array_equal(got, expected), key
+
+
+def test_blocks_are_left_alone_where_they_would_be_copies(monkeypatch):
+    """Strides, mixed dtypes and broadcasting take the whole formula, and give the same."""
+    monkeypatch.setattr("minicenternet.ops.pointwise.BLOCK", 8)
+    x, row = rng.standard_normal((6, 8)), rng.standard_normal(8)
+    assert np.array_equal(ops.exp.raw(x[:, ::2])[0], np.exp(x[:, ::2]))
+    assert np.array_equal(ops.add.raw(x, row)[0], x + row)
+    assert np.array_equal(ops.add.raw(x, x.astype(np.float32))[0], x + x.astype(np.float32))
+    assert np.array_equal(ops.exp.raw(np.arange(20))[0], np.exp(np.arange(20)))
+
+
 @pytest.mark.parametrize("number", [2, -1.5, 3.0])
 @pytest.mark.parametrize("name", BINARY)
 def test_a_number_beside_an_array(name, number):

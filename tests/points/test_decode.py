@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from minicenternet.errors import InputError
-from minicenternet.points.decode import decode, nms, peaks, soft_nms, top_k
+from minicenternet.ops import sigmoid
+from minicenternet.points import decode as module
+from minicenternet.points.decode import best_peaks, decode, nms, peaks, soft_nms, top_k
 from minicenternet.points.targets import encode
 
 # Few different values, so that plateaus and ties are the rule.
@@ -99,6 +101,77 @@ def test_top_k_refuses():
     heatmap[0, 3, 3, 2] = math.nan
     with pytest.raises(InputError, match="holds NaN"):
         top_k(peaks(heatmap), 5)
+
+
+# ---- the best peaks, found above a threshold
+
+
+def probability(logits: np.ndarray) -> np.ndarray:
+    return sigmoid.raw(logits)[0]
+
+
+def assert_is_the_definition(heatmap: np.ndarray, k: int, **score) -> None:
+    expected = top_k(peaks(score.get("score", np.asarray)(heatmap)), k)
+    for found, wanted in zip(best_peaks(heatmap, k, **score), expected, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+        assert found.dtype == wanted.dtype
+
+
+@given(MAPS, st.integers(1, 4))
+@settings(deadline=None, max_examples=150)
+def test_best_peaks_are_the_definition(heatmap, k):
+    """Plateaus, ties, borders, fewer peaks than k: small maps with a small k, so that thresholds are tried."""
+    assert_is_the_definition(heatmap, k)
+    assert_is_the_definition(heatmap - 0.5, k)
+    assert_is_the_definition(100 * (heatmap - 0.5), k, score=probability)
+
+
+SHAPES = [(1, 1, 1, 1), (0, 5, 5, 2), (2, 1, 40, 3), (2, 40, 1, 3), (3, 33, 31, 7), (1, 64, 64, 20)]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_best_peaks_of_logits(shape, dtype):
+    """Noise, logits so large that float32 knows no probability between them and 1, few levels, and smooth blobs."""
+    rng = np.random.default_rng(0)
+    noise = rng.standard_normal(shape).astype(dtype)
+    smooth = noise.copy()
+    for _ in range(6):
+        smooth = (smooth + np.roll(smooth, 1, 1) + np.roll(smooth, 1, 2)) / 3
+    for logits in (noise, 4 * noise + 17, 4 * noise - 100, np.round(noise), 10 * smooth):
+        for k in (1, 7, 100):
+            assert_is_the_definition(logits, k, score=probability)
+            assert_is_the_definition(probability(logits), k)
+
+
+def test_best_peaks_on_three_threads(use_threads):
+    heatmap = np.random.default_rng(0).uniform(size=(5, 32, 32, 20)).astype(np.float32)
+    use_threads(3)
+    assert_is_the_definition(heatmap, 20)
+
+
+def test_a_threshold_is_what_finds_them(monkeypatch):
+    """Where peaks abound the definition is not needed; where they do not it is."""
+
+    def not_needed(*_):
+        raise AssertionError("the definition was asked")
+
+    noise = np.random.default_rng(0).standard_normal((2, 40, 40, 30)).astype(np.float32)
+    blobs = np.random.default_rng(1).uniform(0, 0.01, (1, 64, 64, 20)).astype(np.float32)
+    blobs[0, 8:60:4, 8:60:4, ::5] = 0.5
+    blobs[0, 9:60:4, 8:60:4, ::5] = 0.3
+    monkeypatch.setattr(module, "peaks", not_needed)
+    best_peaks(noise, 50, probability)
+    best_peaks(blobs, 50)
+    with pytest.raises(AssertionError, match="the definition was asked"):
+        best_peaks(np.zeros((1, 64, 64, 20), np.float32), 50)
+
+
+def test_best_peaks_refuse_nan():
+    heatmap = np.random.default_rng(0).uniform(size=(2, 20, 20, 30)).astype(np.float32)
+    heatmap[1, 3, 3, 2] = math.nan
+    with pytest.raises(InputError, match="holds NaN"):
+        best_peaks(heatmap, 5)
 
 
 # ---- boxes

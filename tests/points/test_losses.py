@@ -113,6 +113,26 @@ def test_focal_loss_without_objects_divides_by_one():
     assert (backward(np.float64(1))[0] > 0).all()
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("alpha", "beta"), [(2, 4), (1.5, 3)])
+@pytest.mark.parametrize("shape", [(1, 1, 5, 13), (1, 8, 8, 2), (3, 7, 5, 3)])
+def test_focal_loss_in_blocks(monkeypatch, use_threads, shape, alpha, beta, dtype):
+    """Blocks of 64 cells, which need not divide the map, give the whole's loss and gradient, on any threads."""
+    logits, heatmap = (array.astype(dtype) for array in example(4, shape))
+    found = {}
+    for key, block, threads in (("whole", 10**6, 1), ("blocks", 64, 1), ("three threads", 64, 3)):
+        monkeypatch.setattr("minicenternet.ops.pointwise.BLOCK", block)
+        monkeypatch.setattr("minicenternet.points.losses.BLOCK", block)
+        use_threads(threads)
+        value, backward = focal_loss.raw(logits, heatmap, alpha, beta)
+        found[key] = value, backward(dtype(3))[0]
+        assert value.dtype == found[key][1].dtype == dtype
+    np.testing.assert_allclose(found["blocks"][0], found["whole"][0], rtol=4 * np.finfo(dtype).eps)
+    np.testing.assert_array_equal(found["blocks"][1], found["whole"][1])
+    assert found["blocks"][0] == found["three threads"][0]
+    np.testing.assert_array_equal(found["blocks"][1], found["three threads"][1])
+
+
 def test_slip_beta_on_the_prediction():
     """E4: where Y is below 1 the loss rises with the probability all the way; (1-p)^beta would make it fall again."""
     for y in (0.0, 0.6):
