@@ -402,9 +402,10 @@ def cook_toom(taps: int, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray, np.nd
 
         y[i] = sum over k of d[i + k] g[k] = (A^T ((G g) * (B^T d)))[i]
 
-    (Toom-Cook: polynomials are multiplied by their values at a - 1 points and at infinity.)
+    (Toom-Cook: polynomials are multiplied by their values at a - 1 points and at infinity. These points round half as
+    much as the usual 0, 1, -1, 2, -2.)
     """
-    points = (0, 1, -1, 2, -2)[: TILE + taps - 2]
+    points = (0, 3 / 4, -3 / 4, 3 / 2, -3 / 2)[: TILE + taps - 2]
     scales = [math.prod(p - q for q in points if q != p) for p in points]
     A = np.array([[p**i for i in range(TILE)] for p in points] + [[0] * (TILE - 1) + [1]], float)
     G = np.array(
