@@ -128,8 +128,8 @@ def parameters(source: str, expression: str) -> list[tuple[str, str, bool]]:
     """Return (name, dtype, whether a pointer) of each parameter of the kernel that the expression names.
 
     The declaration reads `template <class T, int N> __global__ void __launch_bounds__(..) name(const T* x, int n)`,
-    both `template` and `__launch_bounds__` optional.  Raises LookupError where there is none, TypeError for a
-    parameter of a type that is not in DTYPES.
+    both `template` and `__launch_bounds__` optional.  The dtype of a struct that the source defines is "struct".
+    Raises LookupError where there is no such kernel, TypeError for a parameter of a type that is not in DTYPES.
     """
     name, _, values = expression.partition("<")
     declaration = re.search(
@@ -147,6 +147,9 @@ def parameters(source: str, expression: str) -> list[tuple[str, str, bool]]:
         *words, parameter = re.sub(r"\bconst\b|__restrict__", " ", text).replace("*", " * ").split()
         type_name = " ".join(word for word in words if word != "*")
         type_name = types.get(type_name, type_name)
+        if "*" not in words and re.search(rf"\bstruct {re.escape(type_name)} {{", source):
+            found.append((parameter, "struct", False))
+            continue
         if type_name not in DTYPES:
             raise TypeError(f"{expression}: parameter {parameter} is of type {type_name}, expected one of {[*DTYPES]}")
         found.append((parameter, DTYPES[type_name], "*" in words))
@@ -163,7 +166,8 @@ class Kernel:
         """Launch on the current stream; returns before the kernel has run.  An empty grid launches nothing.
 
         grid, block: a number, or up to three.  arguments: for a pointer a contiguous array of the declared dtype, or
-        None; for a scalar a Python number, or a NumPy scalar of that dtype.  shared: bytes of dynamic shared memory.
+        None; for a scalar a Python number, or a NumPy scalar of that dtype; for a struct a NumPy array of one element
+        with the same fields.  shared: bytes of dynamic shared memory.
         Raises TypeError, ValueError and OverflowError for arguments that the kernel would misread.
         """
         grid = grid if isinstance(grid, tuple) else (grid,)
@@ -197,6 +201,12 @@ class Kernel:
                 raise OverflowError(
                     f"{self.expression}: {name} {argument.shape} has {argument.size} elements,"
                     " and kernels count to 2^31 - 1; take a smaller batch"
+                )
+            return argument
+        if dtype == "struct":
+            if not isinstance(argument, np.ndarray) or argument.dtype.names is None or argument.size != 1:
+                raise TypeError(
+                    f"{self.expression}: {name} must be one element of a structured dtype, got {argument!r}"
                 )
             return argument
         if isinstance(argument, np.generic):

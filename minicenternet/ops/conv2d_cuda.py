@@ -36,9 +36,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..backend import Array, get_xp, kernel
+from ..backend import Array, c_type, get_xp, kernel
 from ..errors import InputError
-from .conv2d import Geometry, Window, _phases
+from .conv2d import Geometry, _phases
 
 RUNGS = ("naive", "im2col", "tiled", "tensor_cores")
 PRECISIONS = ("float32", "tf32", "bf16", "fp16")
@@ -113,7 +113,7 @@ def forward(
         return _with_statistics(y, statistics)
     if choice.rung == "naive":
         shapes = _convolution(x.shape, y.shape, kernel_size, geometry)
-        _launch("naive", f"forward<{_type(x)}>").each(y.size, x, weight, bias, y, shapes, int(relu))
+        _launch("naive", f"forward<{c_type(x.dtype)}>").each(y.size, x, weight, bias, y, shapes, int(relu))
     elif choice.rung == "im2col":
         _im2col_forward(x, weight, geometry, y)
         _finish(y, bias, relu)
@@ -151,7 +151,7 @@ def input_gradient(
         return _with_statistics(dx, statistics)
     if choice.rung == "naive":
         shapes = _convolution(dx.shape, dy.shape, kernel_size, geometry)
-        _launch("naive", f"dinput<{_type(dy)}>").each(dx.size, dy, weight, bias, dx, shapes, int(relu))
+        _launch("naive", f"dinput<{c_type(dy.dtype)}>").each(dx.size, dy, weight, bias, dx, shapes, int(relu))
     elif choice.rung == "im2col":
         _im2col_input_gradient(dy, weight, geometry, dx)
         _finish(dx, bias, relu)
@@ -182,7 +182,7 @@ def weight_gradient(
         return dweight
     if choice.rung == "naive":
         shapes = _convolution(x.shape, dy.shape, kernel_size, geometry)
-        _launch("naive", f"dweight<{_type(x)}>").each(dweight.size, x, dy, dweight, shapes)
+        _launch("naive", f"dweight<{c_type(x.dtype)}>").each(dweight.size, x, dy, dweight, shapes)
     elif choice.rung == "im2col":
         _im2col_weight_gradient(x, dy, geometry, dweight)
     else:
@@ -222,7 +222,9 @@ def choose(kind: str, precision: str, groups: int, channels: int, outputs: int, 
     """
     wanted = os.environ.get("MINICENTERNET_CUDA_CONV", "")
     if wanted not in ("", *RUNGS):
-        raise InputError(f"MINICENTERNET_CUDA_CONV is {wanted!r}; expected one of {', '.join(RUNGS)}, or leave it unset")
+        raise InputError(
+            f"MINICENTERNET_CUDA_CONV is {wanted!r}; expected one of {', '.join(RUNGS)}, or leave it unset"
+        )
     found = shape_class(kind, groups, channels, outputs, pixels)
     rung, tile = table()["choices"][f"{precision} {kind} {found}"]
     choice = Choice(rung, tuple(tile))
@@ -299,7 +301,16 @@ def _input_gradient_correlations(dy_shape, dx_shape, kernel_size, geometry: Geom
     for phase_y, taps_y, window_y in _phases(0, kernel_size[0], geometry):
         for phase_x, taps_x, window_x in _phases(1, kernel_size[1], geometry):
             rows, columns = -(-(dx_shape[1] - phase_y) // stride_y), -(-(dx_shape[2] - phase_x) // stride_x)
-            sizes = batch, height, width, groups, outputs // groups, dx_shape[3] // groups, max(rows, 0), max(columns, 0)
+            sizes = (
+                batch,
+                height,
+                width,
+                groups,
+                outputs // groups,
+                dx_shape[3] // groups,
+                max(rows, 0),
+                max(columns, 0),
+            )
             where = *dx_shape[1:3], phase_y, stride_y, phase_x, stride_x
             found.append((*sizes, window_y, window_x, *where, *_progression(taps_y), *_progression(taps_x), 0))
     return np.array(found, CORRELATION)
@@ -317,10 +328,6 @@ def _launch(rung: str, expression: str):
 
 def _helper(expression: str):
     return kernel("ops/conv2d_arrange.cu", f"conv2d_{expression}")
-
-
-def _type(x: Array) -> str:
-    return {"float32": "float", "float16": "__half", "bfloat16": "__nv_bfloat16"}[x.dtype.name]
 
 
 def _dtype(precision: str) -> np.dtype:
@@ -438,7 +445,7 @@ def _correlate(x, weight, strides, parts, out, choice, bias, relu, statistics) -
         phases = np.zeros(1, PHASES)
         phases["of"][0, : len(some)] = some
         largest = int(sizes[begin : begin + 4].max())
-        arrange = _helper(f"arrange<{_type(x)}, {rounded}>")
+        arrange = _helper(f"arrange<{c_type(x.dtype)}, {rounded}>")
         arrange((-(-largest // 256), len(some)), 256, weight, taps, phases, given, *strides, weight.shape[3])
 
         bm, bn = choice.tile[:2]
@@ -446,9 +453,7 @@ def _correlate(x, weight, strides, parts, out, choice, bias, relu, statistics) -
         groups, outputs = int(some["groups"][0]), int(some["outputs"][0])
         grid = -(-pixels // bm), -(-outputs // bn), groups * len(some)
         tiles = grid[0] * len(some)
-        means, squares = (
-            xp.empty((tiles, groups * outputs), np.float32) if statistics else None for _ in range(2)
-        )
+        means, squares = (xp.empty((tiles, groups * outputs), np.float32) if statistics else None for _ in range(2))
         run, threads, shared = _tile_kernel("correlate", x, choice)
         run(grid, threads, x, taps, bias, out, means, squares, phases, int(relu), shared=shared)
     if not statistics:
@@ -491,7 +496,7 @@ def _tile_kernel(kind: str, x: Array, choice: Choice):
     else:  # BK rows of BM or BN numbers, and 8 or 4 words each
         words = bk * ((bm + bn) * x.itemsize // 4 + 2 * (8 if x.itemsize == 4 else 4))
     tile = ", ".join(map(str, (bm, bn, bk, rows, columns, *stages)))
-    run = _launch("tensor_cores", f"{kind}<{_type(x)}, {tile}>")
+    run = _launch("tensor_cores", f"{kind}<{c_type(x.dtype)}, {tile}>")
     return run, bm // rows * (bn // columns) * 32, 4 * stages[0] * words
 
 
@@ -502,7 +507,7 @@ def _padded(x: Array, channels: int, choice: Choice) -> tuple[Array, int]:
     if padded == channels:
         return x, channels
     wide = get_xp(x).empty((*x.shape[:3], padded), x.dtype)  # more than one group is not padded: see `can`
-    _helper(f"pad_channels<{_type(x)}>").each(wide.size, x, wide, _pixels(x), channels, padded)
+    _helper(f"pad_channels<{c_type(x.dtype)}>").each(wide.size, x, wide, _pixels(x), channels, padded)
     return wide, padded
 
 

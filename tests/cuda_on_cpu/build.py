@@ -120,21 +120,24 @@ class Library:
         self._library.simulator_error.restype = ctypes.c_char_p
 
     def signature(self, expression: str) -> str:
-        """Return one letter per parameter: P for a pointer, NumPy's code for a scalar."""
+        """Return one letter per parameter: P for a pointer, V for a struct, NumPy's code for a scalar."""
         function = getattr(self._library, f"signature_{self._numbers[expression]}")
         function.restype = ctypes.c_char_p
         return function().decode()
 
     def launch(self, expression: str, grid, block, arguments: Sequence, dynamic_shared: int = 0) -> None:
-        """Run a kernel.  Arguments: NumPy arrays, None (a null pointer) or NumPy scalars of the parameter's dtype.
+        """Run a kernel.  Arguments: NumPy arrays, None (a null pointer), NumPy scalars of the parameter's dtype, or
+        for a struct one element of a structured dtype.
 
         Raises TypeError when they do not fit the kernel, RuntimeError for what the kernel does wrong.
         """
         codes = self.signature(expression)
         if len(codes) != len(arguments):
             raise TypeError(f"{expression} takes {len(codes)} arguments, got {len(arguments)}")
-        pairs = enumerate(zip(arguments, codes, strict=True))
-        values = [_as_c(argument, code, f"{expression}: argument {i}") for i, (argument, code) in pairs]
+        sizes = getattr(self._library, f"sizes_{self._numbers[expression]}")
+        sizes.restype = ctypes.POINTER(ctypes.c_uint)
+        found = enumerate(zip(arguments, codes, sizes()[: len(codes)], strict=True))
+        values = [_as_c(argument, code, size, f"{expression}: argument {i}") for i, (argument, code, size) in found]
         pointers = (ctypes.c_void_p * len(values))(*[ctypes.addressof(value) for value in values])
         launch = Launch(_three(grid), _three(block), dynamic_shared, ORDERS.index(order()))
         if getattr(self._library, f"launch_{self._numbers[expression]}")(ctypes.byref(launch), pointers):
@@ -145,12 +148,16 @@ def _three(sizes: Sequence[int]) -> ctypes.Array:
     return (ctypes.c_uint * 3)(*[int(size) for size in (*sizes, 1, 1, 1)[:3]])
 
 
-def _as_c(argument, code: str, where: str):
+def _as_c(argument, code: str, size: int, where: str):
     """Return the bytes of an argument as a ctypes object.  Raises TypeError when it is not what the kernel takes."""
     if code == "P":
         if argument is not None and not isinstance(argument, np.ndarray):
             raise TypeError(f"{where} is a pointer in the kernel, got {type(argument).__name__}")
         return ctypes.c_void_p(0 if argument is None else argument.ctypes.data)
+    if code == "V":
+        if getattr(argument, "dtype", np.dtype("f8")).names is None or argument.nbytes != size:
+            raise TypeError(f"{where} is a struct of {size} bytes in the kernel, got {argument!r}")
+        return ctypes.create_string_buffer(argument.tobytes(), size)
     if not isinstance(argument, np.generic):
         raise TypeError(
             f"{where} is a {np.dtype(code)} in the kernel, got {type(argument).__name__} {argument!r}; CuPy would pass"

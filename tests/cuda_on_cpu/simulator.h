@@ -505,7 +505,7 @@ UNCHECKED int launch(void (*kernel)(Parameters...), const Launch& launch, void**
   return failed;
 }
 
-// One letter for each parameter: P a pointer, otherwise NumPy's code of the scalar.
+// One letter for each parameter: P a pointer, V a struct, otherwise NumPy's code of the scalar.
 template <class T>
 constexpr char type_code() {
   if constexpr (std::is_pointer_v<T>) return 'P';
@@ -515,13 +515,20 @@ constexpr char type_code() {
   else if constexpr (std::is_same_v<T, int>) return 'i';
   else if constexpr (std::is_same_v<T, unsigned>) return 'I';
   else if constexpr (std::is_same_v<T, long long>) return 'q';
-  else static_assert(sizeof(T) == 0, "kernels take pointers, float, double, bool, int, unsigned and long long");
+  else if constexpr (std::is_class_v<T>) return 'V';
+  else static_assert(sizeof(T) == 0, "kernels take pointers, structs, float, double, bool, int, unsigned and long long");
 }
 
 template <class... Parameters>
 const char* signature(void (*)(Parameters...)) {
   static const char codes[] = {type_code<std::remove_cv_t<Parameters>>()..., 0};
   return codes;
+}
+
+template <class... Parameters>
+const unsigned* sizes(void (*)(Parameters...)) {
+  static const unsigned bytes[] = {sizeof(Parameters)..., 0};
+  return bytes;
 }
 
 }  // namespace simulator
@@ -533,4 +540,5 @@ inline auto keep_simulator_error = &simulator_error;  // so that the shared libr
   extern "C" int launch_##NUMBER(const simulator::Launch* configuration, void** arguments) {           \
     return simulator::launch<HAS_BARRIERS>(__VA_ARGS__, *configuration, arguments);                    \
   }                                                                                                    \
-  extern "C" const char* signature_##NUMBER() { return simulator::signature(__VA_ARGS__); }
+  extern "C" const char* signature_##NUMBER() { return simulator::signature(__VA_ARGS__); }            \
+  extern "C" const unsigned* sizes_##NUMBER() { return simulator::sizes(__VA_ARGS__); }

@@ -137,7 +137,7 @@ def _host(value):
     """Return a value as NumPy takes it.  Raises TypeError for a NumPy array, which is not on the device."""
     if isinstance(value, ndarray):
         return value._host
-    if isinstance(value, np.ndarray):
+    if isinstance(value, np.ndarray) and (value.dtype.names is None or value.size != 1):  # one struct goes by value
         raise TypeError("Unsupported type <class 'numpy.ndarray'>: a NumPy array in device code; use cupy.asarray")
     if isinstance(value, (tuple, list)):
         return type(value)(_host(item) for item in value)

@@ -170,6 +170,20 @@ def test_arguments_that_cupy_would_pass_on_are_refused(stand_in, change, error, 
         run((1,), (32,), (given["x"], given["n"], given["by"], *given["rest"]))
 
 
+def test_a_struct_goes_by_value(stand_in):
+    source = """struct Line { int slope, start; };
+    __global__ void test_line(float* x, Line line) { x[threadIdx.x] = line.slope * threadIdx.x + line.start; }"""
+    run = function(stand_in, source, "test_line")
+    x = stand_in.empty(4, np.float32)
+    run((1,), (4,), (x, np.array([(2, 7)], [("slope", np.int32), ("start", np.int32)])))
+    assert np.array_equal(x.get(), [7, 9, 11, 13])
+    for wrong in (np.array([(2,)], [("slope", np.int32)]), np.int32(2)):
+        with pytest.raises(TypeError, match="argument 1 is a struct of 8 bytes in the kernel"):
+            run((1,), (4,), (x, wrong))
+    with pytest.raises(TypeError, match="NumPy array"):
+        run((1,), (4,), (x, np.zeros(2, [("slope", np.int32), ("start", np.int32)])))
+
+
 def test_what_gpp_refuses_and_what_is_not_listed(stand_in):
     with pytest.raises(SyntaxError, match=r"kernel.cu:2.*undeclared|kernel.cu:2.*not declared"):
         function(stand_in, "__global__ void test_wrong(float* x) {\n x[0] = missing; }", "test_wrong")
