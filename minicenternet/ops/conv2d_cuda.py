@@ -459,7 +459,7 @@ def _correlate(x, weight, strides, parts, out, choice, bias, relu, statistics) -
     if not statistics:
         return None
     mean, variance = (xp.empty(groups * outputs, np.float32) for _ in range(2))
-    merge = _helper("merge_statistics")
+    merge = kernel("ops/conv2d_statistics.cu", "conv2d_merge_statistics")
     blocks = -(-groups * outputs // 32)
     merge(blocks, (32, 8), means, squares, mean, variance, phases, len(some), grid[0], bm, groups * outputs)
     return mean, variance

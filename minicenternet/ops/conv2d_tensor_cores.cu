@@ -8,7 +8,7 @@
 // T: float is rounded to tf32, __half and __nv_bfloat16 are taken as they are; sums are float32. Rows of a tile in shared
 // memory are 16 bytes longer than their BK numbers, so that the 8 rows an ldmatrix reads lie in different banks.
 // A copy is 16 bytes: channels must be a multiple of 4 (float) or 8 (the others), and the arrays aligned likewise.
-#include "conv2d.cuh"
+#include "conv2d_tile.cuh"
 #include "tensor_cores.cuh"
 
 // Round n words in registers where T is float; the other types are ready for mma.

@@ -12,7 +12,7 @@
 //         +------+   +-----+-----+
 //
 // Everything is float32.
-#include "conv2d.cuh"
+#include "conv2d_tile.cuh"
 
 // out[m, n] = bias[n] + sum over d of implicit[m, d] * taps[n, d]: the forward pass, and each phase of the input gradient.
 // Blocks: x the pixels, y the outputs, z = phase * groups + group.
@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(BM / TM * (BN / TN))
       bool inside = n < g.outputs && d0 + d < depth;
       tile_w[d * WL + r + i * AT_ONCE] = inside ? weight[(size_t)n * depth + d0 + d] : 0.f;
     }
-    __syncthreads();
+    __syncthreads();  // the tiles are filled
 #pragma unroll
     for (int k = 0; k < BK; k++) {
       float a[TM], b[TN];
@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(BM / TM * (BN / TN))
 #pragma unroll
         for (int j = 0; j < TN; j++) sum[i][j] += a[i] * b[j];
     }
-    __syncthreads();
+    __syncthreads();  // nobody reads them any more
   }
   write_tile<float, BM, BN, LANES>(
       sum, [=](int i) { return ty * TM + i; }, [=](int j) { return tx * TN + j; }, ty, m0, n0, group,
@@ -101,7 +101,7 @@ __global__ void __launch_bounds__(BM / TM * (BN / TN))
       const float* seen = Row<float>(x, m < end ? m : pixels, group, g).at(Column(d0 + n % BN, g), g);
       tile_x[n / BN * XL + n % BN] = seen ? *seen : 0.f;
     }
-    __syncthreads();
+    __syncthreads();  // the tiles are filled
 #pragma unroll
     for (int k = 0; k < BK; k++) {
       float a[TM], b[TN];
@@ -114,7 +114,7 @@ __global__ void __launch_bounds__(BM / TM * (BN / TN))
 #pragma unroll
         for (int j = 0; j < TN; j++) sum[i][j] += a[i] * b[j];
     }
-    __syncthreads();
+    __syncthreads();  // nobody reads them any more
   }
   float* to = partial + ((size_t)split * g.groups + group) * g.outputs * depth;
 #pragma unroll

@@ -39,6 +39,6 @@ INSTANTIATIONS: dict[str, list[str]] = {
         "conv2d_arrange<float, true>",
         *(f"conv2d_pad_channels<{type_name}>" for type_name in FLOATS),
         "conv2d_sum_splits",
-        "conv2d_merge_statistics",
     ],
+    "ops/conv2d_statistics.cu": ["conv2d_merge_statistics"],
 }

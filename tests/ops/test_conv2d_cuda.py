@@ -6,10 +6,16 @@ order of float32 sums and, in 16 bits, the rounding of the result: a rung that r
 
 import importlib
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+from cuda_on_cpu.instantiations import INSTANTIATIONS
 
+from minicenternet import backend
 from minicenternet.errors import InputError
 from minicenternet.ops import conv2d_cuda
 
@@ -50,8 +56,7 @@ HALF_STEP = {"float32": 2**-24, "tf32": 2**-24, "fp16": 2**-11, "bf16": 2**-8}  
 
 
 def rounded(values, precision):
-    """Return the values, float32, as the precision multiplies them."""
-    values = values.astype(np.float32)
+    """Return the float32 values as the precision multiplies them."""
     if precision == "tf32":  # to nearest, 13 of 23 bits of mantissa fewer
         return ((values.view(np.uint32) + 0x1000) & 0xFFFFE000).view(np.float32)
     return values.astype(dtype_of(precision)).astype(np.float32)
@@ -72,9 +77,8 @@ class Layer:
         self.cupy, self.precision, self.kernel, self.size = cupy, precision, kernel, size
         self.geometry = Geometry.of(**options)
         taps = (outputs, channels // options["groups"], *kernel)
-        self.x = rounded(rng.standard_normal((batch, *size, channels)), precision)
-        self.weight = rounded(rng.standard_normal(taps), precision)
-        self.dy = rounded(rng.standard_normal((batch, *self.geometry.output_size(*size, kernel), outputs)), precision)
+        shapes = (batch, *size, channels), taps, (batch, *self.geometry.output_size(*size, kernel), outputs)
+        self.x, self.weight, self.dy = (rng.standard_normal(shape, np.float32) for shape in shapes)
 
     def choices(self, rung, tile="small"):
         groups, outputs, channels = self.geometry.groups, len(self.weight), self.weight.shape[1]
@@ -82,12 +86,14 @@ class Layer:
             pytest.skip(f"the rule takes another rung: {rung} cannot do groups of {channels} channels")
         return [conv2d_cuda.candidates(rung, kind, tile)[0] for kind in ("correlate", "dweight")]
 
-    def device(self, *arrays):
-        return [self.cupy.asarray(array.astype(dtype_of(self.precision))) for array in arrays]
+    def device(self):
+        """Return x, weight, dy on the device: maps as they are stored, the weight in float32."""
+        dtype = dtype_of(self.precision)
+        return [self.cupy.asarray(a) for a in (self.x.astype(dtype), self.weight, self.dy.astype(dtype))]
 
     def run(self, correlate=None, dweight=None):
         """Return y, dx, dweight as the kernels find them."""
-        x, weight, dy = self.device(self.x, self.weight, self.dy)
+        x, weight, dy = self.device()
         options = dict(precision=self.precision)
         return (
             conv2d_cuda.forward(x, weight, self.geometry, choice=correlate, **options),
@@ -97,7 +103,8 @@ class Layer:
 
     def expected(self):
         """Return y, dx, dweight by the definition in float64."""
-        x, weight, dy = (array.astype(np.float64) for array in (self.x, self.weight, self.dy))
+        arrays = self.x, self.weight, self.dy
+        x, weight, dy = (rounded(array, self.precision).astype(np.float64) for array in arrays)
         return (
             definition.reference_forward(x, weight, self.geometry),
             definition.reference_input_gradient(dy, weight, self.size, self.geometry),
@@ -151,7 +158,7 @@ def test_bias_relu_and_statistics(cupy, rung, precision, name):
     """Of both correlations: the input gradient is the forward pass of conv_transpose2d."""
     layer = Layer(cupy, precision, **CASES[name])
     choice, _ = layer.choices(rung)
-    x, weight, dy = layer.device(layer.x, layer.weight, layer.dy)
+    x, weight, dy = layer.device()
     wanted_y, wanted_dx, _ = layer.expected()
     for relu in (False, True):
         for wanted, call, arguments in (
@@ -174,7 +181,7 @@ def test_bias_relu_and_statistics(cupy, rung, precision, name):
 def test_statistics_do_not_cancel(cupy, rung, precision):
     """Mean 1000, deviation about 1: E[y^2] - E[y]^2 in float32 would be wrong in the first digit."""
     layer = Layer(cupy, precision, (1, 1), size=(31, 33), channels=4, outputs=5)
-    x, weight = layer.device(layer.x, layer.weight)
+    x, weight, _ = layer.device()
     bias = cupy.asarray(np.full(5, 1000, np.float32))
     choice, _ = layer.choices(rung)
     options = dict(precision=precision, bias=bias, statistics=True, choice=choice)
@@ -223,6 +230,121 @@ def test_a_weight_gradient_in_any_number_of_splits(cupy, rung, precision, blocks
     monkeypatch.setattr(conv2d_cuda, "BLOCKS", blocks)
     layer = Layer(cupy, precision, **CASES["more than a tile"])
     layer.check(layer.run(*layer.choices(rung)))
+
+
+# --- faults are found, and without them the sanitizers find none -----------------------------------------------------
+
+FAULTS = {  # name: (rung, text of its kernels, what is planted in its place)
+    "a wait too late": (
+        "tensor_cores",
+        "cp_async_wait<STAGES - 2>();  // this",
+        "cp_async_wait<STAGES - 1>();  // this",
+    ),
+    "a missing barrier": ("tiled", "__syncthreads();  // the tiles are filled", ""),
+    "a column too few": ("tensor_cores", "step * BK + d < depth;", "step * BK + d < depth - CHUNK;"),
+    "a row too many": ("tiled", "row < g.height && col", "row <= g.height && col"),
+    "cut off instead of rounded": ("tensor_cores", "        to_operand<T>(a[i]);\n", ""),
+}
+FAULTS_FOR_SANITIZERS = {  # name: (rung, text, what is planted, sanitizer, its report)
+    "a pixel too many": ("tiled", "if (m >= pixels) continue;", "if (m > pixels) continue;", "address", "overflow"),
+    "a missing barrier": (
+        "tensor_cores",
+        "__syncthreads();              // everybody's",
+        ";  //",
+        "thread",
+        "data race",
+    ),
+    "scratch too early": ("tensor_cores", "__syncthreads();  // the tiles become", ";  //", "thread", "data race"),
+}
+
+
+@pytest.fixture
+def plant(monkeypatch):
+    """A function that replaces text of a rung's kernels, of which it compiles one correlation alone."""
+
+    def plant(rung, text, fault):
+        file, sound = f"ops/conv2d_{rung}.cu", backend.cuda_source
+        assert text in sound(file)
+        monkeypatch.setattr(backend, "cuda_source", lambda file: sound(file).replace(text, fault))
+        monkeypatch.setitem(INSTANTIATIONS, file, [name for name in INSTANTIATIONS[file] if name in SMALLEST])
+        backend._kernel.cache_clear()
+
+    yield plant
+    backend._kernel.cache_clear()
+
+
+SMALLEST = (
+    "conv2d_tiled_correlate<64, 64, 16, 4, 4>",
+    "conv2d_tensor_cores_correlate<float, 64, 64, 32, 32, 32, 4>",
+)
+
+
+def correlate(cupy, rung):
+    """A forward pass by one block."""
+    layer = Layer(cupy, "tf32" if rung == "tensor_cores" else "float32", (3, 3), (9, 7), 1, channels=32, padding=1)
+    x, weight, _ = layer.device()
+    options = dict(precision=layer.precision, statistics=True, choice=layer.choices(rung)[0])
+    y, _, variance = conv2d_cuda.forward(x, weight, layer.geometry, **options)
+    wanted, *_ = layer.expected()
+    assert_close(y, wanted, 1e-6)
+    np.testing.assert_allclose(variance.get(), y.get().astype(np.float64).var((0, 1, 2)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_planted_fault_is_found(cupy, plant, name):
+    if not hasattr(cupy, "launches"):
+        pytest.skip("faults are for the simulator")
+    rung, text, fault = FAULTS[name]
+    correlate(cupy, rung)
+    plant(rung, text, fault)
+    with pytest.raises(AssertionError, match="Not equal to tolerance"):
+        correlate(cupy, rung)
+
+
+@pytest.mark.parametrize("rung, precision", [("tiled", "float32"), ("tensor_cores", "tf32"), ("tensor_cores", "fp16")])
+def test_small_grids(cupy, rung, precision, monkeypatch, plant):
+    """What the sanitizers run, with a fault where CONV2D_FAULT names one."""
+    if "CONV2D_FAULT" in os.environ:
+        fault = FAULTS_FOR_SANITIZERS[os.environ["CONV2D_FAULT"]]
+        plant(*fault[:3])
+        return correlate(cupy, fault[0])
+    monkeypatch.setattr(conv2d_cuda, "BLOCKS", 2)
+    layer = Layer(cupy, precision, (2, 3), size=(9, 7), batch=1, channels=16, stride=(1, 2), padding=1)
+    layer.check(layer.run(*layer.choices(rung)))
+
+
+def sanitized(sanitizer, tests, **environment):
+    """Run tests of this file under a sanitizer; return what the process wrote, and whether all was well."""
+    library = "libtsan.so" if sanitizer == "thread" else "libasan.so"
+    try:
+        found = subprocess.run(["g++", f"-print-file-name={library}"], capture_output=True, text=True).stdout.strip()
+    except FileNotFoundError:
+        pytest.skip("g++ is not installed")
+    if not Path(found).is_absolute():
+        pytest.skip(f"g++ has no {library}")
+    environment |= {"LD_PRELOAD": found, "CUDA_ON_CPU_SANITIZER": sanitizer, "MINICENTERNET_DEVICE": "cpu"}
+    environment |= {"ASAN_OPTIONS": "detect_leaks=0", "TSAN_OPTIONS": "halt_on_error=1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", __file__, "-k", tests]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
+    return done.stdout + done.stderr, done.returncode == 0
+
+
+def test_the_address_sanitizer_finds_nothing():
+    output, well = sanitized("address,undefined", "test_small_grids or test_other_tiles or stem or row or column")
+    assert well and " passed" in output, output
+
+
+@pytest.mark.parametrize("order", ["forward", "reverse", "random"])
+def test_the_thread_sanitizer_finds_nothing(order):
+    output, well = sanitized("thread", "test_small_grids", CUDA_ON_CPU_ORDER=order)
+    assert well and " passed" in output, output
+
+
+@pytest.mark.parametrize("name", FAULTS_FOR_SANITIZERS)
+def test_the_sanitizers_find_a_planted_fault(name):
+    *_, sanitizer, report = FAULTS_FOR_SANITIZERS[name]
+    output, well = sanitized(sanitizer, "test_small_grids and tf32", CONV2D_FAULT=name)
+    assert not well and report in output, output
 
 
 # --- the rule --------------------------------------------------------------------------------------------------------
