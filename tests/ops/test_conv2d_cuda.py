@@ -144,9 +144,10 @@ def test_other_tiles(cupy, rung, precision, tile):
 @pytest.mark.parametrize("name", ["depth-wise", "groups", "stem", "3x3"])
 def test_the_rule_finds_a_rung_for_every_layer(cupy, precision, name):
     layer = Layer(cupy, precision, **CASES[name])
-    if precision == "tf32" and name == "depth-wise":  # computed in float32: closer to what was not rounded
+    found = layer.run()
+    if precision == "tf32" and layer.geometry.groups > 1:  # on a rung that does not round
         layer.precision = "float32"
-    layer.check(layer.run())
+    layer.check(found)
 
 
 # --- what follows in the same kernel ---------------------------------------------------------------------------------
@@ -330,7 +331,7 @@ def sanitized(sanitizer, tests, **environment):
 
 
 def test_the_address_sanitizer_finds_nothing():
-    output, well = sanitized("address,undefined", "test_small_grids or test_other_tiles or stem or row or column")
+    output, well = sanitized("address,undefined", "small_grids or other_tiles or definition and (stem or one or nothing)")
     assert well and " passed" in output, output
 
 
