@@ -3,6 +3,41 @@
 The stand-in compiles a file's list as one library; NVRTC's test compiles the same lists for real GPUs.
 """
 
+from __future__ import annotations
+
 FLOATS = ("float", "__half", "__nv_bfloat16")
 
-INSTANTIATIONS: dict[str, list[str]] = {}
+
+def for_floats(*names: str) -> list[str]:
+    """Return name<T> for each name and each type in which numbers are stored."""
+    return [f"{name}<{T}>" for name in names for T in FLOATS]
+
+
+INSTANTIATIONS: dict[str, list[str]] = {
+    "ops/avg_pool2d.cu": for_floats("avg_pool2d_forward", "avg_pool2d_backward"),
+    "ops/batch_norm.cu": [
+        *for_floats("batch_norm_statistics", "batch_norm_sums"),
+        "batch_norm_combine",
+        "batch_norm_gradients",
+        *(
+            f"batch_norm_{name}<{T}, {neighbours}>"
+            for name in ("normalise", "backward")
+            for T in FLOATS
+            for neighbours in (1, 4 if T == "float" else 8)
+        ),
+    ],
+    "ops/gather_points.cu": for_floats("gather_points_forward", "gather_points_backward"),
+    "ops/max_pool2d.cu": for_floats("max_pool2d_forward", "max_pool2d_backward"),
+    "ops/pointwise.cu": for_floats("sigmoid_forward", "relu_backward"),
+    "ops/prepare_images.cu": ["prepare_images_warp", *for_floats("prepare_images_colour")],
+    "ops/upsample2d.cu": for_floats(
+        "upsample2d_nearest_forward",
+        "upsample2d_nearest_backward",
+        "upsample2d_bilinear_forward",
+        "upsample2d_bilinear_backward",
+    ),
+    "optim.cu": ["sgd_step", "adam_step"],
+    "points/decode.cu": [*for_floats("top_k_first", "decode_boxes"), "top_k_again", "top_k_cells"],
+    "points/losses.cu": [*for_floats("focal_loss_forward", "focal_loss_backward"), "focal_loss_total"],
+    "points/targets.cu": ["targets_encode"],
+}
