@@ -60,13 +60,14 @@ DTYPES = {  # of the types that kernels declare
     "int": "int32",
     "unsigned": "uint32",
     "long long": "int64",
+    "unsigned long long": "uint64",
     "unsigned char": "uint8",
     "float": "float32",
     "double": "float64",
     "__half": "float16",
     "__nv_bfloat16": "bfloat16",
 }
-LARGEST = 2**31 - 1  # kernels count elements in an int
+LARGEST = 2**31 - 1025  # kernels number threads in an int, those of the last block beyond the array, too
 FREE_SHARED = 48 << 10  # bytes of shared memory that need no asking for
 
 _INCLUDE = re.compile(r'^#include "([^"]+)"$', re.MULTILINE)
@@ -200,7 +201,7 @@ class Kernel:
             if argument.size > LARGEST:
                 raise OverflowError(
                     f"{self.expression}: {name} {argument.shape} has {argument.size} elements,"
-                    " and kernels count to 2^31 - 1; take a smaller batch"
+                    f" and kernels count to {LARGEST}; take a smaller batch"
                 )
             return argument
         if dtype == "struct":

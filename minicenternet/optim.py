@@ -17,6 +17,7 @@ import numpy as np
 from .backend import Array, get_xp
 from .errors import InputError
 from .nn.module import Module, Parameter
+from .optim_cuda import OneLaunch
 from .threads import parallel_for
 
 BLOCK = 1 << 15  # parameters updated at a time, so that all their arrays stay in cache
@@ -33,6 +34,7 @@ class Optimiser:
     def __init__(self, named_parameters: Iterable[tuple[str, Parameter]], lr: float, weight_decay: float = 0.0):
         self.parameters = dict(named_parameters)
         self.lr, self.weight_decay, self.steps = lr, weight_decay, 0
+        self.one_launch = OneLaunch()
         self.slot_arrays = {
             name: {key: get_xp(p.data).zeros_like(p.data, order="C") for key, p in self.parameters.items()}
             for name in self.slots
@@ -41,17 +43,26 @@ class Optimiser:
     def step(self) -> None:
         """Update every parameter that has a gradient."""
         self.steps += 1
-        jobs = []
+        arrays, on_gpu = [], False
         for key, parameter in self.parameters.items():
             if parameter.grad is not None:
-                parameter.data = get_xp(parameter.data).asarray(parameter.data, order="C")  # so that blocks are views
-                arrays = [parameter.data, parameter.grad, *(self.slot_arrays[name][key] for name in self.slots)]
-                flat = [array.reshape(-1) for array in arrays]
-                jobs += [[array[i : i + BLOCK] for array in flat] for i in range(0, parameter.size, BLOCK)]
+                xp = get_xp(parameter.data, parameter.grad)
+                on_gpu |= xp is not np
+                parameter.data = xp.asarray(parameter.data, order="C")  # so that blocks are views
+                slots = [self.slot_arrays[name][key] for name in self.slots]
+                arrays.append([parameter.data, xp.asarray(parameter.grad, order="C"), *slots])
+        if on_gpu:
+            return self.update_on_gpu(arrays)
+        flat = [[array.reshape(-1) for array in of_one] for of_one in arrays]
+        jobs = [[array[i : i + BLOCK] for array in of_one] for of_one in flat for i in range(0, of_one[0].size, BLOCK)]
         parallel_for(lambda job: self.update(*job), jobs)
 
     def update(self, weight: Array, gradient: Array, *slots: Array) -> None:
         """Update one block of a parameter in place."""
+        raise NotImplementedError
+
+    def update_on_gpu(self, arrays: list[list[Array]]) -> None:
+        """Update all parameters in place; arrays: of each its weight, gradient and slots."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Array]:
@@ -89,6 +100,9 @@ class SGD(Optimiser):
         velocity += gradient
         weight -= self.lr * velocity
 
+    def update_on_gpu(self, arrays):
+        self.one_launch("sgd_step", arrays, [self.lr], self.momentum, self.weight_decay)
+
 
 class Adam(Optimiser):
     """Adam (Kingma and Ba, 2015); weight decay is added to the gradient, as in torch.optim.Adam."""
@@ -109,10 +123,15 @@ class Adam(Optimiser):
         mean += (1 - beta1) * gradient
         variance *= beta2
         variance += (1 - beta2) * (gradient * gradient)
-        denominator = get_xp(weight).sqrt(variance)
+        denominator = np.sqrt(variance)
         denominator *= 1 / math.sqrt(1 - beta2**self.steps)
         denominator += self.epsilon
         weight -= (self.lr / (1 - beta1**self.steps)) * (mean / denominator)
+
+    def update_on_gpu(self, arrays):
+        beta1, beta2 = self.betas
+        rates = [self.lr / (1 - beta1**self.steps), 1 / math.sqrt(1 - beta2**self.steps)]
+        self.one_launch("adam_step", arrays, rates, beta1, 1 - beta1, beta2, 1 - beta2, self.epsilon, self.weight_decay)
 
 
 def clip_gradients(parameters: Iterable[Parameter], max_norm: float) -> float:

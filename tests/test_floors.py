@@ -18,6 +18,7 @@ FLOORS = {
     "ops": 2,
     "nn": 3,
     "optim": 3,
+    "optim_cuda": 3,
     "points": 4,
     "backbones": 5,
     "tasks": 5,

@@ -20,6 +20,7 @@ import numpy as np
 from ..autograd import differentiable
 from ..backend import Array, get_xp
 from ..threads import parallel_for
+from . import batch_norm_cuda
 from .conv2d import channel_sum
 
 BLOCK = 1 << 17  # numbers in a block: with one or two temporaries it fits a core's caches
@@ -47,6 +48,11 @@ def batch_norm(
     """
     xp, count = get_xp(x, weight), x.size // x.shape[-1]
     _check(x, residual, training, weight=weight, bias=bias, running_mean=running_mean, running_var=running_var)
+    if xp is not np:
+        return batch_norm_cuda.batch_norm(
+            x, weight, bias, running_mean, running_var, residual,
+            relu=relu, training=training, momentum=momentum, epsilon=epsilon,
+        )  # fmt: skip
     if training:
         mean, variance = statistics(x)
         running_mean += momentum * (mean - running_mean)

@@ -6,8 +6,11 @@ contributed. Shapes: anything that broadcasts; numbers count as shape ().
 
 from __future__ import annotations
 
+import numpy as np
+
 from ..autograd import differentiable
 from ..backend import Array, get_xp
+from . import pointwise_cuda
 
 
 def unbroadcast(gradient: Array, shape: tuple[int, ...] | None) -> Array | None:
@@ -141,8 +144,8 @@ def relu(x):
     """Return max(x, 0); the gradient at 0 is 0."""
     y = get_xp(x).maximum(x, 0)
 
-    def backward(dy):
-        return (dy * (y > 0),)  # y, not x: the next layer keeps y anyway
+    def backward(dy):  # y, not x: the next layer keeps y anyway
+        return (dy * (y > 0) if get_xp(dy) is np else pointwise_cuda.relu_backward(dy, y),)
 
     return y, backward
 
@@ -161,9 +164,11 @@ def leaky_relu(x, slope=0.01):
 @differentiable
 def sigmoid(x):
     """Return 1 / (1 + e ** -x), computed without overflow for any x."""
-    xp = get_xp(x)
-    e = xp.exp(-xp.abs(x))  # in (0, 1]
-    y = xp.where(x >= 0, 1, e) / (1 + e)
+    if get_xp(x) is np:
+        e = np.exp(-np.abs(x))  # in (0, 1]
+        y = np.where(x >= 0, 1, e) / (1 + e)
+    else:
+        y = pointwise_cuda.sigmoid(x)
 
     def backward(dy):
         return (dy * y * (1 - y),)

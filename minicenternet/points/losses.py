@@ -10,10 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from ..autograd import Tensor, differentiable
 from ..backend import Array, get_xp
 from ..errors import InputError
 from ..ops import gather_points
+from . import losses_cuda
 from .targets import Targets
 
 
@@ -30,6 +33,8 @@ def focal_loss(logits, heatmap, alpha=2, beta=4):
     if logits.shape != heatmap.shape:
         raise InputError(f"focal_loss needs logits and heatmap of one shape, got {logits.shape} and {heatmap.shape}")
     xp = get_xp(logits, heatmap)
+    if xp is not np:
+        return losses_cuda.focal_loss(logits, heatmap, alpha, beta)
     soft = xp.log1p(xp.exp(-xp.abs(logits)))  # neither overflows nor loses a small p, whatever the logits
     log_p, log_q = xp.minimum(logits, 0) - soft, -xp.maximum(logits, 0) - soft  # q = 1 - p
     p, q = xp.exp(log_p), xp.exp(log_q)

@@ -102,6 +102,8 @@ inline float __expf(float x) { return expf(x); }
 inline float __logf(float x) { return logf(x); }
 inline float __fdividef(float a, float b) { return a / b; }
 inline float __saturatef(float x) { return fminf(fmaxf(x, 0), 1); }
+UNCHECKED inline double __dmul_rn(double a, double b) { return a * b; }  // never part of a fused multiply-add
+UNCHECKED inline double __dsub_rn(double a, double b) { return a - b; }
 inline int __float2int_rd(float x) { return (int)floorf(x); }
 inline int __float2int_rn(float x) { return (int)nearbyintf(x); }
 inline int __float_as_int(float x) { return simulator::bits_as<int>(x); }

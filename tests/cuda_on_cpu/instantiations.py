@@ -3,42 +3,71 @@
 The stand-in compiles a file's list as one library; NVRTC's test compiles the same lists for real GPUs.
 """
 
+from __future__ import annotations
+
 from minicenternet.ops.conv2d_cuda import TILES
 
 FLOATS = ("float", "__half", "__nv_bfloat16")
 
 
-def _tiles(kind: str) -> list[str]:
-    """Every tile that the rungs of the convolution are launched with."""
-    return [", ".join(map(str, tile)) for tiles in TILES["tiled"][kind].values() for tile in tiles]
+def for_floats(*names: str) -> list[str]:
+    """Return name<T> for each name and each type in which numbers are stored."""
+    return [f"{name}<{T}>" for name in names for T in FLOATS]
 
 
-def _tensor_core_tiles(kind: str) -> list[str]:
-    """The same of the tensor cores: a step is as many bytes for each type."""
+def for_tiles(rung: str) -> list[str]:
+    """Return both kernels of a rung of the convolution for each of its tiles."""
     return [
-        f"{type_name}, {bm}, {bn}, {bk if type_name == 'float' else 2 * bk}, {rest[0]}, {rest[1]}, {rest[2]}"
-        for type_name in FLOATS
-        for tiles in TILES["tensor_cores"][kind].values()
-        for bm, bn, bk, *rest in tiles
+        f"conv2d_{rung}_{kind}<{', '.join(map(str, tile))}>"
+        for kind, tiles in TILES[rung].items()
+        for some in tiles.values()
+        for tile in _typed(rung, some)
     ]
 
 
+def _typed(rung: str, tiles: list[tuple[int, ...]]) -> list[tuple]:
+    """Return the tiles as template arguments; on tensor cores a step is as many bytes for each type of number."""
+    if rung == "tiled":
+        return tiles
+    return [(T, bm, bn, bk if T == "float" else 2 * bk, *rest) for bm, bn, bk, *rest in tiles for T in FLOATS]
+
+
 INSTANTIATIONS: dict[str, list[str]] = {
-    "ops/conv2d_naive.cu": [
-        f"conv2d_naive_{name}<{type_name}>" for name in ("forward", "dinput", "dweight") for type_name in FLOATS
-    ],
-    "ops/conv2d_im2col.cu": ["conv2d_columns", "conv2d_gather_columns"],
-    "ops/conv2d_tiled.cu": [
-        f"conv2d_tiled_{kind}<{tile}>" for kind in ("correlate", "dweight") for tile in _tiles(kind)
-    ],
-    "ops/conv2d_tensor_cores.cu": [
-        f"conv2d_tensor_cores_{kind}<{tile}>" for kind in ("correlate", "dweight") for tile in _tensor_core_tiles(kind)
+    "ops/avg_pool2d.cu": for_floats("avg_pool2d_forward", "avg_pool2d_backward"),
+    "ops/batch_norm.cu": [
+        *for_floats("batch_norm_statistics", "batch_norm_sums"),
+        "batch_norm_combine",
+        "batch_norm_gradients",
+        *(
+            f"batch_norm_{name}<{T}, {neighbours}>"
+            for name in ("normalise", "backward")
+            for T in FLOATS
+            for neighbours in (1, 4 if T == "float" else 8)
+        ),
     ],
     "ops/conv2d_arrange.cu": [
-        *(f"conv2d_arrange<{type_name}, false>" for type_name in FLOATS),
+        *(f"conv2d_arrange<{T}, false>" for T in FLOATS),
         "conv2d_arrange<float, true>",
-        *(f"conv2d_pad_channels<{type_name}>" for type_name in FLOATS),
+        *for_floats("conv2d_pad_channels"),
         "conv2d_sum_splits",
     ],
+    "ops/conv2d_im2col.cu": ["conv2d_columns", "conv2d_gather_columns"],
+    "ops/conv2d_naive.cu": for_floats("conv2d_naive_forward", "conv2d_naive_dinput", "conv2d_naive_dweight"),
     "ops/conv2d_statistics.cu": ["conv2d_merge_statistics"],
+    "ops/conv2d_tensor_cores.cu": for_tiles("tensor_cores"),
+    "ops/conv2d_tiled.cu": for_tiles("tiled"),
+    "ops/gather_points.cu": for_floats("gather_points_forward", "gather_points_backward"),
+    "ops/max_pool2d.cu": for_floats("max_pool2d_forward", "max_pool2d_backward"),
+    "ops/pointwise.cu": for_floats("sigmoid_forward", "relu_backward"),
+    "ops/prepare_images.cu": ["prepare_images_warp", *for_floats("prepare_images_colour")],
+    "ops/upsample2d.cu": for_floats(
+        "upsample2d_nearest_forward",
+        "upsample2d_nearest_backward",
+        "upsample2d_bilinear_forward",
+        "upsample2d_bilinear_backward",
+    ),
+    "optim.cu": ["sgd_step", "adam_step"],
+    "points/decode.cu": [*for_floats("top_k_first", "decode_boxes"), "top_k_again", "top_k_cells"],
+    "points/losses.cu": [*for_floats("focal_loss_forward", "focal_loss_backward"), "focal_loss_total"],
+    "points/targets.cu": ["targets_encode"],
 }
