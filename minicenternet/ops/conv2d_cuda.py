@@ -112,7 +112,7 @@ def forward(
     if y.size == 0:
         return _with_statistics(y, statistics)
     if choice.rung == "naive":
-        shapes = _convolution(x.shape, y.shape, kernel_size, geometry)
+        shapes = convolution(x.shape, y.shape, kernel_size, geometry)
         _launch("naive", f"forward<{c_type(x.dtype)}>").each(y.size, x, weight, bias, y, shapes, int(relu))
     elif choice.rung == "im2col":
         _im2col_forward(x, weight, geometry, y)
@@ -150,7 +150,7 @@ def input_gradient(
     if dx.size == 0:
         return _with_statistics(dx, statistics)
     if choice.rung == "naive":
-        shapes = _convolution(dx.shape, dy.shape, kernel_size, geometry)
+        shapes = convolution(dx.shape, dy.shape, kernel_size, geometry)
         _launch("naive", f"dinput<{c_type(dy.dtype)}>").each(dx.size, dy, weight, bias, dx, shapes, int(relu))
     elif choice.rung == "im2col":
         _im2col_input_gradient(dy, weight, geometry, dx)
@@ -181,7 +181,7 @@ def weight_gradient(
     if dy.size == 0:
         return dweight
     if choice.rung == "naive":
-        shapes = _convolution(x.shape, dy.shape, kernel_size, geometry)
+        shapes = convolution(x.shape, dy.shape, kernel_size, geometry)
         _launch("naive", f"dweight<{c_type(x.dtype)}>").each(dweight.size, x, dy, dweight, shapes)
     elif choice.rung == "im2col":
         _im2col_weight_gradient(x, dy, geometry, dweight)
@@ -281,7 +281,8 @@ CORRELATION = np.dtype(
 PHASES = np.dtype([("of", CORRELATION, 4)])
 
 
-def _convolution(x_shape, y_shape, kernel_size, geometry: Geometry) -> np.ndarray:
+def convolution(x_shape, y_shape, kernel_size, geometry: Geometry) -> np.ndarray:
+    """Return the struct Convolution of conv2d.cuh."""
     values = *x_shape, *y_shape[1:], *kernel_size, geometry.groups, *geometry.stride, *geometry.padding
     return np.array([(*values, *geometry.dilation)], CONVOLUTION)
 
@@ -383,7 +384,7 @@ def _columns(x: Array, y: Array, kernel_size, geometry: Geometry) -> Array:
     """Return (G, B*OH*OW, KH*KW*C/G): what each output sees."""
     depth = math.prod(kernel_size) * x.shape[3] // geometry.groups
     columns = get_xp(x).empty((geometry.groups, _pixels(y), depth), x.dtype)
-    shapes = _convolution(x.shape, y.shape, kernel_size, geometry)
+    shapes = convolution(x.shape, y.shape, kernel_size, geometry)
     kernel("ops/conv2d_im2col.cu", "conv2d_columns").each(columns.size, x, columns, shapes)
     return columns
 
@@ -412,7 +413,7 @@ def _im2col_input_gradient(dy: Array, weight: Array, geometry: Geometry, dx: Arr
     matrices = _matrices(weight, geometry.groups).transpose(0, 2, 1)  # (G, O/G, KH*KW*C/G)
     for images in _image_strips(dx, dy, math.prod(kernel_size)):
         dcolumns = xp.ascontiguousarray(_by_group(dy[images], geometry.groups) @ matrices)
-        shapes = _convolution(dx[images].shape, dy[images].shape, kernel_size, geometry)
+        shapes = convolution(dx[images].shape, dy[images].shape, kernel_size, geometry)
         gather = kernel("ops/conv2d_im2col.cu", "conv2d_gather_columns")
         gather.each(dx[images].size, dcolumns, dx[images], shapes)
 

@@ -56,6 +56,9 @@ INSTANTIATIONS: dict[str, list[str]] = {
     "ops/conv2d_statistics.cu": ["conv2d_merge_statistics"],
     "ops/conv2d_tensor_cores.cu": for_tiles("tensor_cores"),
     "ops/conv2d_tiled.cu": for_tiles("tiled"),
+    "ops/deform_conv2d.cu": for_floats(
+        "deform_conv2d_columns", "deform_conv2d_doffset", "deform_conv2d_corners", "deform_conv2d_dinput"
+    ),
     "ops/gather_points.cu": for_floats("gather_points_forward", "gather_points_backward"),
     "ops/max_pool2d.cu": for_floats("max_pool2d_forward", "max_pool2d_backward"),
     "ops/pointwise.cu": for_floats("sigmoid_forward", "relu_backward"),

@@ -331,7 +331,9 @@ def sanitized(sanitizer, tests, **environment):
 
 
 def test_the_address_sanitizer_finds_nothing():
-    output, well = sanitized("address,undefined", "small_grids or other_tiles or definition and (stem or one or nothing)")
+    output, well = sanitized(
+        "address,undefined", "small_grids or other_tiles or definition and (stem or one or nothing)"
+    )
     assert well and " passed" in output, output
 
 
