@@ -217,8 +217,8 @@ for _name in (
 for _name in (
     "all any arange argmax argsort broadcast_to clip concatenate copyto dot einsum expand_dims eye full full_like "
     "hstack linspace matmul max mean min moveaxis ones ones_like pad partition prod ravel repeat reshape roll "
-    "searchsorted sort split squeeze stack sum swapaxes take take_along_axis tensordot tile transpose tril triu vdot vstack where "
-    "zeros zeros_like"
+    "searchsorted sort split squeeze stack sum swapaxes take take_along_axis tensordot tile transpose tril triu vdot "
+    "vstack where zeros zeros_like"
 ).split():
     globals()[_name] = _on_device(getattr(np, _name))
 for _name in "argwhere flatnonzero nonzero unique".split():  # the host must read how long the result is
