@@ -3,6 +3,11 @@
 #include <cuda_fp16.h>
 #include <cuda_bf16.h>
 
+#ifndef INFINITY  // NVRTC brings no math.h
+#define INFINITY __int_as_float(0x7f800000)
+#define NAN __int_as_float(0x7fffffff)
+#endif
+
 // N numbers that lie side by side, read and written in one instruction: 16 bytes are what a thread moves best.
 template <class T, int N>
 struct __align__(N * sizeof(T)) Pack {

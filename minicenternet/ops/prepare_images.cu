@@ -7,23 +7,13 @@
 // The warp is that of data/transforms.py, Pillow's: bilinear, black outside, the outermost pixels repeated for half a
 // pixel, rounded down; positions and weights are in double, as there. from_output (B, 2, 3) takes an output pixel's
 // centre, at (x + 1/2, y + 1/2), to the image. colours (B, 6): of_image, of_grey, of_mean, and the shift of R, G, B.
+#include "block_sum.cuh"
 #include "numbers.cuh"
 
 constexpr int THREADS = 256;
 
 __device__ __forceinline__ float grey_of(const float (&rgb)[3]) {
   return 0.299f * rgb[0] + 0.587f * rgb[1] + 0.114f * rgb[2];
-}
-
-// The grey values of a block's threads added up, pairwise; thread 0's result is right.
-__device__ float summed_in_block(float own) {
-  __shared__ float all[THREADS];
-  all[threadIdx.x] = own;
-  for (int half = THREADS / 2; half > 0; half /= 2) {
-    __syncthreads();
-    if (threadIdx.x < half) all[threadIdx.x] += all[threadIdx.x + half];
-  }
-  return all[0];
 }
 
 // Block (tile, image), one thread per output pixel. begins (B,), sizes (B, 2): where an image lies in pixels, its
@@ -59,7 +49,7 @@ __global__ void prepare_images_warp(const unsigned char* __restrict__ pixels, co
       rgb[c] = value / 255.0f;
     }
   }
-  float sum = summed_in_block(grey_of(rgb));
+  float sum = block_sum<THREADS>(grey_of(rgb));
   if (threadIdx.x == 0) greys[image * gridDim.x + blockIdx.x] = sum / (out_height * out_width);
 }
 
@@ -71,10 +61,7 @@ __global__ void prepare_images_colour(const unsigned char* __restrict__ warped, 
   int image = blockIdx.y, i = blockIdx.x * THREADS + threadIdx.x;
   float part = 0;
   for (int tile = threadIdx.x; tile < gridDim.x; tile += THREADS) part += greys[image * gridDim.x + tile];
-  __shared__ float mean_grey;
-  float sum = summed_in_block(part);
-  if (threadIdx.x == 0) mean_grey = sum;
-  __syncthreads();
+  float mean_grey = block_sum<THREADS>(part);
   if (i >= pixels) return;
   const float* colour = colours + 6 * image;
   long long at = 3 * ((long long)image * pixels + i);

@@ -5,6 +5,7 @@
 //
 // Forward: each block sums its share, one block then sums the blocks: the order is the same every time. N stays on the
 // GPU. Backward: one thread per logit; it computes p again rather than reading it.
+#include "../ops/block_sum.cuh"
 #include "../ops/numbers.cuh"
 
 constexpr int THREADS = 256;
@@ -19,52 +20,41 @@ __device__ __forceinline__ float2 log_probabilities(float z) {
   return {fminf(z, 0) - soft, -fmaxf(z, 0) - soft};
 }
 
-// Sum over the block, pairwise; thread 0's result is right.
-__device__ float2 summed_in_block(float2 own) {
-  __shared__ float2 all[THREADS];
-  all[threadIdx.x] = own;
-  for (int half = THREADS / 2; half > 0; half /= 2) {
-    __syncthreads();
-    if (threadIdx.x >= half) continue;
-    all[threadIdx.x].x += all[threadIdx.x + half].x;
-    all[threadIdx.x].y += all[threadIdx.x + half].y;
-  }
-  return all[0];
-}
-
 // sums (blocks, 2): of the terms, and how many objects.
 template <class T>
 __global__ void focal_loss_forward(const T* __restrict__ logits, const float* __restrict__ heatmap,
                                    float* __restrict__ sums, int count, float alpha, float beta) {
-  float2 sum = {0, 0};
+  float sum = 0, objects = 0;
   for (long long i = blockIdx.x * THREADS + threadIdx.x; i < count; i += gridDim.x * THREADS) {
     float2 log_pq = log_probabilities((float)logits[i]);
     float Y = heatmap[i], p = expf(log_pq.x), q = expf(log_pq.y);
     if (Y == 1) {
-      sum.x += power(q, alpha) * log_pq.x;
-      sum.y += 1;
+      sum += power(q, alpha) * log_pq.x;
+      objects += 1;
     } else {
-      sum.x += power(1 - Y, beta) * power(p, alpha) * log_pq.y;
+      sum += power(1 - Y, beta) * power(p, alpha) * log_pq.y;
     }
   }
-  sum = summed_in_block(sum);
+  sum = block_sum<THREADS>(sum);
+  objects = block_sum<THREADS>(objects);
   if (threadIdx.x > 0) return;
-  sums[2 * blockIdx.x] = sum.x;
-  sums[2 * blockIdx.x + 1] = sum.y;
+  sums[2 * blockIdx.x] = sum;
+  sums[2 * blockIdx.x + 1] = objects;
 }
 
 // One block: loss, and the number of objects, at least 1.
 __global__ void focal_loss_total(const float* __restrict__ sums, float* __restrict__ loss, float* __restrict__ objects,
                                  int blocks) {
-  float2 sum = {0, 0};
+  float sum = 0, found = 0;
   for (int i = threadIdx.x; i < blocks; i += THREADS) {
-    sum.x += sums[2 * i];
-    sum.y += sums[2 * i + 1];
+    sum += sums[2 * i];
+    found += sums[2 * i + 1];
   }
-  sum = summed_in_block(sum);
+  sum = block_sum<THREADS>(sum);
+  found = block_sum<THREADS>(found);
   if (threadIdx.x > 0) return;
-  *objects = fmaxf(sum.y, 1);
-  *loss = -sum.x / *objects;
+  *objects = fmaxf(found, 1);
+  *loss = -sum / fmaxf(found, 1);
 }
 
 template <class T>

@@ -7,6 +7,7 @@
 // since that is cheaper than waiting for another. Then each thread takes one cell of the tile and looks which objects
 // reach it: it alone writes there, so the largest value needs no atomics. The first tile's block also writes the slots.
 // Geometry is in double, rounded step by step as the NumPy reference rounds: a radius is cut to an integer.
+#include "../ops/numbers.cuh"
 
 struct Object {
   int x, y, label, radius;  // label -1: left no area in the map, or an empty slot
@@ -31,7 +32,7 @@ __global__ void targets_encode(const float* __restrict__ boxes, const long long*
                                float* __restrict__ heatmap, long long* __restrict__ index, float* __restrict__ offset,
                                float* __restrict__ size, float* __restrict__ mask, int slots, int objects, int height,
                                int width, int classes, float stride, double overlap, bool released) {
-  extern __shared__ Object all[];  // (slots,)
+  extern __shared__ Object found[];  // (slots,)
   int image = blockIdx.y;
   for (int i = threadIdx.x; i < slots; i += blockDim.x) {
     const float* box = boxes + 4 * (image * slots + i);
@@ -39,22 +40,22 @@ __global__ void targets_encode(const float* __restrict__ boxes, const long long*
     double left = clipped(box[0], stride, width), right = clipped(box[2], stride, width);
     double top = clipped(box[1], stride, height), bottom = clipped(box[3], stride, height);
     bool kept = label >= 0 && label < classes && right > left && bottom > top;
-    all[i] = {min((int)((left + right) / 2), width - 1), min((int)((top + bottom) / 2), height - 1), kept ? label : -1, 0};
-    if (kept) all[i].radius = gaussian_radius(ceil(bottom - top), ceil(right - left), overlap, released);
+    found[i] = {min((int)((left + right) / 2), width - 1), min((int)((top + bottom) / 2), height - 1), kept ? label : -1, 0};
+    if (kept) found[i].radius = gaussian_radius(ceil(bottom - top), ceil(right - left), overlap, released);
   }
   __syncthreads();
 
   for (int i = threadIdx.x; i < slots && blockIdx.x == 0; i += blockDim.x) {
     int slot = 0;  // how many were kept before this one
-    for (int j = 0; j < i; j++) slot += all[j].label >= 0;
-    if (all[i].label < 0 || slot >= objects) continue;
+    for (int j = 0; j < i; j++) slot += found[j].label >= 0;
+    if (found[i].label < 0 || slot >= objects) continue;
     const float* box = boxes + 4 * (image * slots + i);
     double left = clipped(box[0], stride, width), right = clipped(box[2], stride, width);
     double top = clipped(box[1], stride, height), bottom = clipped(box[3], stride, height);
     int at = image * objects + slot;
-    index[at] = all[i].y * width + all[i].x;
-    offset[2 * at] = (left + right) / 2 - all[i].x;
-    offset[2 * at + 1] = (top + bottom) / 2 - all[i].y;
+    index[at] = found[i].y * width + found[i].x;
+    offset[2 * at] = (left + right) / 2 - found[i].x;
+    offset[2 * at + 1] = (top + bottom) / 2 - found[i].y;
     size[2 * at] = right - left;
     size[2 * at + 1] = bottom - top;
     mask[at] = 1;
@@ -64,7 +65,7 @@ __global__ void targets_encode(const float* __restrict__ boxes, const long long*
   if (cell >= height * width) return;
   int drawn = 0;
   for (int i = 0; i < slots && drawn < objects; i++) {
-    Object object = all[i];
+    Object object = found[i];
     if (object.label < 0) continue;
     drawn++;
     int dx = x - object.x, dy = y - object.y;

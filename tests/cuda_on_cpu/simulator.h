@@ -26,7 +26,6 @@ extern "C" void __asan_unpoison_memory_region(void const volatile* address, size
 #elif defined(__SANITIZE_THREAD__)
 #include <sys/mman.h>
 extern "C" void* __tsan_create_fiber(unsigned flags);
-extern "C" void __tsan_destroy_fiber(void* fiber);
 extern "C" void* __tsan_get_current_fiber();
 extern "C" void __tsan_switch_to_fiber(void* fiber, unsigned flags);
 extern "C" void __tsan_acquire(void* address);
@@ -94,7 +93,7 @@ inline const void* scheduler_stack;
 inline size_t scheduler_stack_size;
 struct Body { void (*run)(void*); void* argument; };
 inline Body body;                // the kernel with its arguments
-inline char all_threads;         // an address that stands for the start and the end of a launch
+inline char block_begin, launch_end;  // addresses that stand for the two; blocks are not ordered among each other
 
 // Keep the first error; the kernel goes on to its end, for a fiber cannot be left in the middle.
 template <class... Values>
@@ -183,9 +182,9 @@ UNCHECKED inline void fiber_main() {
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack, &scheduler_stack_size);
 #endif
-  acquire(&all_threads);
+  acquire(&block_begin);
   body.run(body.argument);
-  release(&all_threads);
+  release(&launch_end);
   current->state = FINISHED;
   switch_to_scheduler(true);
   __builtin_trap();
@@ -228,18 +227,13 @@ UNCHECKED inline T& shared() {
   return *(T*)memory;
 }
 
-// Fresh pages where ThreadSanitizer would otherwise see accesses of the block before.
-UNCHECKED inline void renew(char*& memory, [[maybe_unused]] size_t bytes) {
-#if defined(__SANITIZE_THREAD__)
-  if (memory) munmap(memory, bytes);
-  memory = (char*)mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-#else
-  if (!memory) memory = (char*)aligned_alloc(4096, bytes);
-#endif
-}
-
 UNCHECKED inline void begin_block_memory() {
-  renew(arena, ARENA_BYTES);
+  if (!arena) arena = (char*)aligned_alloc(4096, ARENA_BYTES);
+#if defined(__SANITIZE_THREAD__)  // fresh pages, or it would take the block before for another thread that races
+  size_t used = (arena_used + 4095) / 4096 * 4096;
+  if (used) mmap(arena, used, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+  release(&block_begin);
+#endif
 #if defined(__SANITIZE_ADDRESS__)
   __asan_poison_memory_region(arena, ARENA_BYTES);
 #endif
@@ -387,7 +381,12 @@ UNCHECKED inline void try_block_barrier(unsigned threads) {
 
 UNCHECKED inline void begin_fiber(unsigned i) {
   Fiber& fiber = fibers[i];
-  renew(fiber.stack, STACK_BYTES);
+  if (!fiber.stack) {
+    fiber.stack = (char*)aligned_alloc(4096, STACK_BYTES);
+#if defined(__SANITIZE_THREAD__)
+    fiber.tsan = __tsan_create_fiber(0);  // for ever: they are dear, and threads of two blocks still differ
+#endif
+  }
   fiber.index = {i % block_size.x, i / block_size.x % block_size.y, i / (block_size.x * block_size.y)};
   fiber.lane = i % WARP;
   fiber.warp = i / WARP;
@@ -395,9 +394,6 @@ UNCHECKED inline void begin_fiber(unsigned i) {
   fiber.line = 0;
   fiber.copy_count = fiber.copy_group = 0;
   fiber.asan = nullptr;
-#if defined(__SANITIZE_THREAD__)
-  fiber.tsan = __tsan_create_fiber(0);
-#endif
   prepare_stack(fiber);
 }
 
@@ -437,9 +433,6 @@ UNCHECKED inline void run_block() {
       if (fibers[i].state != FINISHED) line = fibers[i].line;
     fail("deadlock: %u threads are left, one of them waits at line %d", alive, line);
   }
-#if defined(__SANITIZE_THREAD__)
-  for (unsigned i = 0; i < threads; i++) __tsan_destroy_fiber(fibers[i].tsan);
-#endif
 }
 
 // A kernel without barriers needs no fibers: its threads run one after another.
@@ -492,7 +485,7 @@ UNCHECKED int launch(void (*kernel)(Parameters...), const Launch& launch, void**
 #if defined(__SANITIZE_THREAD__)
   scheduler_tsan = __tsan_get_current_fiber();
 #endif
-  release(&all_threads);
+  release(&block_begin);
   uint64_t blocks = (uint64_t)grid_size.x * grid_size.y * grid_size.z;
   current = &fibers[0];
   for (uint64_t turn = 0; turn < blocks && !failed; turn++) {
@@ -501,7 +494,7 @@ UNCHECKED int launch(void (*kernel)(Parameters...), const Launch& launch, void**
                    unsigned(i / ((uint64_t)grid_size.x * grid_size.y))};
     has_barriers ? run_block() : run_block_without_barriers();
   }
-  acquire(&all_threads);
+  acquire(&launch_end);
   return failed;
 }
 
