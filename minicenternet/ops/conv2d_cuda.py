@@ -41,7 +41,7 @@ from ..errors import InputError
 from .conv2d import Geometry, _phases
 
 RUNGS = ("naive", "im2col", "tiled", "tensor_cores")
-PRECISIONS = ("float32", "tf32", "bf16", "fp16")
+PRECISIONS = {"float32": 4, "tf32": 4, "bf16": 2, "fp16": 2}  # bytes of a stored number
 TABLE = Path(__file__).with_suffix(".json")
 
 COLUMN_BYTES = 1 << 28  # im2col takes as many images at a time as have so many bytes of columns
@@ -53,7 +53,7 @@ TILES = {
     "tiled": {
         "correlate": {
             "small": [(64, 64, 16, 4, 4)],
-            "narrow": [(128, 32, 16, 8, 4)],
+            "narrow": [(128, 32, 16, 4, 4)],
             "large": [(128, 128, 16, 8, 8)],
         },
         "dweight": {
@@ -242,7 +242,7 @@ def can(rung: str, precision: str, groups: int, channels: int, outputs: int) -> 
     """
     if rung == "naive":
         return True
-    itemsize = _dtype(precision).itemsize
+    itemsize = PRECISIONS[precision]
     if rung in ("im2col", "tiled"):
         return itemsize == 4
     vector = 16 // itemsize
@@ -331,7 +331,7 @@ def _helper(expression: str):
     return kernel("ops/conv2d_arrange.cu", f"conv2d_{expression}")
 
 
-def _dtype(precision: str) -> np.dtype:
+def storage(precision: str) -> np.dtype:
     """Return the dtype in which arrays of a precision are stored.  Raises InputError for an unknown precision."""
     if precision not in PRECISIONS:
         raise InputError(f"precision is {precision!r}; expected one of {', '.join(PRECISIONS)}")
@@ -345,7 +345,7 @@ def _dtype(precision: str) -> np.dtype:
 
 def _stored(array: Array, precision: str) -> Array:
     """Return the array as kernels read it: contiguous, in the dtype of the precision."""
-    return get_xp(array).ascontiguousarray(array, _dtype(precision))
+    return get_xp(array).ascontiguousarray(array, storage(precision))
 
 
 def _float32(bias: Array | None) -> Array | None:
@@ -474,15 +474,22 @@ def _split_weight_gradient(x: Array, dy: Array, geometry: Geometry, dweight: Arr
     x, padded_channels = _padded(x, channels, choice)
     dy, padded_outputs = _padded(dy, outputs, choice)
     part = _forward_correlation(x.shape, dy.shape, kernel_size, geometry)[0:1]
-    bm, bn, bk, *_ = choice.tile
+    bm, bn, *_ = choice.tile
     grid = -(-padded_outputs // bm), -(-taps * padded_channels // bn)
-    splits = max(1, min(-(-BLOCKS // (math.prod(grid) * groups)), -(-_pixels(dy) // bk)))
+    splits = split_count(choice, padded_outputs, taps * padded_channels, _pixels(dy), groups)
     partial = get_xp(x).empty((splits, groups * padded_outputs, taps * padded_channels), np.float32)
     run, threads, shared = _tile_kernel("dweight", x, choice)
     run((*grid, groups * splits), threads, x, dy, partial, part, splits, shared=shared)
     _helper("sum_splits").each(
         partial[0].size, partial, dweight, splits, groups, outputs, padded_outputs, taps, channels, padded_channels
     )
+
+
+def split_count(choice: Choice, outputs: int, depth: int, pixels: int, groups: int) -> int:
+    """Return into how many sums over shares of the pixels a weight gradient is cut; a matter of shapes alone."""
+    bm, bn, bk, *_ = choice.tile
+    blocks = -(-outputs // bm) * -(-depth // bn) * groups
+    return max(1, min(-(-BLOCKS // blocks), -(-pixels // bk)))
 
 
 def _tile_kernel(kind: str, x: Array, choice: Choice):
@@ -517,7 +524,7 @@ def _padded(x: Array, channels: int, choice: Choice) -> tuple[Array, int]:
 
 def tune(
     layers: Iterable[tuple[tuple[int, ...], tuple[int, ...], Geometry]],
-    precisions: Sequence[str] = PRECISIONS,
+    precisions: Iterable[str] = tuple(PRECISIONS),
     path: Path | None = None,
     timer: Callable[[Callable[[], object]], float] | None = None,
 ) -> dict:
@@ -552,7 +559,7 @@ def tune(
 def _passes(cupy, x_shape, weight_shape, geometry: Geometry, precision: str):
     """Yield (kind, (shape class, (groups, channels, outputs)), call) for the three passes of a layer."""
     groups, outputs, channels = geometry.groups, weight_shape[0] // geometry.groups, weight_shape[1]
-    dtype, size = _dtype(precision), geometry.output_size(*x_shape[1:3], weight_shape[2:])
+    dtype, size = storage(precision), geometry.output_size(*x_shape[1:3], weight_shape[2:])
     x, weight = cupy.ones(x_shape, dtype), cupy.ones(weight_shape, dtype)
     dy = cupy.ones((x_shape[0], *size, weight_shape[0]), dtype)
     for kind, inputs, results, like, call in (

@@ -11,13 +11,13 @@
 //      BM |   ---+-> |     | TMxTN              TM * TN multiply-adds
 //         +------+   +-----+-----+
 //
-// Everything is float32.
+// Everything is float32. The launch bounds leave a thread 128 registers, so that 512 threads fit a processor.
 #include "conv2d_tile.cuh"
 
 // out[m, n] = bias[n] + sum over d of implicit[m, d] * taps[n, d]: the forward pass, and each phase of the input gradient.
 // Blocks: x the pixels, y the outputs, z = phase * groups + group.
 template <int BM, int BN, int BK, int TM, int TN>
-__global__ void __launch_bounds__(BM / TM * (BN / TN))
+__global__ void __launch_bounds__(BM / TM * (BN / TN), 512 / (BM / TM * (BN / TN)))
     conv2d_tiled_correlate(const float* __restrict__ x, const float* __restrict__ taps, const float* __restrict__ bias,
                            float* __restrict__ out, float* __restrict__ mean, float* __restrict__ squares, Phases phases,
                            int relu) {
@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(BM / TM * (BN / TN))
 // weights: `splits` blocks share them for each tile, and conv2d_sum_splits adds what they found.
 // Blocks: x the outputs, y the depth, z = group * splits + split.
 template <int BM, int BN, int BK, int TM, int TN>
-__global__ void __launch_bounds__(BM / TM * (BN / TN))
+__global__ void __launch_bounds__(BM / TM * (BN / TN), 512 / (BM / TM * (BN / TN)))
     conv2d_tiled_dweight(const float* __restrict__ x, const float* __restrict__ dy, float* __restrict__ partial, Correlation g,
                          int splits) {
   constexpr int THREADS = BM / TM * (BN / TN), DYL = BM + 4, XL = BN + 4;

@@ -366,8 +366,6 @@ def test_the_table_has_a_choice_that_can_be_used_for_every_class():
         precision, kind, _ = name.split()
         tiles = [list(tile) for some in conv2d_cuda.TILES.get(rung, {}).get(kind, {}).values() for tile in some]
         assert tile in tiles if tiles else tile == []
-        if precision == "bf16":
-            pytest.importorskip("ml_dtypes")
         assert conv2d_cuda.can(rung, precision, 1, 64, 64)
 
 
