@@ -31,7 +31,8 @@ struct Correlation {
   __device__ int depth() const { return y.taps * x.taps * channels; }
 };
 
-struct Phases {  // as many as one launch takes
+struct Phases {  // as many as one launch takes; all have the same groups and outputs
+  int count;
   Correlation of[4];
 };
 

@@ -278,7 +278,7 @@ CORRELATION = np.dtype(
         *((name, np.int32) for name in ("tap_y", "tap_step_y", "tap_x", "tap_step_x", "taps_begin")),
     ]
 )
-PHASES = np.dtype([("of", CORRELATION, 4)])
+PHASES = np.dtype([("count", np.int32), ("of", CORRELATION, 4)])
 
 
 def convolution(x_shape, y_shape, kernel_size, geometry: Geometry) -> np.ndarray:
@@ -444,25 +444,26 @@ def _correlate(x, weight, strides, parts, out, choice, bias, relu, statistics) -
     for begin in range(0, len(parts), 4):
         some = parts[begin : begin + 4]
         phases = np.zeros(1, PHASES)
+        phases["count"] = len(some)
         phases["of"][0, : len(some)] = some
         largest = int(sizes[begin : begin + 4].max())
         arrange = _helper(f"arrange<{c_type(x.dtype)}, {rounded}>")
         arrange((-(-largest // 256), len(some)), 256, weight, taps, phases, given, *strides, weight.shape[3])
 
         bm, bn = choice.tile[:2]
-        pixels = int((some["batch"] * some["rows"] * some["columns"]).max())
         groups, outputs = int(some["groups"][0]), int(some["outputs"][0])
-        grid = -(-pixels // bm), -(-outputs // bn), groups * len(some)
-        tiles = grid[0] * len(some)
-        means, squares = (xp.empty((tiles, groups * outputs), np.float32) if statistics else None for _ in range(2))
+        tiles = -(-int((some["batch"] * some["rows"] * some["columns"]).max()) // bm)  # of the pixels of a phase
+        shape = tiles * len(some), groups * outputs
+        means, squares = (xp.empty(shape, np.float32) if statistics else None for _ in range(2))
         run, threads, shared = _tile_kernel("correlate", x, choice)
-        run(grid, threads, x, taps, bias, out, means, squares, phases, int(relu), shared=shared)
+        blocks = -(-outputs // bn) * groups * len(some) * tiles
+        run(blocks, threads, x, taps, bias, out, means, squares, phases, int(relu), shared=shared)
     if not statistics:
         return None
     mean, variance = (xp.empty(groups * outputs, np.float32) for _ in range(2))
     merge = kernel("ops/conv2d_statistics.cu", "conv2d_merge_statistics")
     blocks = -(-groups * outputs // 32)
-    merge(blocks, (32, 8), means, squares, mean, variance, phases, len(some), grid[0], bm, groups * outputs)
+    merge(blocks, (32, 8), means, squares, mean, variance, phases, tiles, bm, groups * outputs)
     return mean, variance
 
 

@@ -20,13 +20,13 @@ struct Moments {
 };
 
 __global__ void conv2d_merge_statistics(const float* __restrict__ means, const float* __restrict__ squares,
-                                        float* __restrict__ mean, float* __restrict__ variance, Phases phases, int count,
+                                        float* __restrict__ mean, float* __restrict__ variance, Phases phases,
                                         int parts_of_phase, int tile, int channels) {
   __shared__ Moments found[8][32];
   int c = blockIdx.x * 32 + threadIdx.x;
   Moments m = {0.f, 0.f, 0.f};
   if (c < channels)
-    for (int part = threadIdx.y; part < count * parts_of_phase; part += 8) {
+    for (int part = threadIdx.y; part < phases.count * parts_of_phase; part += 8) {
       int left = phases.of[part / parts_of_phase].pixels() - part % parts_of_phase * tile;
       size_t at = (size_t)part * channels + c;
       if (left > 0) m.merge((float)min(left, tile), means[at], squares[at]);

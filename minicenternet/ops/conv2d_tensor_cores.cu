@@ -20,7 +20,6 @@ __device__ __forceinline__ void to_operand(uint32_t (&words)[N]) {
 }
 
 // out[m, n] = bias[n] + sum over d of implicit[m, d] * taps[n, d]: the forward pass, and each phase of the input gradient.
-// Blocks: x the pixels, y the outputs, z = phase * groups + group.
 template <class T, int BM, int BN, int BK, int WM, int WN, int STAGES>
 __global__ void __launch_bounds__(BM / WM * (BN / WN) * 32)
     conv2d_tensor_cores_correlate(const T* __restrict__ x, const T* __restrict__ taps, const float* __restrict__ bias,
@@ -32,9 +31,9 @@ __global__ void __launch_bounds__(BM / WM * (BN / WN) * 32)
   extern __shared__ uint32_t shared[];
   uint32_t* tiles_x = shared;                    // [STAGES][BM][L]
   uint32_t* tiles_w = shared + STAGES * BM * L;  // [STAGES][BN][L]
-  const int groups = phases.of[0].groups, group = blockIdx.z % groups, phase = blockIdx.z / groups;
-  const Correlation g = phases.of[phase];
-  const int m0 = blockIdx.x * BM, n0 = blockIdx.y * BN, depth = g.depth();
+  const Block<BM, BN> block(phases);
+  const Correlation g = phases.of[block.phase];
+  const int m0 = block.m0, n0 = block.n0, group = block.group, depth = g.depth();
   if (m0 >= g.pixels()) return;  // phases differ in size
 
   // This thread copies column d of rows r, r + ROWS, ... of both tiles.
@@ -98,8 +97,7 @@ __global__ void __launch_bounds__(BM / WM * (BN / WN) * 32)
   __syncthreads();  // the tiles become write_tile's scratch
   write_tile<T, BM, BN, BM / WM * 8>(
       sum, [=](int i) { return wm + 8 * i + lane / 4; }, [=](int j) { return wn + j / 2 * 8 + lane % 4 * 2 + j % 2; },
-      warp % (BM / WM) * 8 + lane / 4, m0, n0, group, phase * gridDim.x + blockIdx.x, out,
-      Epilogue{bias, relu, mean, squares}, g, (float*)shared);
+      warp % (BM / WM) * 8 + lane / 4, block, out, Epilogue{bias, relu, mean, squares}, g, (float*)shared);
 }
 
 // A fragment of 16 numbers of the depth (tf32: 8) from a tile whose rows are the depth: a lane's two numbers of a word

@@ -2,6 +2,23 @@
 #pragma once
 #include "conv2d.cuh"
 
+// A block of a correlation: which tile of which phase it computes. Blocks that run at the same time have neighbouring
+// numbers; counted outputs first, pixels last, they read the same pixels, which then come from the L2 cache.
+template <int BM, int BN>
+struct Block {
+  int n0, group, phase, m0, part;  // first output, first pixel; part: number of the tile among all pixels' tiles
+
+  __device__ Block(const Phases& phases) {
+    const int columns = (phases.of[0].outputs + BN - 1) / BN, groups = phases.of[0].groups;
+    const int tiles = gridDim.x / (columns * groups * phases.count);  // of a phase's pixels
+    int number = blockIdx.x;
+    n0 = number % columns * BN, number /= columns;
+    group = number % groups, number /= groups;
+    phase = number % phases.count, number /= phases.count;
+    m0 = number * BM, part = phase * tiles + number;
+  }
+};
+
 // Where pixel m begins to look, kept for each row of a tile: its element in the implicit matrix is found by a few additions.
 template <class T>
 struct Row {
@@ -20,7 +37,7 @@ struct Row {
   __device__ const T* at(const Column& column, const Correlation& g) const {
     int row = y + g.y.step * column.k, col = x + g.x.step * column.l;
     bool inside = column.inside(g) && row >= 0 && row < g.height && col >= 0 && col < g.width;
-    return inside ? image + ((size_t)row * g.width + col) * g.groups * g.channels + column.c : nullptr;
+    return inside ? image + (row * g.width + col) * (g.groups * g.channels) + column.c : nullptr;
   }
 };
 
@@ -41,10 +58,11 @@ struct Epilogue {
 // m0 + row(r) and output n0 + column(c); columns come in neighbouring pairs. LANES threads share a column; this
 // thread is number `lane` of them. scratch: (LANES + 1) * BN floats of shared memory that nobody uses any more.
 template <class T, int BM, int BN, int LANES, int R, int C, class RowOf, class ColumnOf>
-__device__ __forceinline__ void write_tile(float (&value)[R][C], RowOf row, ColumnOf column, int lane, int m0, int n0,
-                                           int group, int part, T* __restrict__ out, const Epilogue& end,
+__device__ __forceinline__ void write_tile(float (&value)[R][C], RowOf row, ColumnOf column, int lane,
+                                           const Block<BM, BN>& block, T* __restrict__ out, const Epilogue& end,
                                            const Correlation& g, float* scratch) {
   const int pixels = g.pixels(), channels = g.groups * g.outputs;
+  const int m0 = block.m0, n0 = block.n0, group = block.group;
 #pragma unroll
   for (int c = 0; c < C; c++) {
     int n = n0 + column(c);
@@ -95,7 +113,7 @@ __device__ __forceinline__ void write_tile(float (&value)[R][C], RowOf row, Colu
     for (int n = thread; n < BN; n += threads) {
       float total = 0.f;
       for (int l = 0; l < LANES; l++) total += scratch[l * BN + n];
-      size_t at = (size_t)part * channels + group * g.outputs + n0 + n;
+      size_t at = (size_t)block.part * channels + group * g.outputs + n0 + n;
       if (!pass) mean[n] = total / count;
       if (n0 + n < g.outputs) (pass ? end.squares : end.mean)[at] = pass ? total : mean[n];
     }

@@ -15,7 +15,6 @@
 #include "conv2d_tile.cuh"
 
 // out[m, n] = bias[n] + sum over d of implicit[m, d] * taps[n, d]: the forward pass, and each phase of the input gradient.
-// Blocks: x the pixels, y the outputs, z = phase * groups + group.
 template <int BM, int BN, int BK, int TM, int TN>
 __global__ void __launch_bounds__(BM / TM * (BN / TN), 512 / (BM / TM * (BN / TN)))
     conv2d_tiled_correlate(const float* __restrict__ x, const float* __restrict__ taps, const float* __restrict__ bias,
@@ -27,9 +26,9 @@ __global__ void __launch_bounds__(BM / TM * (BN / TN), 512 / (BM / TM * (BN / TN
   __shared__ __align__(16) float shared[WORDS];
   float* tile_x = shared;            // [BK][XL]
   float* tile_w = shared + BK * XL;  // [BK][WL]
-  const int groups = phases.of[0].groups, group = blockIdx.z % groups, phase = blockIdx.z / groups;
-  const Correlation g = phases.of[phase];
-  const int m0 = blockIdx.x * BM, n0 = blockIdx.y * BN, depth = g.depth();
+  const Block<BM, BN> block(phases);
+  const Correlation g = phases.of[block.phase];
+  const int m0 = block.m0, n0 = block.n0, group = block.group, depth = g.depth();
   if (m0 >= g.pixels()) return;  // phases differ in size
 
   const int d = threadIdx.x % BK, r = threadIdx.x / BK;
@@ -69,8 +68,7 @@ __global__ void __launch_bounds__(BM / TM * (BN / TN), 512 / (BM / TM * (BN / TN
     __syncthreads();  // nobody reads them any more
   }
   write_tile<float, BM, BN, LANES>(
-      sum, [=](int i) { return ty * TM + i; }, [=](int j) { return tx * TN + j; }, ty, m0, n0, group,
-      phase * gridDim.x + blockIdx.x, out, Epilogue{bias, relu, mean, squares}, g, shared);
+      sum, [=](int i) { return ty * TM + i; }, [=](int j) { return tx * TN + j; }, ty, block, out, Epilogue{bias, relu, mean, squares}, g, shared);
 }
 
 // partial[split, group, o, d] = sum over the split's pixels m of dy[m, o] * implicit[m, d]. There are far more pixels than
