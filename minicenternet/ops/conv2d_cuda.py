@@ -16,7 +16,8 @@ one for each phase (pixels that share i mod S see the same taps), so that nothin
     fp16      x, weight, y float16                                   tensor_cores, naive
 
 What comes in another dtype is converted. Weight gradients are float32 always. Which rung and tile is taken says
-conv2d_cuda.json, by precision, pass and class of shape (`shape_class`); `tune` measures and writes it on a GPU.
+conv2d_cuda.json, by precision, pass and class of shape (`shape_class`). `tune` measures on a GPU and writes it; as long
+as "measured_on" is null in it, nothing was measured and the choices are guesses.
 MINICENTERNET_CUDA_CONV=naive | im2col | tiled | tensor_cores takes one wherever it can.
 
 No kernel uses atomics: all sums have a fixed order, and the same call gives the same bits.
@@ -29,14 +30,13 @@ import importlib
 import json
 import math
 import os
-import statistics as statistics_of
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from ..backend import Array, c_type, get_xp, kernel
+from ..backend import Array, c_type, get_xp, kernel, to_gpu
 from ..errors import InputError
 from .conv2d import Geometry, _phases
 
@@ -47,7 +47,7 @@ TABLE = Path(__file__).with_suffix(".json")
 COLUMN_BYTES = 1 << 28  # im2col takes as many images at a time as have so many bytes of columns
 BLOCKS = 264  # a weight gradient is split until it has so many blocks (two for each of an H200's processors)
 
-# The tiles that are compiled and that `tune` chooses from, by shape class. tiled: (BM, BN, BK, TM, TN);
+# The tiles that are compiled, by the shape class that they are meant for. tiled: (BM, BN, BK, TM, TN);
 # tensor_cores: (BM, BN, BK, WM, WN, STAGES), BK in words of 4 bytes: the 16-bit types take twice as many numbers.
 TILES = {
     "tiled": {
@@ -250,10 +250,13 @@ def can(rung: str, precision: str, groups: int, channels: int, outputs: int) -> 
 
 
 def candidates(rung: str, kind: str, shape: str) -> list[Choice]:
-    """Return the choices of a rung for a shape class, the default first."""
-    if rung in ("naive", "im2col"):
+    """Return the choices of a rung for a shape class, the default first: one of the tiles meant for it."""
+    if rung not in TILES:
         return [Choice(rung)]
-    return [Choice(rung, tile) for tile in TILES[rung][kind].get(shape, TILES[rung][kind]["small"])]
+    tiles = TILES[rung][kind]
+    meant = tiles.get(shape, tiles["small"])
+    others = [tile for some in tiles.values() for tile in some if tile not in meant]
+    return [Choice(rung, tile) for tile in meant + others]
 
 
 # --- what the kernels are given --------------------------------------------------------------------------------------
@@ -536,7 +539,7 @@ def tune(
     with CUDA events where None.
     """
     timer = timer or _seconds
-    cupy = importlib.import_module("cupy")
+    cupy = get_xp(to_gpu(np.empty(0)))
     times: dict[str, dict[Choice, float]] = {}
     for x_shape, weight_shape, geometry in layers:
         for precision in precisions:
@@ -574,7 +577,7 @@ def _passes(cupy, x_shape, weight_shape, geometry: Geometry, precision: str):
 
 def _seconds(call: Callable[[], object], repeats: int = 10) -> float:
     """Return the median time of a call on the GPU, after two that are not counted."""
-    cuda = importlib.import_module("cupy").cuda
+    cuda = get_xp(to_gpu(np.empty(0))).cuda
     times = []
     for _ in range(2 + repeats):
         begin, end = cuda.Event(), cuda.Event()
@@ -583,4 +586,4 @@ def _seconds(call: Callable[[], object], repeats: int = 10) -> float:
         end.record()
         end.synchronize()
         times.append(cuda.get_elapsed_time(begin, end) / 1000)
-    return statistics_of.median(times[2:])
+    return float(np.median(times[2:]))

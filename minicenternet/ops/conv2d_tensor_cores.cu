@@ -7,6 +7,7 @@
 // A block's tile is BM pixels x BN outputs, a warp's WM x WN of it; BK columns of the implicit matrix are a step.
 // T: float is rounded to tf32, __half and __nv_bfloat16 are taken as they are; sums are float32. Rows of a tile in shared
 // memory are 16 bytes longer than their BK numbers, so that the 8 rows an ldmatrix reads lie in different banks.
+// The launch bounds leave a thread 128 registers, so that 16 warps fit a processor.
 // A copy is 16 bytes: channels must be a multiple of 4 (float) or 8 (the others), and the arrays aligned likewise.
 #include "conv2d_tile.cuh"
 #include "tensor_cores.cuh"
@@ -21,7 +22,7 @@ __device__ __forceinline__ void to_operand(uint32_t (&words)[N]) {
 
 // out[m, n] = bias[n] + sum over d of implicit[m, d] * taps[n, d]: the forward pass, and each phase of the input gradient.
 template <class T, int BM, int BN, int BK, int WM, int WN, int STAGES>
-__global__ void __launch_bounds__(BM / WM * (BN / WN) * 32)
+__global__ void __launch_bounds__(BM / WM * (BN / WN) * 32, 16 / (BM / WM * (BN / WN)))
     conv2d_tensor_cores_correlate(const T* __restrict__ x, const T* __restrict__ taps, const float* __restrict__ bias,
                                   T* __restrict__ out, float* __restrict__ mean, float* __restrict__ squares,
                                   Phases phases, int relu) {
@@ -121,7 +122,7 @@ __device__ __forceinline__ void load_transposed(uint32_t (&words)[4], const uint
 // weights: `splits` blocks share them for each tile, and conv2d_sum_splits adds what they found.
 // Blocks: x the outputs, y the depth, z = group * splits + split.
 template <class T, int BM, int BN, int BK, int WM, int WN, int STAGES>
-__global__ void __launch_bounds__(BM / WM * (BN / WN) * 32)
+__global__ void __launch_bounds__(BM / WM * (BN / WN) * 32, 16 / (BM / WM * (BN / WN)))
     conv2d_tensor_cores_dweight(const T* __restrict__ x, const T* __restrict__ dy, float* __restrict__ partial,
                                 Correlation g, int splits) {
   constexpr int THREADS = BM / WM * (BN / WN) * 32, CHUNK = 16 / sizeof(T);

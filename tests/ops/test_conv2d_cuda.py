@@ -438,6 +438,10 @@ def test_tuning_takes_the_fastest_of_all_candidates(cupy, monkeypatch, tmp_path)
     path = tmp_path / "table.json"
     found = conv2d_cuda.tune(LAYERS, ["float32", "fp16"], path, timer)
     assert {choice.rung for choice in asked} == set(conv2d_cuda.RUNGS)
+    for rung, tiles in conv2d_cuda.TILES.items():
+        assert {choice.tile for choice in asked if choice.rung == rung} == {
+            tile for kind in tiles.values() for some in kind.values() for tile in some
+        }
     assert found["choices"]["float32 dweight small"] == ("im2col", ())
     assert found["choices"]["fp16 correlate small"] == ("naive", ())
     unmeasured = "tf32 correlate large"
@@ -451,4 +455,6 @@ def test_tuning_takes_the_fastest_of_all_candidates(cupy, monkeypatch, tmp_path)
 def test_tuning_runs_what_it_times(cupy):
     calls = []
     conv2d_cuda.tune(LAYERS[1:], ["float32"], timer=lambda call: calls.append(call()) or len(calls))
-    assert [call.shape for call in calls[::3]] == [(2, 9, 9, 8), (2, 9, 9, 8), (8, 1, 3, 3)]
+    candidates = 5  # naive, im2col and three tiles
+    shapes = [call.shape for call in calls]
+    assert shapes == [(2, 9, 9, 8)] * 2 * candidates + [(8, 1, 3, 3)] * candidates
