@@ -16,7 +16,8 @@ struct Window {
   int start, stride, step, taps;
 };
 
-// out[b, first_y + jump_y*i, first_x + jump_x*j, n] = sum over k, l, c of x[b, seen by i, seen by j, c] * taps[n, k, l, c].
+// out[b, first_y + jump_y*i, first_x + jump_x*j, n]
+//     = sum over k, l, c of x[b, seen by i through k, seen by j through l, c] * taps[n, k, l, c]
 // The forward pass is one of these (first = 0, jump = 1); the input gradient is one for each phase of the stride.
 struct Correlation {
   int batch, height, width;       // x (B, H, W, groups * channels)
@@ -24,7 +25,7 @@ struct Correlation {
   int rows, columns;              // i < rows, j < columns
   Window y, x;
   int out_height, out_width, first_y, jump_y, first_x, jump_x;  // out (B, out_height, out_width, groups * outputs)
-  int tap_y, tap_step_y, tap_x, tap_step_x;                     // tap (k, l) is the weight's (tap_y + tap_step_y*k, ...)
+  int tap_y, tap_step_y, tap_x, tap_step_x;                     // tap k is row tap_y + tap_step_y*k of the weight
   int taps_begin;                                               // where taps (groups * outputs, K, L, channels) begin
 
   __device__ int pixels() const { return batch * rows * columns; }

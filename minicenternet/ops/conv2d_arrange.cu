@@ -15,7 +15,8 @@ __global__ void conv2d_arrange(const T* __restrict__ weight, T* __restrict__ tap
   Column column(n, g);  // counted from the first tap on, so that k runs on from output to output
   int output = column.k / g.y.taps, u = g.tap_y + g.tap_step_y * (column.k % g.y.taps);
   int v = g.tap_x + g.tap_step_x * column.l, group = output / g.outputs;
-  int from = group * group_stride + output % g.outputs * output_stride + column.c * channel_stride + u * kernel_width + v;
+  int from = group * group_stride + output % g.outputs * output_stride + column.c * channel_stride;
+  from += u * kernel_width + v;
   T value = column.c < given ? weight[from] : T(0.f);
   if (TF32) value = T(__uint_as_float(round_to_tf32(__float_as_uint((float)value))));
   taps[g.taps_begin + n] = value;
@@ -31,10 +32,11 @@ __global__ void conv2d_pad_channels(const T* __restrict__ x, T* __restrict__ pad
   padded[n] = c < channels ? x[n / padded_channels * channels + c] : T(0.f);
 }
 
-// dweight[o, c, u, v] = sum over the splits, in their order, of partial[split, o, u, v, c]; `outputs` and `channels` (of
-// one group) may be fewer than the padded ones of the partial sums.
-__global__ void conv2d_sum_splits(const float* __restrict__ partial, float* __restrict__ dweight, int splits, int groups,
-                                  int outputs, int padded_outputs, int taps, int channels, int padded_channels) {
+// dweight[o, c, u, v] = sum over the splits, in their order, of partial[split, o, u, v, c]; `outputs` and `channels`
+// (of one group) may be fewer than the padded ones of the partial sums.
+__global__ void conv2d_sum_splits(const float* __restrict__ partial, float* __restrict__ dweight, int splits,
+                                  int groups, int outputs, int padded_outputs, int taps, int channels,
+                                  int padded_channels) {
   int n = blockIdx.x * blockDim.x + threadIdx.x, size = groups * padded_outputs * taps * padded_channels;
   if (n >= size) return;
   int c = n % padded_channels, tap = n / padded_channels % taps, o = n / padded_channels / taps;

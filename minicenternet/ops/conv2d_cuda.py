@@ -305,18 +305,10 @@ def _input_gradient_correlations(dy_shape, dx_shape, kernel_size, geometry: Geom
     for phase_y, taps_y, window_y in _phases(0, kernel_size[0], geometry):
         for phase_x, taps_x, window_x in _phases(1, kernel_size[1], geometry):
             rows, columns = -(-(dx_shape[1] - phase_y) // stride_y), -(-(dx_shape[2] - phase_x) // stride_x)
-            sizes = (
-                batch,
-                height,
-                width,
-                groups,
-                outputs // groups,
-                dx_shape[3] // groups,
-                max(rows, 0),
-                max(columns, 0),
-            )
+            sizes = batch, height, width, groups, outputs // groups, dx_shape[3] // groups
+            extent = max(rows, 0), max(columns, 0)
             where = *dx_shape[1:3], phase_y, stride_y, phase_x, stride_x
-            found.append((*sizes, window_y, window_x, *where, *_progression(taps_y), *_progression(taps_x), 0))
+            found.append((*sizes, *extent, window_y, window_x, *where, *_progression(taps_y), *_progression(taps_x), 0))
     return np.array(found, CORRELATION)
 
 
@@ -534,13 +526,13 @@ def tune(
 ) -> dict:
     """Time all candidates on the layers (shape of x, shape of weight, geometry); return the table of the fastest.
 
-    Of each precision, pass and shape class, the candidate with the smallest sum of times is taken; what no layer
-    belongs to stays as it is.  path: where to write the table, as JSON.  timer: seconds that a call takes, measured
-    with CUDA events where None.
+    Of each precision, pass and shape class, the candidate that can do most layers, and of these the one with the
+    smallest sum of times, is taken; what no layer belongs to stays as it is.  path: where to write the table, as JSON.
+    timer: seconds that a call takes, measured with CUDA events where None.
     """
     timer = timer or _seconds
     cupy = get_xp(to_gpu(np.empty(0)))
-    times: dict[str, dict[Choice, float]] = {}
+    times: dict[str, dict[Choice, list[float]]] = {}
     for x_shape, weight_shape, geometry in layers:
         for precision in precisions:
             for kind, shape, call in _passes(cupy, x_shape, weight_shape, geometry, precision):
@@ -548,9 +540,8 @@ def tune(
                 for rung in RUNGS:
                     if can(rung, precision, *shape[1]):
                         for choice in candidates(rung, kind, shape[0]):
-                            taken = timer(functools.partial(call, choice=choice))
-                            of_class[choice] = of_class.get(choice, 0) + taken
-    fastest = {name: min(found, key=found.get) for name, found in times.items()}
+                            of_class.setdefault(choice, []).append(timer(functools.partial(call, choice=choice)))
+    fastest = {name: min(of_class, key=lambda choice: _rank(of_class[choice])) for name, of_class in times.items()}
     device = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.runtime.getDevice())["name"].decode()
     found = {"measured_on": device, "choices": table()["choices"] | fastest}
     if path is not None:
@@ -558,6 +549,10 @@ def tune(
         text = f'{{\n  "measured_on": {json.dumps(device)},\n  "choices": {{\n{lines}\n  }}\n}}\n'
         path.write_text(text, encoding="utf-8")
     return found
+
+
+def _rank(times: list[float]) -> tuple[int, float]:
+    return -len(times), sum(times)
 
 
 def _passes(cupy, x_shape, weight_shape, geometry: Geometry, precision: str):

@@ -1,5 +1,5 @@
-// Convolution, second rung (im2col): write down, for every output pixel, all that it sees; then it is one matrix product,
-// which cuBLAS does.
+// Convolution, second rung (im2col): write down, for every output pixel, all that it sees; then it is one matrix
+// product, which cuBLAS does.
 //
 //                  KH*KW*C/G                  O/G                    O/G
 //              +---------------+           +-------+              +-------+
@@ -9,7 +9,7 @@
 // The price: columns are KH*KW times as large as x, written once and read once.
 #include "conv2d.cuh"
 
-// columns[g, m, (u, v, c)] = x[b, S*i + D*u - P, S*j + D*v - P, g*C/G + c], pixel m = (b, i, j); zero outside of the map
+// columns[g, m, (u, v, c)] = x[b, S*i + D*u - P, S*j + D*v - P, g*C/G + c], pixel m = (b, i, j); zero outside
 __global__ void conv2d_columns(const float* __restrict__ x, float* __restrict__ columns, Convolution g) {
   size_t n = (size_t)blockIdx.x * blockDim.x + threadIdx.x, pixels = (size_t)g.batch * g.out_height * g.out_width;
   int channels = g.channels / g.groups, depth = g.kernel_height * g.kernel_width * channels;
@@ -22,7 +22,7 @@ __global__ void conv2d_columns(const float* __restrict__ x, float* __restrict__ 
   columns[n] = inside ? x[((b * g.height + row) * g.width + column) * g.channels + group * channels + c] : 0.f;
 }
 
-// The adjoint (col2im): each pixel of dx gathers its copies from dcolumns, one for each tap that an output saw it through.
+// The adjoint (col2im): each pixel of dx gathers its copies from dcolumns, one for each tap that saw it.
 __global__ void conv2d_gather_columns(const float* __restrict__ dcolumns, float* __restrict__ dx, Convolution g) {
   size_t n = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
   if (n >= (size_t)g.batch * g.height * g.width * g.channels) return;

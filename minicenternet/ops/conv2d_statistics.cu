@@ -3,10 +3,10 @@
 
 // Mean and biased variance of each channel from those of the tiles (Chan, Golub and LeVeque 1979), in a fixed order:
 //
-//     delta = mean_b - mean_a     mean = mean_a + delta * n_b / n     squares = squares_a + squares_b + delta^2 n_a n_b / n
+//     delta = mean_b - mean_a, mean = mean_a + delta * n_b / n, squares = squares_a + squares_b + delta^2 n_a n_b / n
 //
-// Tile number p of a phase covers up to `tile` of its pixels. Blocks of 32 channels x 8 threads, which first merge every
-// eighth tile each.
+// Tile number p of a phase covers up to `tile` of its pixels. Blocks of 32 channels x 8 threads, which first merge
+// every eighth tile each.
 struct Moments {
   float count, mean, squares;
 

@@ -5,8 +5,8 @@
 //                               | multiply 0  | multiply 1  | ...
 //
 // A block's tile is BM pixels x BN outputs, a warp's WM x WN of it; BK columns of the implicit matrix are a step.
-// T: float is rounded to tf32, __half and __nv_bfloat16 are taken as they are; sums are float32. Rows of a tile in shared
-// memory are 16 bytes longer than their BK numbers, so that the 8 rows an ldmatrix reads lie in different banks.
+// T: float is rounded to tf32, __half and __nv_bfloat16 are taken as they are; sums are float32. Rows of a tile in
+// shared memory are 16 bytes longer than their BK numbers: the 8 rows that an ldmatrix reads lie in different banks.
 // The launch bounds leave a thread 128 registers, so that 16 warps fit a processor.
 // A copy is 16 bytes: channels must be a multiple of 4 (float) or 8 (the others), and the arrays aligned likewise.
 #include "conv2d_tile.cuh"
@@ -20,7 +20,7 @@ __device__ __forceinline__ void to_operand(uint32_t (&words)[N]) {
     for (int i = 0; i < N; i++) words[i] = round_to_tf32(words[i]);
 }
 
-// out[m, n] = bias[n] + sum over d of implicit[m, d] * taps[n, d]: the forward pass, and each phase of the input gradient.
+// out[m, n] = bias[n] + sum over d of implicit[m, d] * taps[n, d]: the forward pass, or a phase of the input gradient.
 template <class T, int BM, int BN, int BK, int WM, int WN, int STAGES>
 __global__ void __launch_bounds__(BM / WM * (BN / WN) * 32, 16 / (BM / WM * (BN / WN)))
     conv2d_tensor_cores_correlate(const T* __restrict__ x, const T* __restrict__ taps, const float* __restrict__ bias,
@@ -106,7 +106,8 @@ __global__ void __launch_bounds__(BM / WM * (BN / WN) * 32, 16 / (BM / WM * (BN 
 // and column that the fragment covers. The order of the four words is that of A; for two B next to each other,
 // words 1 and 2 change places.
 template <class T>
-__device__ __forceinline__ void load_transposed(uint32_t (&words)[4], const uint32_t* tile, int row, int column, int L) {
+__device__ __forceinline__ void load_transposed(uint32_t (&words)[4], const uint32_t* tile, int row, int column,
+                                                int L) {
   const int lane = threadIdx.x % 32;
   if (sizeof(T) == 2) {
     const T* numbers = (const T*)tile;
@@ -118,8 +119,8 @@ __device__ __forceinline__ void load_transposed(uint32_t (&words)[4], const uint
   }
 }
 
-// partial[split, group, o, d] = sum over the split's pixels m of dy[m, o] * implicit[m, d]. There are far more pixels than
-// weights: `splits` blocks share them for each tile, and conv2d_sum_splits adds what they found.
+// partial[split, group, o, d] = sum over the split's pixels m of dy[m, o] * implicit[m, d]. There are far more pixels
+// than weights: `splits` blocks share them for each tile, and conv2d_sum_splits adds what they found.
 // Blocks: x the outputs, y the depth, z = group * splits + split.
 template <class T, int BM, int BN, int BK, int WM, int WN, int STAGES>
 __global__ void __launch_bounds__(BM / WM * (BN / WN) * 32, 16 / (BM / WM * (BN / WN)))

@@ -19,7 +19,7 @@ struct Block {
   }
 };
 
-// Where pixel m begins to look, kept for each row of a tile: its element in the implicit matrix is found by a few additions.
+// Where pixel m begins to look, kept for each row of a tile: an element of the implicit matrix is a few additions away.
 template <class T>
 struct Row {
   const T* image;  // x[b], first channel of the group

@@ -14,12 +14,12 @@
 // Everything is float32. The launch bounds leave a thread 128 registers, so that 512 threads fit a processor.
 #include "conv2d_tile.cuh"
 
-// out[m, n] = bias[n] + sum over d of implicit[m, d] * taps[n, d]: the forward pass, and each phase of the input gradient.
+// out[m, n] = bias[n] + sum over d of implicit[m, d] * taps[n, d]: the forward pass, or a phase of the input gradient.
 template <int BM, int BN, int BK, int TM, int TN>
 __global__ void __launch_bounds__(BM / TM * (BN / TN), 512 / (BM / TM * (BN / TN)))
     conv2d_tiled_correlate(const float* __restrict__ x, const float* __restrict__ taps, const float* __restrict__ bias,
-                           float* __restrict__ out, float* __restrict__ mean, float* __restrict__ squares, Phases phases,
-                           int relu) {
+                           float* __restrict__ out, float* __restrict__ mean, float* __restrict__ squares,
+                           Phases phases, int relu) {
   constexpr int THREADS = BM / TM * (BN / TN), AT_ONCE = THREADS / BK;  // rows that one pass of the threads brings
   constexpr int XL = BM + 4, WL = BN + 4, LANES = BM / TM;
   constexpr int WORDS = BK * (XL + WL) > (LANES + 1) * BN ? BK * (XL + WL) : (LANES + 1) * BN;
@@ -68,16 +68,17 @@ __global__ void __launch_bounds__(BM / TM * (BN / TN), 512 / (BM / TM * (BN / TN
     __syncthreads();  // nobody reads them any more
   }
   write_tile<float, BM, BN, LANES>(
-      sum, [=](int i) { return ty * TM + i; }, [=](int j) { return tx * TN + j; }, ty, block, out, Epilogue{bias, relu, mean, squares}, g, shared);
+      sum, [=](int i) { return ty * TM + i; }, [=](int j) { return tx * TN + j; }, ty, block, out,
+      Epilogue{bias, relu, mean, squares}, g, shared);
 }
 
-// partial[split, group, o, d] = sum over the split's pixels m of dy[m, o] * implicit[m, d]. There are far more pixels than
-// weights: `splits` blocks share them for each tile, and conv2d_sum_splits adds what they found.
+// partial[split, group, o, d] = sum over the split's pixels m of dy[m, o] * implicit[m, d]. There are far more pixels
+// than weights: `splits` blocks share them for each tile, and conv2d_sum_splits adds what they found.
 // Blocks: x the outputs, y the depth, z = group * splits + split.
 template <int BM, int BN, int BK, int TM, int TN>
 __global__ void __launch_bounds__(BM / TM * (BN / TN), 512 / (BM / TM * (BN / TN)))
-    conv2d_tiled_dweight(const float* __restrict__ x, const float* __restrict__ dy, float* __restrict__ partial, Correlation g,
-                         int splits) {
+    conv2d_tiled_dweight(const float* __restrict__ x, const float* __restrict__ dy, float* __restrict__ partial,
+                         Correlation g, int splits) {
   constexpr int THREADS = BM / TM * (BN / TN), DYL = BM + 4, XL = BN + 4;
   __shared__ __align__(16) float tile_dy[BK * DYL];
   __shared__ __align__(16) float tile_x[BK * XL];

@@ -87,7 +87,8 @@ __global__ void deform_conv2d_doffset(const T* __restrict__ x, const T* __restri
 // are sorted by their corner, the upper left neighbour, counted in maps of (H + 1) x (W + 1) with a border above and to
 // the left; then each pixel gathers from the points of the four corners that it is a neighbour of.
 template <class T>
-__global__ void deform_conv2d_corners(const T* __restrict__ offset, int* __restrict__ corner, Convolution g, int points) {
+__global__ void deform_conv2d_corners(const T* __restrict__ offset, int* __restrict__ corner, Convolution g,
+                                      int points) {
   int n = blockIdx.x * blockDim.x + threadIdx.x;
   if (n >= points) return;
   Point point(offset, n, g);
@@ -98,7 +99,8 @@ __global__ void deform_conv2d_corners(const T* __restrict__ offset, int* __restr
 template <class T>
 __global__ void deform_conv2d_dinput(const T* __restrict__ offset, const T* __restrict__ mask,
                                      const T* __restrict__ dcolumns, const long long* __restrict__ order,
-                                     const long long* __restrict__ first, T* __restrict__ dx, Convolution g, int count) {
+                                     const long long* __restrict__ first, T* __restrict__ dx, Convolution g,
+                                     int count) {
   int i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i >= count) return;
   int channel = i % g.channels, column = i / g.channels % g.width, row = i / g.channels / g.width % g.height;
