@@ -1,8 +1,17 @@
-"""NumPy or CuPy: the one place that knows which, and the only file that imports cupy."""
+"""NumPy or CuPy: the one place that knows which, and the only file that imports cupy.
+
+    kernel("ops/relu.cu", "relu_forward<float>")(grid, block, x, y, 1024)
+
+compiles a kernel of this package on first use, checks the arguments against its declaration, and launches it.
+"""
 
 from __future__ import annotations
 
+import functools
 import importlib
+import re
+from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -41,3 +50,174 @@ def try_gpu() -> str:
     cupy = importlib.import_module("cupy")
     cupy.add(cupy.ones(2), 1).get()
     return cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode()
+
+
+# ---- kernels ---------------------------------------------------------------------------------------------------------
+
+PACKAGE = Path(__file__).parent
+DTYPES = {  # of the types that kernels declare
+    "bool": "bool",
+    "int": "int32",
+    "unsigned": "uint32",
+    "long long": "int64",
+    "unsigned long long": "uint64",
+    "unsigned char": "uint8",
+    "float": "float32",
+    "double": "float64",
+    "__half": "float16",
+    "__nv_bfloat16": "bfloat16",
+}
+LARGEST = 2**31 - 1025  # kernels number threads in an int, those of the last block beyond the array, too
+FREE_SHARED = 48 << 10  # bytes of shared memory that need no asking for
+
+_INCLUDE = re.compile(r'^#include "([^"]+)"$', re.MULTILINE)
+
+
+def c_type(dtype: np.dtype) -> str:
+    """Return the CUDA type in which floating-point numbers are stored.
+
+    Raises TypeError for a dtype that no kernel is made for.
+    """
+    for name in ("float", "__half", "__nv_bfloat16"):
+        if DTYPES[name] == dtype.name:
+            return name
+    raise TypeError(f"CUDA kernels take float32, float16 or bfloat16, got {dtype}; convert with .astype('float32')")
+
+
+def kernel(file: str, expression: str) -> Kernel:
+    """Return a kernel of the current GPU, compiled once for each file, expression and device.
+
+    file: .cu file, relative to the package.  expression: the kernel's name with its template arguments.
+    """
+    return _kernel(file, expression, importlib.import_module("cupy").cuda.runtime.getDevice())
+
+
+@functools.cache
+def _kernel(file: str, expression: str, device: int) -> Kernel:
+    source = cuda_source(file)
+    module = importlib.import_module("cupy").RawModule(
+        code=source, options=("-std=c++17",), name_expressions=(expression,)
+    )
+    return Kernel(module.get_function(expression), expression, parameters(source, expression))
+
+
+@functools.cache
+def cuda_source(file: str) -> str:
+    """Return the text of a .cu file of the package with every `#include "x.cuh"` replaced by that file, once.
+
+    CuPy keeps compiled kernels by their text, so that all of it must be in one text. `#line` keeps messages right.
+    """
+    seen = set()
+
+    def expand(path: Path) -> str:
+        if path in seen:
+            return ""
+        seen.add(path)
+        text = path.read_text(encoding="utf-8")
+        parts, end = [f'#line 1 "{path.name}"\n'], 0
+        for include in _INCLUDE.finditer(text):
+            line = text.count("\n", 0, include.end()) + 2  # of the line after the include
+            included = expand((path.parent / include[1]).resolve())
+            parts += [text[end : include.start()], included, f'\n#line {line} "{path.name}"']
+            end = include.end()
+        return "".join([*parts, text[end:]])
+
+    return expand((PACKAGE / file).resolve())
+
+
+def parameters(source: str, expression: str) -> list[tuple[str, str, bool]]:
+    """Return (name, dtype, whether a pointer) of each parameter of the kernel that the expression names.
+
+    The declaration reads `template <class T, int N> __global__ void __launch_bounds__(..) name(const T* x, int n)`,
+    both `template` and `__launch_bounds__` optional.  The dtype of a struct that the source defines is "struct".
+    Raises LookupError where there is no such kernel, TypeError for a parameter of a type that is not in DTYPES.
+    """
+    name, _, values = expression.partition("<")
+    declaration = re.search(
+        r"(?:template\s*<(?P<template>[^>]*)>\s*)?__global__\s+void\s+(?:__launch_bounds__(?:(?!__global__).)*?\)\s+)?"
+        rf"{re.escape(name)}\s*\((?P<parameters>[^)]*)\)",
+        source,
+        re.DOTALL,
+    )
+    if declaration is None:
+        raise LookupError(f"no kernel {name} is declared in its file")
+    names = [parameter.split()[-1] for parameter in (declaration["template"] or "").split(",") if parameter.strip()]
+    types = dict(zip(names, (value.strip() for value in values.rstrip("> ").split(",")), strict=False))
+    found = []
+    for text in declaration["parameters"].split(","):
+        *words, parameter = re.sub(r"\bconst\b|__restrict__", " ", text).replace("*", " * ").split()
+        type_name = " ".join(word for word in words if word != "*")
+        type_name = types.get(type_name, type_name)
+        if "*" not in words and re.search(rf"\bstruct {re.escape(type_name)} {{", source):
+            found.append((parameter, "struct", False))
+            continue
+        if type_name not in DTYPES:
+            raise TypeError(f"{expression}: parameter {parameter} is of type {type_name}, expected one of {[*DTYPES]}")
+        found.append((parameter, DTYPES[type_name], "*" in words))
+    return found
+
+
+class Kernel:
+    """A compiled kernel that checks what it is given."""
+
+    def __init__(self, function: Callable, expression: str, declared: list[tuple[str, str, bool]]):
+        self.function, self.expression, self.declared, self.shared_allowed = function, expression, declared, FREE_SHARED
+
+    def __call__(self, grid, block, *arguments: Array | float | None, shared: int = 0) -> None:
+        """Launch on the current stream; returns before the kernel has run.  An empty grid launches nothing.
+
+        grid, block: a number, or up to three.  arguments: for a pointer a contiguous array of the declared dtype, or
+        None; for a scalar a Python number, or a NumPy scalar of that dtype; for a struct a NumPy array of one element
+        with the same fields.  shared: bytes of dynamic shared memory.
+        Raises TypeError, ValueError and OverflowError for arguments that the kernel would misread.
+        """
+        grid = grid if isinstance(grid, tuple) else (grid,)
+        block = block if isinstance(block, tuple) else (block,)
+        if len(arguments) != len(self.declared):
+            raise TypeError(f"{self.expression} takes {len(self.declared)} arguments, got {len(arguments)}")
+        checked = tuple(self._checked(*pair) for pair in zip(self.declared, arguments, strict=True))
+        if 0 in grid:
+            return
+        if shared > self.shared_allowed:
+            self.function.max_dynamic_shared_size_bytes = self.shared_allowed = shared
+        self.function(grid, block, checked, shared_mem=shared)
+
+    def each(self, count: int, *arguments: Array | float | None, threads: int = 256) -> None:
+        """Launch one thread for each of `count` outputs, `threads` to a block."""
+        self(-(-count // threads), threads, *arguments)
+
+    def _checked(self, declared: tuple[str, str, bool], argument):
+        """Return the argument as CuPy must be given it: CuPy passes a Python float as a double and checks nothing."""
+        name, dtype, is_pointer = declared
+        if is_pointer:
+            if argument is None:
+                return None
+            if not hasattr(argument, "__cuda_array_interface__"):
+                raise TypeError(f"{self.expression}: {name} must be an array on the GPU, got {type(argument).__name__}")
+            if argument.dtype.name != dtype:
+                raise TypeError(f"{self.expression}: {name} must be {dtype}, got {argument.dtype}")
+            if not argument.flags.c_contiguous:
+                raise ValueError(f"{self.expression}: {name} {argument.shape} must be contiguous; copy it before")
+            if argument.size > LARGEST:
+                raise OverflowError(
+                    f"{self.expression}: {name} {argument.shape} has {argument.size} elements,"
+                    f" and kernels count to {LARGEST}; take a smaller batch"
+                )
+            return argument
+        if dtype == "struct":
+            if not isinstance(argument, np.ndarray) or argument.dtype.names is None or argument.size != 1:
+                raise TypeError(
+                    f"{self.expression}: {name} must be one element of a structured dtype, got {argument!r}"
+                )
+            return argument
+        if isinstance(argument, np.generic):
+            if argument.dtype.name != dtype:
+                raise TypeError(f"{self.expression}: {name} must be {dtype}, got {argument.dtype}")
+            return argument
+        kinds = {"b": bool, "i": int, "u": int, "f": (int, float)}[np.dtype(dtype).kind]
+        if not isinstance(argument, kinds) or (isinstance(argument, bool) and dtype != "bool"):
+            raise TypeError(f"{self.expression}: {name} must be a number of {dtype}, got {argument!r}")
+        try:
+            return np.dtype(dtype).type(argument)
+        except OverflowError:
+            raise OverflowError(f"{self.expression}: {name} is {argument}, which does not fit {dtype}") from None

@@ -31,8 +31,8 @@ from PIL import Image
 from .errors import InputError
 from .files import replacing
 from .metrics.average_precision import Result
-from .ops.conv2d import Geometry
 from .ops.deform_conv2d import sample_positions
+from .ops.geometry import Geometry
 from .points.decode import peaks as keep_peaks
 
 PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")  # Okabe and Ito 2008

@@ -18,6 +18,7 @@ from .backend import Array, get_xp
 from .errors import InputError
 from .nn.module import Module, Parameter
 from .ops.pointwise import in_blocks
+from .optim_cuda import OneLaunch
 from .strips import BLOCK
 from .threads import parallel_for, per_thread
 
@@ -71,6 +72,7 @@ class Optimiser:
     def __init__(self, named_parameters: Iterable[tuple[str, Parameter]], lr: float, weight_decay: float = 0.0):
         self.parameters = dict(named_parameters)
         self.lr, self.weight_decay, self.steps = lr, weight_decay, 0
+        self.one_launch = OneLaunch()
         self.slot_arrays = {
             name: {key: get_xp(p.data).zeros_like(p.data, order="C") for key, p in self.parameters.items()}
             for name in self.slots
@@ -80,15 +82,25 @@ class Optimiser:
     def step(self) -> None:
         """Update every parameter that has a gradient."""
         self.steps += 1
-        arrays = {}
+        arrays, on_gpu = {}, False
         for key, parameter in self.parameters.items():
             if parameter.grad is not None:
-                parameter.data = get_xp(parameter.data).asarray(parameter.data, order="C")  # so that parts are views
-                arrays[key] = [parameter.data, parameter.grad, *(self.slot_arrays[name][key] for name in self.slots)]
-        for_parts(self.update, self.jobs, arrays)
+                xp = get_xp(parameter.data, parameter.grad)
+                on_gpu |= xp is not np
+                parameter.data = xp.asarray(parameter.data, order="C")  # so that parts are views
+                slots = [self.slot_arrays[name][key] for name in self.slots]
+                arrays[key] = [parameter.data, xp.asarray(parameter.grad, order="C"), *slots]
+        if on_gpu:
+            self.update_on_gpu(list(arrays.values()))
+        else:
+            for_parts(self.update, self.jobs, arrays)
 
     def update(self, weight: Array, gradient: Array, *slots: Array) -> None:
         """Update one block of a parameter in place."""
+        raise NotImplementedError
+
+    def update_on_gpu(self, arrays: list[list[Array]]) -> None:
+        """Update all parameters in place; arrays: of each its weight, gradient and slots."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Array]:
@@ -128,6 +140,9 @@ class SGD(Optimiser):
         get_xp(weight).multiply(velocity, self.lr, out=change)
         weight -= change
 
+    def update_on_gpu(self, arrays):
+        self.one_launch("sgd_step", arrays, [self.lr], self.momentum, self.weight_decay)
+
 
 class Adam(Optimiser):
     """Adam (Kingma and Ba, 2015); weight decay is added to the gradient, as in torch.optim.Adam."""
@@ -157,6 +172,11 @@ class Adam(Optimiser):
         xp.divide(mean, change, out=change)
         change *= self.lr * correction / (1 - beta1**self.steps)
         weight -= change
+
+    def update_on_gpu(self, arrays):
+        beta1, beta2 = self.betas
+        rates = [self.lr / (1 - beta1**self.steps), 1 / math.sqrt(1 - beta2**self.steps)]
+        self.one_launch("adam_step", arrays, rates, beta1, 1 - beta1, beta2, 1 - beta2, self.epsilon, self.weight_decay)
 
 
 def clip_gradients(parameters: Iterable[Parameter], max_norm: float) -> float:

@@ -3,6 +3,7 @@
     strips(shape, pixel_bytes)     (images, first row, last row): pieces whose work fits the cache
     row_blocks(x)                  the same array as blocks of whole rows, for point-wise work
     cut(images, ...)               a piece of a map, with the border that a window needs
+    run(jobs), room(scratch, ...)  the jobs on all threads, with scratch arrays that one job leaves to the next
 
 An op goes over its maps in three lines:
 
@@ -15,10 +16,14 @@ An op goes over its maps in three lines:
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import numpy as np
 
 from .backend import Array, get_xp
 from .memory import empty
+from .threads import parallel_for, per_thread
 
 BLOCK = 1 << 18  # numbers in a block of rows: few enough for the caches, so many that threads rarely meet in Python
 Strip = tuple[slice, int, int]  # images, first row, last row
@@ -62,3 +67,17 @@ def cut(images: Array, top: int, left: int, height: int, width: int, border: flo
     whole[:, :, :column], whole[:, :, last_column:] = border, border
     whole[:, row:last_row, column:last_column] = inner
     return whole
+
+
+def run(jobs: list[Callable[[dict], None]]) -> None:
+    """Run the jobs on all threads; each thread's jobs share a dict of scratch arrays."""
+    scratch = per_thread(dict)
+    parallel_for(lambda job: job(scratch()), jobs)
+
+
+def room(scratch: dict, name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Return the scratch array of that name in that shape; its content is arbitrary."""
+    size = math.prod(shape)
+    if name not in scratch or scratch[name].size < size:
+        scratch[name] = empty((size,), dtype)
+    return scratch[name][:size].reshape(shape)

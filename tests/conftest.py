@@ -1,5 +1,10 @@
 """Fixtures shared by all tests."""
 
+import importlib
+import os
+import platform
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,6 +28,20 @@ def torch():
     module = pytest.importorskip("torch")
     module.set_num_threads(1)
     return module
+
+
+@pytest.fixture
+def cupy(monkeypatch):
+    """CuPy's strict stand-in, which runs kernels on the CPU; with MINICENTERNET_DEVICE=cuda CuPy itself."""
+    if os.environ.get("MINICENTERNET_DEVICE") == "cuda":
+        return importlib.import_module("cupy")
+    if shutil.which("g++") is None or platform.machine() != "x86_64":
+        pytest.skip("CUDA kernels run on the CPU only with g++ on x86-64 (apt-get install g++)")
+    from cuda_on_cpu import stand_in
+
+    monkeypatch.setitem(sys.modules, "cupy", stand_in)
+    stand_in.reset()
+    return stand_in
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -187,14 +188,18 @@ def warp(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.nda
     `warp_reference` defines it. This is Pillow's, which rounds down, and which repeats the outermost pixels for half a
     pixel instead of fading to black over one. Much reduced images alias, as released.
     """
-    a, b, c, d, e, f = invert(matrix).flat
-    # Pillow puts the centre of the top left pixel at (1/2, 1/2), in both images.
-    to_image = (a, b, c + (1 - a - b) / 2, d, e, f + (1 - d - e) / 2)
     height, width = size
     picture = Image.fromarray(image).transform(
-        (width, height), Image.Transform.AFFINE, to_image, Image.Resampling.BILINEAR
+        (width, height), Image.Transform.AFFINE, tuple(from_output(matrix).flat), Image.Resampling.BILINEAR
     )
     return np.asarray(picture)
+
+
+def from_output(matrix: np.ndarray) -> np.ndarray:
+    """The matrix that undoes `matrix` where the centre of the top left pixel is (1/2, 1/2), in both images (Pillow)."""
+    inverse = invert(matrix)
+    inverse[:, 2] += (1 - inverse[:, 0] - inverse[:, 1]) / 2
+    return inverse
 
 
 def warp_reference(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -218,24 +223,31 @@ def warp_reference(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int])
     return (1 - weight_y) * upper + weight_y * lower
 
 
-def jitter_colour(
-    image: np.ndarray,
+class Colours(NamedTuple):
+    """A change of colours:  v <- of_image * v + of_grey * grey + of_mean * mean grey + shift."""
+
+    of_image: float
+    of_grey: float  # the pixel's own
+    of_mean: float  # the image's
+    shift: np.ndarray  # (3,) of R, G, B
+
+
+def random_colours(
     rng: np.random.Generator,
     brightness: float = 0.4,
     contrast: float = 0.4,
     saturation: float = 0.4,
     lighting: float = 0.1,
-) -> np.ndarray:
-    """Random brightness, contrast and saturation in random order, then lighting; nothing is clipped (released code).
+) -> Colours:
+    """Random brightness, contrast and saturation in random order, then lighting (released code).
 
-    image (..., 3) float32, RGB in [0, 1]. With a factor f = 1 + U(-strength, strength) each:
+    With a factor f = 1 + U(-strength, strength) each:
 
         brightness  v <- f v        contrast  v <- f v + (1 - f) mean grey        saturation  v <- f v + (1 - f) grey
 
     where both greys are those of the image as it came. Lighting adds sum_i N(0, lighting) value_i vector_i.
     """
-    grey = GREY[0] * image[..., 0] + GREY[1] * image[..., 1] + GREY[2] * image[..., 2]
-    # Each step is linear, so that the three together are one:  of_image * v + of_grey * grey + of_mean * mean grey.
+    # Each step is linear, so that the three together are one.
     of_image, of_grey, of_mean = 1.0, 0.0, 0.0
     for step in rng.permutation(["brightness", "contrast", "saturation"]):
         strength = {"brightness": brightness, "contrast": contrast, "saturation": saturation}[step]
@@ -245,7 +257,14 @@ def jitter_colour(
             of_mean += 1 - factor
         elif step == "saturation":
             of_grey += 1 - factor
-    shift = of_mean * grey.mean() + LIGHTING_VECTORS @ (LIGHTING_VALUES * rng.normal(size=3) * lighting)  # (3,)
+    return Colours(of_image, of_grey, of_mean, LIGHTING_VECTORS @ (LIGHTING_VALUES * rng.normal(size=3) * lighting))
+
+
+def jitter_colour(image: np.ndarray, colours: Colours) -> np.ndarray:
+    """The image (..., 3) float32, RGB in [0, 1], in other colours; nothing is clipped (released code)."""
+    of_image, of_grey, of_mean, shift = colours
+    grey = GREY[0] * image[..., 0] + GREY[1] * image[..., 1] + GREY[2] * image[..., 2]
+    shift = of_mean * grey.mean() + shift
     jittered, grey = np.empty_like(image), of_grey * grey
     for channel, of_channel in enumerate(shift.astype(np.float32)):  # NumPy is slow along a last axis of three
         jittered[..., channel] = of_image * image[..., channel] + (grey + of_channel)
@@ -305,7 +324,7 @@ def prepare(
 
     pixels = np.float32(1 / 255) * warp(image, matrix, size)
     if a is not None:
-        pixels = jitter_colour(pixels, rng, a.brightness, a.contrast, a.saturation, a.lighting)
+        pixels = jitter_colour(pixels, random_colours(rng, a.brightness, a.contrast, a.saturation, a.lighting))
     if channel_order == "BGR":
         pixels = pixels[..., ::-1]
 

@@ -1,4 +1,12 @@
-"""The ops: one file each, with formula, forward and backward. Importing this gives Tensors their operators."""
+"""The ops: one file each, with formula, forward and backward. Importing this gives Tensors their operators.
+
+    max_pool2d.py         formula, checks, and the op on a CPU
+    max_pool2d.cu         its kernels, where it has any
+    max_pool2d_cuda.py    launches them: the same function for arrays on a GPU, to which max_pool2d.py turns
+
+Whatever else has kernels (points, optim.py) keeps them in the same three files. An op without a .cu is the same NumPy
+or CuPy code on both.
+"""
 
 from ..autograd import Tensor
 from .avg_pool2d import avg_pool2d

@@ -21,11 +21,11 @@ from collections.abc import Callable
 import numpy as np
 
 from ..autograd import differentiable
-from ..backend import Array, get_xp
+from ..backend import get_xp
 from ..memory import empty
 from ..strips import row_blocks
 from ..threads import parallel_for, per_thread
-from .reduce import channel_sum
+from . import batch_norm_cuda
 
 CANCELS = 16  # μ²/σ² above which μ is subtracted first; below it, rounding costs at most 4 bits
 
@@ -50,15 +50,20 @@ def batch_norm(
     variance unbiased (n - 1), as PyTorch keeps them; eval uses them instead of the batch's.
     Raises ValueError when shapes do not fit, or when training on a single value per channel (its variance is 0).
     """
-    xp, count = get_xp(x, weight), x.size // x.shape[-1]
+    count = x.size // x.shape[-1]
     _check(x, residual, training, weight=weight, bias=bias, running_mean=running_mean, running_var=running_var)
+    if get_xp(x, weight) is not np:
+        return batch_norm_cuda.batch_norm(
+            x, weight, bias, running_mean, running_var, residual,
+            relu=relu, training=training, momentum=momentum, epsilon=epsilon,
+        )  # fmt: skip
     if training:
         mean, variance = statistics(x)
         running_mean += momentum * (mean - running_mean)
         running_var += momentum * (variance * (count / (count - 1)) - running_var)
     else:
         mean, variance = running_mean.astype(x.dtype), running_var.astype(x.dtype)
-    inverse, origin = 1 / xp.sqrt(variance + epsilon), _origin(mean, variance)
+    inverse, origin = 1 / np.sqrt(variance + epsilon), _origin(mean, variance)
     scale = weight * inverse
     y = _normalise(x, origin, scale, bias + (origin - mean) * scale, residual, relu)
     rectified, has_residual = y if relu else None, residual is not None
@@ -86,18 +91,13 @@ def _check(x, residual, training: bool, **vectors) -> None:
         raise ValueError(f"batch_norm cannot train on one value per channel, got x of shape {x.shape}")
 
 
-def _origin(mean: Array, variance: Array) -> Array:
+def _origin(mean: np.ndarray, variance: np.ndarray) -> np.ndarray:
     """Return what to subtract from x before anything else: μ, or 0 where no channel's μ is large enough to cancel σ."""
-    if get_xp(mean) is np and (mean * mean <= CANCELS * variance).all():
-        return np.zeros_like(mean)
-    return mean
+    return np.zeros_like(mean) if (mean * mean <= CANCELS * variance).all() else mean
 
 
-def statistics(x: Array) -> tuple[Array, Array]:
+def statistics(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the mean and the (biased) variance of each channel, in x's dtype."""
-    if get_xp(x) is not np:
-        mean = channel_sum(x) / (x.size // x.shape[-1])
-        return mean, channel_sum((x - mean) ** 2) / (x.size // x.shape[-1])
     channels, blocks, spare = x.shape[-1], row_blocks(x), _spare(x)
     ones = np.ones(max((len(block) for block in blocks), default=0), x.dtype)
     means, squares = np.empty((2, len(blocks), channels), np.float64)
@@ -122,13 +122,10 @@ def _sum_of_products(a: np.ndarray, b: np.ndarray, channels: int) -> np.ndarray:
     return np.einsum("rk,rk->k", a, b).reshape(-1, channels).sum(0, dtype=np.float64)
 
 
-def _normalise(x: Array, origin: Array, scale: Array, bias: Array, residual: Array | None, relu: bool) -> Array:
+def _normalise(
+    x: np.ndarray, origin: np.ndarray, scale: np.ndarray, bias: np.ndarray, residual: np.ndarray | None, relu: bool
+) -> np.ndarray:
     """Return (x - origin) * scale + bias, plus residual, through ReLU."""
-    xp = get_xp(x)
-    if xp is not np:
-        y = (x - origin) * scale + bias
-        y = y if residual is None else y + residual
-        return xp.maximum(y, 0) if relu else y
     y, centre = empty(x.shape, x.dtype), origin.any()
     origin, scale, bias = (_tile(vector, x) for vector in (origin, scale, bias))
     zeros = np.zeros_like(bias)  # twice as fast to compare with as the number 0
@@ -147,11 +144,10 @@ def _normalise(x: Array, origin: Array, scale: Array, bias: Array, residual: Arr
     return y
 
 
-def _through_relu(dy: Array, rectified: Array | None, x: Array, origin: Array) -> tuple[Array, Array, Array]:
+def _through_relu(
+    dy: np.ndarray, rectified: np.ndarray | None, x: np.ndarray, origin: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return g, dy where `rectified` > 0 (all of dy where it is None), and the sums of g and g * (x - origin)."""
-    if get_xp(x) is not np:
-        g = dy if rectified is None else dy * (rectified > 0)
-        return g, channel_sum(g), channel_sum(g * (x - origin))
     g = dy if rectified is None else empty(dy.shape, dy.dtype)
     channels, centre, spare = x.shape[-1], origin.any(), _spare(x)
     origin, blocks = (
@@ -175,11 +171,15 @@ def _through_relu(dy: Array, rectified: Array | None, x: Array, origin: Array) -
 
 
 def _input_gradient(
-    g: Array, x: Array, origin: Array, scale: Array, slope: Array, shift: Array, in_place: bool
-) -> Array:
+    g: np.ndarray,
+    x: np.ndarray,
+    origin: np.ndarray,
+    scale: np.ndarray,
+    slope: np.ndarray,
+    shift: np.ndarray,
+    in_place: bool,
+) -> np.ndarray:
     """Return g * scale + (x - origin) * slope + shift, written over g if `in_place`."""
-    if get_xp(x) is not np:
-        return g * scale + (x - origin) * slope + shift
     dx, centre, spare = g if in_place else empty(g.shape, g.dtype), origin.any(), _spare(x)
     origin, scale, slope, shift = (_tile(vector, x) for vector in (origin, scale, slope, shift))
 

@@ -12,8 +12,9 @@ gradient is this forward, and its forward is the input gradient here.
 from __future__ import annotations
 
 from ..autograd import differentiable
-from .conv2d import Geometry, forward, input_gradient, weight_gradient
-from .rectify import bias_relu, through_relu
+from .conv2d import forward, input_gradient, weight_gradient
+from .geometry import Geometry
+from .rectify import through_relu
 from .reduce import channel_sum
 
 
@@ -47,7 +48,7 @@ def conv_transpose2d(
             f"padding {padding} and output_padding {output_padding} do not fit kernel {weight.shape[2:]} and stride"
             f" {stride}: output_padding must be smaller than the stride, and the output, {size}, at least 1 x 1"
         )
-    y = input_gradient(x, weight, size, geometry, bias_relu(bias, relu), kernels)
+    y = input_gradient(x, weight, size, geometry, bias, relu, kernels)
     rectified = y if relu else None
 
     def backward(dy):

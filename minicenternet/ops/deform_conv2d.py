@@ -33,7 +33,8 @@ import numpy as np
 from ..autograd import differentiable
 from ..backend import Array, get_xp
 from ..threads import parallel_for
-from .conv2d import Geometry
+from . import deform_conv2d_cuda
+from .geometry import Geometry
 from .reduce import channel_sum
 
 STRIP_BYTES = 1 << 20  # columns of one strip
@@ -53,12 +54,12 @@ def deform_conv2d(x, offset, mask, weight, bias=None, *, stride=1, padding=0, di
     geometry = Geometry.of(stride, padding, dilation, groups=1)
     _check(x, offset, mask, weight, bias, geometry)
     on_cpu = get_xp(x, offset, mask, weight) is np
-    y = (forward if on_cpu else reference_forward)(x, offset, mask, weight, geometry)
+    y = (forward if on_cpu else deform_conv2d_cuda.forward)(x, offset, mask, weight, geometry)
     if bias is not None:
         y += bias
 
     def backward(dy):
-        found = (gradients if on_cpu else reference_gradients)(x, offset, mask, weight, dy, geometry)
+        found = (gradients if on_cpu else deform_conv2d_cuda.gradients)(x, offset, mask, weight, dy, geometry)
         return *found, None if bias is None else channel_sum(dy)
 
     return y, backward

@@ -6,8 +6,11 @@ was read twice gets both, cells that were not read get zero.
 
 from __future__ import annotations
 
+import numpy as np
+
 from ..autograd import differentiable
 from ..backend import get_xp
+from . import gather_points_cuda
 
 
 @differentiable
@@ -22,6 +25,8 @@ def gather_points(x, index):
             f"{index.dtype}"
         )
     xp = get_xp(x, index)
+    if xp is not np:
+        return gather_points_cuda.gather_points(x, index)
     shape, image = x.shape, xp.arange(len(x))[:, None]  # (B, 1), broadcast against index
     cells = (shape[0], shape[1] * shape[2], shape[3])
 

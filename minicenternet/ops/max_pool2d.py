@@ -16,6 +16,7 @@ from ..backend import Array, get_xp
 from ..memory import empty
 from ..strips import BLOCK, Strip, strips
 from ..threads import parallel_for
+from . import max_pool2d_cuda
 
 
 @differentiable
@@ -28,6 +29,8 @@ def max_pool2d(x, *, size=3, stride=2, padding=1):
     if x.ndim != 4 or 2 * padding > size or min(x.shape[1:3]) + 2 * padding < size:
         raise ValueError(f"max_pool2d: x {x.shape} does not fit size={size}, padding={padding} (at most size / 2)")
     xp, (batch, height, width, channels) = get_xp(x), x.shape
+    if xp is not np:
+        return max_pool2d_cuda.max_pool2d(x, size=size, stride=stride, padding=padding)
     out_height, out_width = ((n + 2 * padding - size) // stride + 1 for n in (height, width))
 
     def new(shape: tuple[int, ...], dtype: np.dtype) -> Array:

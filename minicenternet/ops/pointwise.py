@@ -19,6 +19,7 @@ from ..backend import Array, get_xp
 from ..memory import empty
 from ..strips import BLOCK
 from ..threads import parallel_for
+from . import pointwise_cuda
 
 
 def in_blocks(formula: Callable[..., Array], *arrays: Array) -> Array:
@@ -181,8 +182,10 @@ def relu(x):
     xp = get_xp(x)
     y = in_blocks(lambda x: xp.maximum(x, 0), x)
 
-    def backward(dy):
-        return (in_blocks(lambda dy, y: dy * (y > 0), dy, y),)  # y, not x: the next layer keeps y anyway
+    def backward(dy):  # y, not x: the next layer keeps y anyway
+        if get_xp(dy) is not np:
+            return (pointwise_cuda.relu_backward(dy, y),)
+        return (in_blocks(lambda dy, y: dy * (y > 0), dy, y),)
 
     return y, backward
 
@@ -206,13 +209,12 @@ def leaky_relu(x, slope=0.01):
 @differentiable
 def sigmoid(x):
     """Return 1 / (1 + e ** -x), which is right for any x: where e ** -x overflows, the result is 0."""
-    xp = get_xp(x)
 
     def formula(x):
         with np.errstate(over="ignore"):
-            return 1 / (1 + xp.exp(-x))
+            return 1 / (1 + np.exp(-x))
 
-    y = in_blocks(formula, x)
+    y = in_blocks(formula, x) if get_xp(x) is np else pointwise_cuda.sigmoid(x)
 
     def backward(dy):
         return (in_blocks(lambda dy, y: dy * y * (1 - y), dy, y),)

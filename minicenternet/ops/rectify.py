@@ -15,10 +15,11 @@ from ..memory import empty
 from ..strips import row_blocks
 from ..threads import parallel_for
 
+Finish = Callable[[Array, slice], None]  # finish(pixels, channels), see bias_relu
 REPEAT = 64  # pixels taken as one row: long rows are twice as fast as broadcasting a vector of O numbers
 
 
-def bias_relu(bias: Array | None, relu: bool) -> Callable[[Array, slice], None] | None:
+def bias_relu(bias: Array | None, relu: bool) -> Finish | None:
     """Return finish(pixels, channels), which adds a bias (O,) and rectifies, in place; None if nothing is asked.
 
     pixels (N, n): the `channels` of some pixels.
@@ -46,3 +47,11 @@ def through_relu(dy: Array, y: Array) -> Array:
     blocks = zip(*map(row_blocks, (dy, y, dx)), strict=True)
     parallel_for(lambda block: np.multiply(block[0], block[1] > 0, out=block[2]), blocks)
     return dx
+
+
+def finished(pixels: Array, finish: Finish | None, channels: slice = slice(None)) -> Array:
+    """Return pixels (..., n) with `finish` done to them, in place where they are in one piece."""
+    if finish is not None:
+        pixels = get_xp(pixels).ascontiguousarray(pixels)  # so that what follows is a view
+        finish(pixels.reshape(-1, pixels.shape[-1]), channels)
+    return pixels

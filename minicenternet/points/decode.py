@@ -17,6 +17,7 @@ import numpy as np
 from ..backend import Array, get_xp
 from ..errors import InputError
 from ..threads import parallel_for
+from . import decode_cuda
 
 
 class TopK(NamedTuple):
@@ -63,6 +64,8 @@ def top_k(heatmap: Array, k: int = 100) -> TopK:
     if heatmap.ndim != 4 or k < 1:
         raise InputError(f"top_k needs a heatmap (B, H, W, C) and k of at least 1, got {heatmap.shape} and k={k}")
     xp = get_xp(heatmap)
+    if xp is not np:
+        return TopK(*decode_cuda.top_k(heatmap, k, only_peaks=False))
     batch, height, width, classes = heatmap.shape
     k = min(k, height * width * classes)
     cells = heatmap.reshape(batch, height * width, classes)
@@ -175,6 +178,8 @@ def decode(
             f"got {heatmap.shape}, {offset.shape} and {size.shape}"
         )
     xp = get_xp(heatmap, offset, size)
+    if xp is not np:
+        return Decoded(*decode_cuda.decode(heatmap, offset, size, k, stride))
     scores, labels, y, x = best_peaks(heatmap, k, score)
     image = xp.arange(len(heatmap))[:, None]  # (B, 1), broadcast against y and x (B, K)
     # int64 + float32 makes float64, so that a box that was encoded comes back to the last digits of a float32.

@@ -20,6 +20,7 @@ from ..ops import gather_points
 from ..ops.pointwise import in_blocks, worth_blocks
 from ..strips import BLOCK
 from ..threads import parallel_for
+from . import losses_cuda
 from .targets import Targets
 
 
@@ -35,12 +36,13 @@ def focal_loss(logits, heatmap, alpha=2, beta=4):
     """
     if logits.shape != heatmap.shape:
         raise InputError(f"focal_loss needs logits and heatmap of one shape, got {logits.shape} and {heatmap.shape}")
+    if get_xp(logits, heatmap) is not np:
+        return losses_cuda.focal_loss(logits, heatmap, alpha, beta)
     if worth_blocks(logits, heatmap):
         total, peaks, slope = _focal_sum_in_blocks(logits, heatmap, alpha, beta)
     else:
         total, peaks, slope = _focal_sum(logits, heatmap, alpha, beta)
-    xp = get_xp(logits, heatmap)
-    N = xp.maximum(peaks, 1).astype(logits.dtype)  # stays on the GPU: nothing waits for it
+    N = np.maximum(peaks, 1).astype(logits.dtype)
 
     def backward(dloss):
         scale = dloss / N
@@ -51,19 +53,18 @@ def focal_loss(logits, heatmap, alpha=2, beta=4):
 
 def _focal_sum(logits: Array, heatmap: Array, alpha: float, beta: float) -> tuple[Array, Array, Array]:
     """Return the sum of the focal loss's terms, the number of peaks, and the slope of each term along its logit."""
-    xp = get_xp(logits, heatmap)
     at_peak = (heatmap == 1).astype(logits.dtype)
     sign = 1 - 2 * at_peak
-    weight = xp.maximum(((1 - heatmap) ** 2) ** (beta / 2), at_peak)  # squares are fast, and so are their squares
+    weight = np.maximum(((1 - heatmap) ** 2) ** (beta / 2), at_peak)  # squares are fast, and so are their squares
     x = sign * logits  # should be low everywhere
-    size = xp.abs(x)
-    e = xp.exp(-size)  # in (0, 1]: neither overflows nor loses a small p, whatever the logits
+    size = np.abs(x)
+    e = np.exp(-size)  # in (0, 1]: neither overflows nor loses a small p, whatever the logits
     u = 1 + e
-    softplus = (x + size) / 2 + xp.log(u) + (e - (u - 1)) / u  # -log(1-p); the last term is what 1 + e rounded off
-    p = xp.maximum(e, x >= 0) / u
+    softplus = (x + size) / 2 + np.log(u) + (e - (u - 1)) / u  # -log(1-p); the last term is what 1 + e rounded off
+    p = np.maximum(e, x >= 0) / u
     weight *= p**alpha
     slope = sign * weight * (p + alpha * (1 - p) * softplus)
-    return (weight * softplus).sum(), xp.count_nonzero(at_peak), slope
+    return (weight * softplus).sum(), np.count_nonzero(at_peak), slope
 
 
 def _focal_sum_in_blocks(logits: Array, heatmap: Array, alpha: float, beta: float) -> tuple[Array, Array, Array]:

@@ -19,6 +19,7 @@ from minicenternet.data.transforms import (
     letterbox,
     normalise,
     prepare,
+    random_colours,
     random_crop,
     random_shift_scale,
     warp,
@@ -283,7 +284,7 @@ def test_colour_jitter_is_the_released_recipe(seed):
     image = np.random.default_rng(99).random((9, 7, 3), np.float32)
     strengths = {"brightness": 0.4, "contrast": 0.3, "saturation": 0.2}
     expected = jitter_step_by_step(image, np.random.default_rng(seed), strengths, 0.1)
-    jittered = jitter_colour(image, np.random.default_rng(seed), **strengths, lighting=0.1)
+    jittered = jitter_colour(image, random_colours(np.random.default_rng(seed), **strengths, lighting=0.1))
     assert jittered.dtype == np.float32
     np.testing.assert_allclose(jittered, expected, atol=2e-6)
 
@@ -293,20 +294,20 @@ def test_each_colour_strength_acts_alone():
     grey = image @ [0.299, 0.587, 0.114]
     for seed in range(5):
         rng = np.random.default_rng(seed)
-        np.testing.assert_array_equal(jitter_colour(image, rng, **NEUTRAL), image)
-        brighter = jitter_colour(image, rng, **NEUTRAL | {"brightness": 0.4})
+        np.testing.assert_array_equal(jitter_colour(image, random_colours(rng, **NEUTRAL)), image)
+        brighter = jitter_colour(image, random_colours(rng, **NEUTRAL | {"brightness": 0.4}))
         factor = brighter[0, 0, 0] / image[0, 0, 0]
         assert 0.6 <= factor <= 1.4
         np.testing.assert_allclose(brighter, factor * image, rtol=1e-5)
-        contrasted = jitter_colour(image, rng, **NEUTRAL | {"contrast": 0.4})
+        contrasted = jitter_colour(image, random_colours(rng, **NEUTRAL | {"contrast": 0.4}))
         np.testing.assert_allclose((contrasted @ [0.299, 0.587, 0.114]).mean(), grey.mean(), rtol=1e-5)
-        saturated = jitter_colour(image, rng, **NEUTRAL | {"saturation": 0.4})
+        saturated = jitter_colour(image, random_colours(rng, **NEUTRAL | {"saturation": 0.4}))
         np.testing.assert_allclose(saturated @ [0.299, 0.587, 0.114], grey, rtol=1e-5)
 
 
 def test_colours_are_not_clipped():
     image = np.ones((2, 2, 3), np.float32)
-    assert max(jitter_colour(image, np.random.default_rng(seed)).max() for seed in range(5)) > 1
+    assert max(jitter_colour(image, random_colours(np.random.default_rng(seed))).max() for seed in range(5)) > 1
 
 
 def test_normalise_channel_by_channel():

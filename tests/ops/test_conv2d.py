@@ -8,10 +8,10 @@ from gradients import check
 
 from minicenternet.autograd import Tensor
 from minicenternet.errors import InputError
-from minicenternet.ops import conv2d
+from minicenternet.ops import conv2d, winograd
+from minicenternet.ops.geometry import Geometry, Window
 
 module = importlib.import_module("minicenternet.ops.conv2d")  # the package's name conv2d is the op
-Geometry = module.Geometry
 
 CASES = {
     "1x1": dict(kernel=(1, 1)),
@@ -196,7 +196,7 @@ def test_a_misspelt_method_is_refused(monkeypatch):
 def test_a_stride_folded_into_depth_equals_the_definition(size, padding, monkeypatch):
     """4x4 with stride 2 is 2x2 on maps of a quarter of the pixels and four times the channels."""
     x, weight, bias, options = make((4, 4), size=size, channels=16, outputs=20, batch=3, stride=2, padding=padding)
-    window = module.Window(-padding, 2, 1, 4)
+    window = Window(-padding, 2, 1, 4)
     assert module.folding((window, window), 1, 16, (100, 8, 8)) == 2
     results = []
     for method in ("reference", ""):
@@ -209,8 +209,8 @@ def test_a_stride_folded_into_depth_equals_the_definition(size, padding, monkeyp
 
 def test_winograd_in_many_strips(monkeypatch):
     """Strips of one row of tiles, and a weight gradient in several parts."""
-    monkeypatch.setattr(module, "TILE_NUMBERS", 1)
-    monkeypatch.setattr(module, "WEIGHT_BYTES", 1)
+    monkeypatch.setattr(winograd, "TILE_NUMBERS", 1)
+    monkeypatch.setattr(winograd, "WEIGHT_BYTES", 1)
     x, weight, bias, options = make((3, 3), size=(70, 50), channels=4, outputs=3, batch=2, padding=1)
     results = []
     for method in ("direct", "winograd"):
@@ -223,15 +223,15 @@ def test_winograd_in_many_strips(monkeypatch):
 
 @pytest.mark.parametrize("taps", [2, 3])
 def test_cook_toom_correlates(taps):
-    A, G, B = module.cook_toom(taps, np.dtype(np.float64))
+    A, G, B = winograd.cook_toom(taps, np.dtype(np.float64))
     rng = np.random.default_rng(0)
-    d, g = rng.standard_normal(module.TILE + taps - 1), rng.standard_normal(taps)
-    wanted = [sum(d[i + k] * g[k] for k in range(taps)) for i in range(module.TILE)]
+    d, g = rng.standard_normal(winograd.TILE + taps - 1), rng.standard_normal(taps)
+    wanted = [sum(d[i + k] * g[k] for k in range(taps)) for i in range(winograd.TILE)]
     np.testing.assert_allclose(A.T @ ((G @ g) * (B.T @ d)), wanted, atol=1e-13)
 
 
 def test_the_rule_that_picks_a_method(monkeypatch):
-    plain, stride_2 = module.Window(-1, 1, 1, 3), module.Window(-1, 2, 1, 4)
+    plain, stride_2 = Window(-1, 1, 1, 3), Window(-1, 2, 1, 4)
     monkeypatch.delenv("MINICENTERNET_CONV", raising=False)
     assert module.folding((plain, plain), 1, 64, (4, 32, 32)) == 1
     assert module.folding((stride_2, stride_2), 1, 64, (4, 32, 32)) == 2
@@ -266,15 +266,15 @@ def test_kept_kernels_are_used_again(monkeypatch):
     kernels = {}
     first, _ = conv2d.raw(x, weight, bias, kernels=kernels, **options)
     assert len(kernels) == 1
-    monkeypatch.setattr(module, "_winograd_kernel", None)  # not called again
+    monkeypatch.setattr(winograd, "transformed_weight", None)  # not called again
     assert np.array_equal(conv2d.raw(x, weight, bias, kernels=kernels, **options)[0], first)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("method, stride", [("direct", 1), ("direct", 2), ("winograd", 1)])
 def test_the_number_of_threads_does_not_change_a_bit(dtype, method, stride, monkeypatch, use_threads):
-    for name in ("STRIP_BYTES", "TILE_NUMBERS", "WEIGHT_BYTES"):
-        monkeypatch.setattr(module, name, 20_000)
+    for file, name in ((module, "STRIP_BYTES"), (winograd, "TILE_NUMBERS"), (winograd, "WEIGHT_BYTES")):
+        monkeypatch.setattr(file, name, 20_000)
     monkeypatch.setenv("MINICENTERNET_CONV", method)
     x, weight, bias, options = make((3, 3), size=(19, 17), batch=3, stride=stride, padding=1)
     x, weight, bias = (a.astype(dtype) for a in (x, weight, bias))

@@ -1,0 +1,60 @@
+"""Batch normalisation on a GPU: launches the kernels of batch_norm.cu."""
+
+from __future__ import annotations
+
+from ..backend import Array, c_type, get_xp, kernel
+
+FILE = "ops/batch_norm.cu"
+LANES, HEIGHT = 32, 8  # of a block: channels and rows
+BLOCKS = 1024  # wanted for a reduction over rows, enough to fill a large GPU; its bits depend on the shape alone
+LEAST_ROWS = 64  # that a part of the rows has
+
+
+def batch_norm(x, weight, bias, running_mean, running_var, residual, *, relu, training, momentum, epsilon):
+    """Return (y, backward) like batch_norm.raw: float32, float16 or bfloat16 x, float32 per-channel vectors."""
+    xp, T, channels = get_xp(x), c_type(x.dtype), x.shape[-1]
+    x, rows = xp.ascontiguousarray(x), x.size // channels
+    residual = None if residual is None else xp.ascontiguousarray(residual)
+    neighbours = 16 // x.itemsize if channels * x.itemsize % 16 == 0 else 1  # that a thread works on
+    columns, parts, rows_of_part = _parts(rows, channels)
+    mean, variance = running_mean, running_var
+    if training:
+        means, squares = xp.empty((2, parts, channels), "float32")
+        mean, variance = xp.empty((2, channels), "float32")
+        _reduce(f"batch_norm_statistics<{T}>", (columns, parts), x, means, squares, rows, channels, rows_of_part)
+        _reduce("batch_norm_combine", columns, means, squares, mean, variance, running_mean, running_var, rows,
+                channels, parts, rows_of_part, momentum)  # fmt: skip
+    y = xp.empty(x.shape, x.dtype)
+    kernel(FILE, f"batch_norm_normalise<{T}, {neighbours}>").each(
+        -(-x.size // neighbours), x, residual, y, mean, variance, weight, bias, x.size, channels, epsilon, relu
+    )
+    rectified, has_residual = y if relu else None, residual is not None
+
+    def backward(dy):
+        dy = xp.ascontiguousarray(dy)
+        sums, products = xp.empty((2, parts, channels), "float32")
+        dweight, dbias = xp.empty((2, channels), "float32")
+        _reduce(f"batch_norm_sums<{T}>", (columns, parts), dy, rectified, x, mean, sums, products, rows, channels,
+                rows_of_part)  # fmt: skip
+        _reduce("batch_norm_gradients", columns, sums, products, variance, dweight, dbias, channels, parts, epsilon)
+        dx = xp.empty(x.shape, x.dtype)
+        dresidual = xp.empty(x.shape, x.dtype) if has_residual else None
+        kernel(FILE, f"batch_norm_backward<{T}, {neighbours}>").each(
+            -(-x.size // neighbours), dy, rectified, x, dx, dresidual, mean, variance, weight, dweight, dbias, x.size,
+            channels, epsilon, 1 / rows if training else 0.0
+        )  # fmt: skip
+        return dx, dweight, dbias, None, None, dresidual
+
+    return y, backward
+
+
+def _parts(rows: int, channels: int) -> tuple[int, int, int]:
+    """Return how many blocks side by side take the channels, how many parts the rows, and the rows of each part."""
+    columns = -(-channels // LANES)
+    wanted = max(1, BLOCKS // columns)
+    rows_of_part = -(-max(LEAST_ROWS, -(-rows // wanted)) // LEAST_ROWS) * LEAST_ROWS
+    return columns, -(-rows // rows_of_part), rows_of_part
+
+
+def _reduce(expression: str, grid, *arguments: Array | float | None) -> None:
+    kernel(FILE, expression)(grid, (LANES, HEIGHT), *arguments)

@@ -1,0 +1,584 @@
+"""The convolution on a GPU: the three functions of conv2d.py as a ladder of four rungs, each tested against it.
+
+    naive          one thread for one number of the result                                      conv2d_naive.cu
+    im2col         columns written down, then one matrix product by cuBLAS                      conv2d_im2col.cu
+    tiled          the same product without the columns (implicit GEMM), float32                conv2d_tiled.cu
+    tensor_cores   the same on tensor cores, copies under way while they multiply               conv2d_tensor_cores.cu
+
+Forward pass and input gradient are one computation, a *correlation*: the input gradient of stride S is S*S of them,
+one for each phase (pixels that share i mod S see the same taps), so that nothing is multiplied by an inserted zero.
+
+`precision` says what is multiplied; sums are float32 throughout:
+
+    float32   x, weight, y float32; multiplied as they are           naive, im2col, tiled
+    tf32      x, weight, y float32; rounded to 10 bits of mantissa   tensor_cores (and those above, which do not round)
+    bf16      x, weight, y bfloat16 (needs ml_dtypes)                tensor_cores, naive
+    fp16      x, weight, y float16                                   tensor_cores, naive
+
+What comes in another dtype is converted. Weight gradients are float32 always. Which rung and tile is taken says
+conv2d_cuda.json, by precision, pass and class of shape (`shape_class`). `tune` measures on a GPU and writes it; as long
+as "measured_on" is null in it, nothing was measured and the choices are guesses.
+MINICENTERNET_CUDA_CONV=naive | im2col | tiled | tensor_cores takes one wherever it can.
+
+No kernel uses atomics: all sums have a fixed order, and the same call gives the same bits.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ..backend import Array, c_type, get_xp, kernel, to_gpu
+from ..errors import InputError
+from .geometry import Geometry, phases
+
+RUNGS = ("naive", "im2col", "tiled", "tensor_cores")
+PRECISIONS = {"float32": 4, "tf32": 4, "bf16": 2, "fp16": 2}  # bytes of a stored number
+TABLE = Path(__file__).with_suffix(".json")
+
+COLUMN_BYTES = 1 << 28  # im2col takes as many images at a time as have so many bytes of columns
+BLOCKS = 264  # a weight gradient is split until it has so many blocks (two for each of an H200's processors)
+
+# The tiles that are compiled, by the shape class that they are meant for. tiled: (BM, BN, BK, TM, TN);
+# tensor_cores: (BM, BN, BK, WM, WN, STAGES), BK in words of 4 bytes: the 16-bit types take twice as many numbers.
+TILES = {
+    "tiled": {
+        "correlate": {
+            "small": [(64, 64, 16, 4, 4)],
+            "narrow": [(128, 32, 16, 4, 4)],
+            "large": [(128, 128, 16, 8, 8)],
+        },
+        "dweight": {
+            "small": [(64, 64, 16, 4, 4)],
+            "narrow": [(32, 128, 16, 4, 8)],
+            "large": [(128, 128, 16, 8, 8)],
+        },
+    },
+    "tensor_cores": {
+        "correlate": {
+            "small": [(64, 64, 32, 32, 32, 4)],
+            "narrow": [(128, 32, 32, 32, 32, 4)],
+            "large": [(128, 128, 32, 64, 32, 3)],
+        },
+        "dweight": {
+            "small": [(64, 64, 32, 32, 32, 3)],
+            "narrow": [(32, 128, 32, 32, 32, 3)],
+            "large": [(128, 128, 32, 64, 32, 3)],
+        },
+    },
+}
+
+
+class Choice(NamedTuple):
+    """A rung and, for the last two, its tile."""
+
+    rung: str
+    tile: tuple[int, ...] = ()
+
+
+# --- the three functions ---------------------------------------------------------------------------------------------
+
+
+def forward(
+    x: Array,
+    weight: Array,
+    geometry: Geometry,
+    *,
+    precision: str = "float32",
+    bias: Array | None = None,
+    relu: bool = False,
+    statistics: bool = False,
+    choice: Choice | None = None,
+) -> Array | tuple[Array, Array, Array]:
+    """Return y (B, OH, OW, O) of x (B, H, W, C) and weight (O, C/G, KH, KW), all on the GPU.
+
+    bias: (O,) float32, added.  relu: max(y, 0) last.  statistics: return (y, mean, variance) with the float32 mean
+    and biased variance of each channel of y, for the batch norm that follows.  choice: by the rule where None.
+    Raises InputError for an unknown precision or a misspelt MINICENTERNET_CUDA_CONV.
+    """
+    x, weight, bias = _stored(x, precision), _stored(weight, precision), _float32(bias)
+    outputs, channels, *kernel_size = weight.shape
+    y = get_xp(x).empty((len(x), *geometry.output_size(*x.shape[1:3], kernel_size), outputs), x.dtype)
+    groups = geometry.groups
+    choice = choice or choose("correlate", precision, groups, channels, outputs // groups, _pixels(y))
+    if y.size == 0:
+        return _with_statistics(y, statistics)
+    if choice.rung == "naive":
+        shapes = convolution(x.shape, y.shape, kernel_size, geometry)
+        _launch("naive", f"forward<{c_type(x.dtype)}>").each(y.size, x, weight, bias, y, shapes, int(relu))
+    elif choice.rung == "im2col":
+        _im2col_forward(x, weight, geometry, y)
+        _finish(y, bias, relu)
+    else:
+        strides = (weight[: outputs // groups].size, channels * math.prod(kernel_size), math.prod(kernel_size))
+        parts = _forward_correlation(x.shape, y.shape, kernel_size, geometry)
+        found = _correlate(x, weight, strides, parts, y, choice, bias, relu, statistics)
+        if found is not None:
+            return y, *found
+    return _with_statistics(y, statistics)
+
+
+def input_gradient(
+    dy: Array,
+    weight: Array,
+    size: tuple[int, int],
+    geometry: Geometry,
+    *,
+    precision: str = "float32",
+    bias: Array | None = None,
+    relu: bool = False,
+    statistics: bool = False,
+    choice: Choice | None = None,
+) -> Array | tuple[Array, Array, Array]:
+    """Return dx (B, H, W, C), H, W = size, of dy (B, OH, OW, O) and weight (O, C/G, KH, KW).
+
+    bias (C,), relu, statistics: as in `forward`, for conv_transpose2d, whose forward pass this is.
+    """
+    dy, weight, bias = _stored(dy, precision), _stored(weight, precision), _float32(bias)
+    outputs, channels, *kernel_size = weight.shape
+    groups = geometry.groups
+    dx = get_xp(dy).empty((len(dy), *size, channels * groups), dy.dtype)
+    choice = choice or choose("correlate", precision, groups, outputs // groups, channels, _pixels(dx))
+    if dx.size == 0:
+        return _with_statistics(dx, statistics)
+    if choice.rung == "naive":
+        shapes = convolution(dx.shape, dy.shape, kernel_size, geometry)
+        _launch("naive", f"dinput<{c_type(dy.dtype)}>").each(dx.size, dy, weight, bias, dx, shapes, int(relu))
+    elif choice.rung == "im2col":
+        _im2col_input_gradient(dy, weight, geometry, dx)
+        _finish(dx, bias, relu)
+    else:
+        strides = (weight[: outputs // groups].size, math.prod(kernel_size), channels * math.prod(kernel_size))
+        parts = _input_gradient_correlations(dy.shape, dx.shape, kernel_size, geometry)
+        found = _correlate(dy, weight, strides, parts, dx, choice, bias, relu, statistics)
+        if found is not None:
+            return dx, *found
+    return _with_statistics(dx, statistics)
+
+
+def weight_gradient(
+    x: Array,
+    dy: Array,
+    kernel_size: tuple[int, int],
+    geometry: Geometry,
+    *,
+    precision: str = "float32",
+    choice: Choice | None = None,
+) -> Array:
+    """Return dweight (O, C/G, KH, KW), float32, of x (B, H, W, C) and dy (B, OH, OW, O)."""
+    x, dy = _stored(x, precision), _stored(dy, precision)
+    groups, channels, outputs = geometry.groups, x.shape[3] // geometry.groups, dy.shape[3]
+    choice = choice or choose("dweight", precision, groups, channels, outputs // groups, _pixels(dy))
+    dweight = get_xp(x).zeros((outputs, channels, *kernel_size), np.float32)
+    if dy.size == 0:
+        return dweight
+    if choice.rung == "naive":
+        shapes = convolution(x.shape, dy.shape, kernel_size, geometry)
+        _launch("naive", f"dweight<{c_type(x.dtype)}>").each(dweight.size, x, dy, dweight, shapes)
+    elif choice.rung == "im2col":
+        _im2col_weight_gradient(x, dy, geometry, dweight)
+    else:
+        _split_weight_gradient(x, dy, geometry, dweight, choice)
+    return dweight
+
+
+# --- the rule --------------------------------------------------------------------------------------------------------
+
+
+def shape_class(kind: str, groups: int, channels: int, outputs: int, pixels: int) -> str:
+    """Return "grouped", "narrow", "small" or "large"; channels, outputs: of one group, pixels: all of the result.
+
+    grouped: groups of too few channels to fill a tile.  narrow: up to 32 outputs.  small: too few 128 x 128 tiles to
+    give each processor of a large GPU one.
+    """
+    if groups > 1 and min(channels, outputs) < 16:
+        return "grouped"
+    if outputs <= 32:
+        return "narrow"
+    if kind == "correlate" and -(-pixels // 128) * -(-outputs // 128) * groups < BLOCKS // 2:
+        return "small"
+    return "small" if kind == "dweight" and outputs <= 64 else "large"
+
+
+@functools.cache
+def table() -> dict:
+    """Return the table of the package: {"measured_on": device or None, "choices": {"PRECISION KIND CLASS": ...}}."""
+    return json.loads(TABLE.read_text(encoding="utf-8"))
+
+
+def choose(kind: str, precision: str, groups: int, channels: int, outputs: int, pixels: int) -> Choice:
+    """Return the table's choice for this shape, or the rung that MINICENTERNET_CUDA_CONV names where it can be used.
+
+    kind: "correlate" (forward pass and input gradient) or "dweight"; the rest as in `shape_class`.
+    Raises InputError when the variable names no rung.
+    """
+    wanted = os.environ.get("MINICENTERNET_CUDA_CONV", "")
+    if wanted not in ("", *RUNGS):
+        raise InputError(
+            f"MINICENTERNET_CUDA_CONV is {wanted!r}; expected one of {', '.join(RUNGS)}, or leave it unset"
+        )
+    found = shape_class(kind, groups, channels, outputs, pixels)
+    rung, tile = table()["choices"][f"{precision} {kind} {found}"]
+    choice = Choice(rung, tuple(tile))
+    if wanted not in ("", choice.rung) and can(wanted, precision, groups, channels, outputs):
+        return candidates(wanted, kind, found)[0]
+    if can(choice.rung, precision, groups, channels, outputs):
+        return choice
+    return Choice("naive")
+
+
+def can(rung: str, precision: str, groups: int, channels: int, outputs: int) -> bool:
+    """Whether a rung does this precision and, in groups, numbers of channels that its copies can begin at.
+
+    What is allowed to be rounded to tf32 need not be.
+    """
+    if rung == "naive":
+        return True
+    itemsize = PRECISIONS[precision]
+    if rung in ("im2col", "tiled"):
+        return itemsize == 4
+    vector = 16 // itemsize
+    return precision != "float32" and (groups == 1 or channels % vector == outputs % vector == 0)
+
+
+def candidates(rung: str, kind: str, shape: str) -> list[Choice]:
+    """Return the choices of a rung for a shape class, the default first: one of the tiles meant for it."""
+    if rung not in TILES:
+        return [Choice(rung)]
+    tiles = TILES[rung][kind]
+    meant = tiles.get(shape, tiles["small"])
+    others = [tile for some in tiles.values() for tile in some if tile not in meant]
+    return [Choice(rung, tile) for tile in meant + others]
+
+
+# --- what the kernels are given --------------------------------------------------------------------------------------
+
+
+def _record(*names: str) -> np.dtype:
+    return np.dtype([(name, np.int32) for name in names])
+
+
+# The structs of conv2d.cuh, field by field.
+CONVOLUTION = _record(
+    *("batch", "height", "width", "channels", "out_height", "out_width", "outputs", "kernel_height", "kernel_width"),
+    *("groups", "stride_y", "stride_x", "padding_y", "padding_x", "dilation_y", "dilation_x"),
+)
+WINDOW = _record("start", "stride", "step", "taps")
+CORRELATION = np.dtype(
+    [
+        *((name, np.int32) for name in ("batch", "height", "width", "groups", "channels", "outputs")),
+        *((name, np.int32) for name in ("rows", "columns")),
+        *((name, WINDOW) for name in ("y", "x")),
+        *((name, np.int32) for name in ("out_height", "out_width", "first_y", "jump_y", "first_x", "jump_x")),
+        *((name, np.int32) for name in ("tap_y", "tap_step_y", "tap_x", "tap_step_x", "taps_begin")),
+    ]
+)
+PHASES = np.dtype([("count", np.int32), ("of", CORRELATION, 4)])
+
+
+def convolution(x_shape, y_shape, kernel_size, geometry: Geometry) -> np.ndarray:
+    """Return the struct Convolution of conv2d.cuh."""
+    values = *x_shape, *y_shape[1:], *kernel_size, geometry.groups, *geometry.stride, *geometry.padding
+    return np.array([(*values, *geometry.dilation)], CONVOLUTION)
+
+
+def _forward_correlation(x_shape, y_shape, kernel_size, geometry: Geometry) -> np.ndarray:
+    """Return the one correlation that the forward pass is."""
+    (stride, padding, dilation, groups), (batch, height, width, channels) = geometry, x_shape
+    windows = [(-padding[axis], stride[axis], dilation[axis], kernel_size[axis]) for axis in (0, 1)]
+    sizes = batch, height, width, groups, channels // groups, y_shape[3] // groups, *y_shape[1:3]
+    return np.array([(*sizes, *windows, *y_shape[1:3], 0, 1, 0, 1, 0, 1, 0, 1, 0)], CORRELATION)
+
+
+def _input_gradient_correlations(dy_shape, dx_shape, kernel_size, geometry: Geometry) -> np.ndarray:
+    """Return a correlation for each phase of the stride, stride[0] * stride[1] of them."""
+    (batch, height, width, outputs), groups, (stride_y, stride_x) = dy_shape, geometry.groups, geometry.stride
+    found = []
+    for phase_y, taps_y, window_y in phases(0, kernel_size[0], geometry):
+        for phase_x, taps_x, window_x in phases(1, kernel_size[1], geometry):
+            rows, columns = -(-(dx_shape[1] - phase_y) // stride_y), -(-(dx_shape[2] - phase_x) // stride_x)
+            sizes = batch, height, width, groups, outputs // groups, dx_shape[3] // groups
+            extent = max(rows, 0), max(columns, 0)
+            where = *dx_shape[1:3], phase_y, stride_y, phase_x, stride_x
+            found.append((*sizes, *extent, window_y, window_x, *where, *_progression(taps_y), *_progression(taps_x), 0))
+    return np.array(found, CORRELATION)
+
+
+def _progression(taps: Sequence[int]) -> tuple[int, int]:
+    """Return the first of evenly spaced numbers and the step between them."""
+    return (taps[0] if taps else 0), (taps[1] - taps[0] if len(taps) > 1 else 0)
+
+
+def _launch(rung: str, expression: str):
+    """Return the kernel conv2d_<rung>_<expression>, template arguments included."""
+    return kernel(f"ops/conv2d_{rung}.cu", f"conv2d_{rung}_{expression}")
+
+
+def _helper(expression: str):
+    return kernel("ops/conv2d_arrange.cu", f"conv2d_{expression}")
+
+
+def storage(precision: str) -> np.dtype:
+    """Return the dtype in which arrays of a precision are stored.  Raises InputError for an unknown precision."""
+    if precision not in PRECISIONS:
+        raise InputError(f"precision is {precision!r}; expected one of {', '.join(PRECISIONS)}")
+    if precision == "bf16":
+        try:
+            return np.dtype(importlib.import_module("ml_dtypes").bfloat16)
+        except ImportError:
+            raise InputError("precision bf16 needs the package ml_dtypes: pip install ml_dtypes") from None
+    return np.dtype(np.float16 if precision == "fp16" else np.float32)
+
+
+def _stored(array: Array, precision: str) -> Array:
+    """Return the array as kernels read it: contiguous, in the dtype of the precision."""
+    return get_xp(array).ascontiguousarray(array, storage(precision))
+
+
+def _float32(bias: Array | None) -> Array | None:
+    return None if bias is None else get_xp(bias).ascontiguousarray(bias, np.float32)
+
+
+def _pixels(y: Array) -> int:
+    return math.prod(y.shape[:3])
+
+
+def _finish(y: Array, bias: Array | None, relu: bool) -> None:
+    if bias is not None:
+        y += bias
+    if relu:
+        get_xp(y).maximum(y, 0, out=y)
+
+
+def _with_statistics(y: Array, wanted: bool) -> Array | tuple[Array, Array, Array]:
+    """Return y, and mean and variance by two more passes where they are wanted and no epilogue found them."""
+    if not wanted:
+        return y
+    rows = y.reshape(-1, y.shape[3]).astype(np.float32)
+    return y, rows.mean(axis=0), rows.var(axis=0)
+
+
+# --- im2col ----------------------------------------------------------------------------------------------------------
+
+
+def _image_strips(x: Array, y: Array, taps: int) -> list[slice]:
+    """Cut the batch so that a strip's columns fill COLUMN_BYTES."""
+    image = max(1, COLUMN_BYTES // (math.prod(y.shape[1:3]) * taps * x.shape[3] * x.itemsize))
+    return [slice(b, b + image) for b in range(0, len(x), image)]
+
+
+def _columns(x: Array, y: Array, kernel_size, geometry: Geometry) -> Array:
+    """Return (G, B*OH*OW, KH*KW*C/G): what each output sees."""
+    depth = math.prod(kernel_size) * x.shape[3] // geometry.groups
+    columns = get_xp(x).empty((geometry.groups, _pixels(y), depth), x.dtype)
+    shapes = convolution(x.shape, y.shape, kernel_size, geometry)
+    kernel("ops/conv2d_im2col.cu", "conv2d_columns").each(columns.size, x, columns, shapes)
+    return columns
+
+
+def _matrices(weight: Array, groups: int) -> Array:
+    """Return weight (O, C/G, KH, KW) as (G, KH*KW*C/G, O/G)."""
+    outputs, channels, *kernel_size = weight.shape
+    taps = weight.reshape(groups, outputs // groups, channels, *kernel_size).transpose(0, 3, 4, 2, 1)
+    return get_xp(weight).ascontiguousarray(taps).reshape(groups, -1, outputs // groups)
+
+
+def _by_group(y: Array, groups: int) -> Array:
+    """Return y (B, OH, OW, O) as (G, B*OH*OW, O/G)."""
+    return y.reshape(-1, groups, y.shape[3] // groups).transpose(1, 0, 2)
+
+
+def _im2col_forward(x: Array, weight: Array, geometry: Geometry, y: Array) -> None:
+    matrices, kernel_size = _matrices(weight, geometry.groups), weight.shape[2:]
+    for images in _image_strips(x, y, math.prod(kernel_size)):
+        rows = _columns(x[images], y[images], kernel_size, geometry) @ matrices  # (G, B*OH*OW, O/G)
+        y[images] = rows.transpose(1, 0, 2).reshape(y[images].shape)
+
+
+def _im2col_input_gradient(dy: Array, weight: Array, geometry: Geometry, dx: Array) -> None:
+    xp, kernel_size = get_xp(dy), weight.shape[2:]
+    matrices = _matrices(weight, geometry.groups).transpose(0, 2, 1)  # (G, O/G, KH*KW*C/G)
+    for images in _image_strips(dx, dy, math.prod(kernel_size)):
+        dcolumns = xp.ascontiguousarray(_by_group(dy[images], geometry.groups) @ matrices)
+        shapes = convolution(dx[images].shape, dy[images].shape, kernel_size, geometry)
+        gather = kernel("ops/conv2d_im2col.cu", "conv2d_gather_columns")
+        gather.each(dx[images].size, dcolumns, dx[images], shapes)
+
+
+def _im2col_weight_gradient(x: Array, dy: Array, geometry: Geometry, dweight: Array) -> None:
+    outputs, channels, *kernel_size = dweight.shape
+    for images in _image_strips(x, dy, math.prod(kernel_size)):
+        columns = _columns(x[images], dy[images], kernel_size, geometry)
+        sums = _by_group(dy[images], geometry.groups).transpose(0, 2, 1) @ columns  # (G, O/G, KH*KW*C/G)
+        dweight += sums.reshape(outputs, *kernel_size, channels).transpose(0, 3, 1, 2)
+
+
+# --- implicit GEMM: tiled and on tensor cores ------------------------------------------------------------------------
+
+
+def _correlate(x, weight, strides, parts, out, choice, bias, relu, statistics) -> tuple[Array, Array] | None:
+    """Write all correlations of x with the weight to `out`; return mean and variance of its channels where wanted.
+
+    strides: of groups, outputs and channels (as the correlation sees them) in the weight.
+    """
+    xp, given = get_xp(x), int(parts["channels"][0])
+    rounded = "true" if choice.rung == "tensor_cores" and x.itemsize == 4 else "false"  # to tf32
+    x, parts["channels"] = _padded(x, given, choice)
+    sizes = parts["groups"] * parts["outputs"] * parts["y"]["taps"] * parts["x"]["taps"] * parts["channels"]
+    parts["taps_begin"] = np.cumsum(sizes) - sizes
+    taps = xp.empty(max(1, int(sizes.sum())), x.dtype)
+    statistics = statistics and len(parts) <= 4  # tiles of one launch can be merged
+    for begin in range(0, len(parts), 4):
+        some = parts[begin : begin + 4]
+        phases = np.zeros(1, PHASES)
+        phases["count"] = len(some)
+        phases["of"][0, : len(some)] = some
+        largest = int(sizes[begin : begin + 4].max())
+        arrange = _helper(f"arrange<{c_type(x.dtype)}, {rounded}>")
+        arrange((-(-largest // 256), len(some)), 256, weight, taps, phases, given, *strides, weight.shape[3])
+
+        bm, bn = choice.tile[:2]
+        groups, outputs = int(some["groups"][0]), int(some["outputs"][0])
+        tiles = -(-int((some["batch"] * some["rows"] * some["columns"]).max()) // bm)  # of the pixels of a phase
+        shape = tiles * len(some), groups * outputs
+        means, squares = (xp.empty(shape, np.float32) if statistics else None for _ in range(2))
+        run, threads, shared = _tile_kernel("correlate", x, choice)
+        blocks = -(-outputs // bn) * groups * len(some) * tiles
+        run(blocks, threads, x, taps, bias, out, means, squares, phases, int(relu), shared=shared)
+    if not statistics:
+        return None
+    mean, variance = (xp.empty(groups * outputs, np.float32) for _ in range(2))
+    merge = kernel("ops/conv2d_statistics.cu", "conv2d_merge_statistics")
+    blocks = -(-groups * outputs // 32)
+    merge(blocks, (32, 8), means, squares, mean, variance, phases, tiles, bm, groups * outputs)
+    return mean, variance
+
+
+def _split_weight_gradient(x: Array, dy: Array, geometry: Geometry, dweight: Array, choice: Choice) -> None:
+    """Write dweight as partial sums over shares of the pixels, then their sum in order."""
+    outputs, channels, *kernel_size = dweight.shape
+    groups, taps = geometry.groups, math.prod(kernel_size)
+    outputs //= groups
+    x, padded_channels = _padded(x, channels, choice)
+    dy, padded_outputs = _padded(dy, outputs, choice)
+    part = _forward_correlation(x.shape, dy.shape, kernel_size, geometry)[0:1]
+    bm, bn, *_ = choice.tile
+    grid = -(-padded_outputs // bm), -(-taps * padded_channels // bn)
+    splits = split_count(choice, padded_outputs, taps * padded_channels, _pixels(dy), groups)
+    partial = get_xp(x).empty((splits, groups * padded_outputs, taps * padded_channels), np.float32)
+    run, threads, shared = _tile_kernel("dweight", x, choice)
+    run((*grid, groups * splits), threads, x, dy, partial, part, splits, shared=shared)
+    _helper("sum_splits").each(
+        partial[0].size, partial, dweight, splits, groups, outputs, padded_outputs, taps, channels, padded_channels
+    )
+
+
+def split_count(choice: Choice, outputs: int, depth: int, pixels: int, groups: int) -> int:
+    """Return into how many sums over shares of the pixels a weight gradient is cut; a matter of shapes alone."""
+    bm, bn, bk, *_ = choice.tile
+    blocks = -(-outputs // bm) * -(-depth // bn) * groups
+    return max(1, min(-(-BLOCKS // blocks), -(-pixels // bk)))
+
+
+def _tile_kernel(kind: str, x: Array, choice: Choice):
+    """Return the kernel of a tile, its threads and its bytes of dynamic shared memory."""
+    bm, bn, bk, rows, columns, *stages = choice.tile
+    if choice.rung == "tiled":
+        run = _launch("tiled", f"{kind}<{', '.join(map(str, choice.tile))}>")
+        return run, bm // rows * (bn // columns), 0
+    bk = bk * 4 // x.itemsize
+    if kind == "correlate":  # rows of BK numbers and 4 words
+        words = (bm + bn) * (bk * x.itemsize // 4 + 4)
+    else:  # BK rows of BM or BN numbers, and 8 or 4 words each
+        words = bk * ((bm + bn) * x.itemsize // 4 + 2 * (8 if x.itemsize == 4 else 4))
+    tile = ", ".join(map(str, (bm, bn, bk, rows, columns, *stages)))
+    run = _launch("tensor_cores", f"{kind}<{c_type(x.dtype)}, {tile}>")
+    return run, bm // rows * (bn // columns) * 32, 4 * stages[0] * words
+
+
+def _padded(x: Array, channels: int, choice: Choice) -> tuple[Array, int]:
+    """Return x and its channels (of one group), with zeros up to a multiple of what a copy to shared memory takes."""
+    vector = 16 // x.itemsize if choice.rung == "tensor_cores" else 1
+    padded = -(-channels // vector) * vector
+    if padded == channels:
+        return x, channels
+    wide = get_xp(x).empty((*x.shape[:3], padded), x.dtype)  # more than one group is not padded: see `can`
+    _helper(f"pad_channels<{c_type(x.dtype)}>").each(wide.size, x, wide, _pixels(x), channels, padded)
+    return wide, padded
+
+
+# --- tuning ----------------------------------------------------------------------------------------------------------
+
+
+def tune(
+    layers: Iterable[tuple[tuple[int, ...], tuple[int, ...], Geometry]],
+    precisions: Iterable[str] = tuple(PRECISIONS),
+    path: Path | None = None,
+    timer: Callable[[Callable[[], object]], float] | None = None,
+) -> dict:
+    """Time all candidates on the layers (shape of x, shape of weight, geometry); return the table of the fastest.
+
+    Of each precision, pass and shape class, the candidate that can do most layers, and of these the one with the
+    smallest sum of times, is taken; what no layer belongs to stays as it is.  path: where to write the table, as JSON.
+    timer: seconds that a call takes, measured with CUDA events where None.
+    """
+    timer = timer or _seconds
+    cupy = get_xp(to_gpu(np.empty(0)))
+    times: dict[str, dict[Choice, list[float]]] = {}
+    for x_shape, weight_shape, geometry in layers:
+        for precision in precisions:
+            for kind, shape, call in _passes(cupy, x_shape, weight_shape, geometry, precision):
+                of_class = times.setdefault(f"{precision} {kind} {shape[0]}", {})
+                for rung in RUNGS:
+                    if can(rung, precision, *shape[1]):
+                        for choice in candidates(rung, kind, shape[0]):
+                            of_class.setdefault(choice, []).append(timer(functools.partial(call, choice=choice)))
+    fastest = {name: min(of_class, key=lambda choice: _rank(of_class[choice])) for name, of_class in times.items()}
+    device = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.runtime.getDevice())["name"].decode()
+    found = {"measured_on": device, "choices": table()["choices"] | fastest}
+    if path is not None:
+        lines = ",\n".join(f"    {json.dumps(name)}: {json.dumps(found['choices'][name])}" for name in found["choices"])
+        text = f'{{\n  "measured_on": {json.dumps(device)},\n  "choices": {{\n{lines}\n  }}\n}}\n'
+        path.write_text(text, encoding="utf-8")
+    return found
+
+
+def _rank(times: list[float]) -> tuple[int, float]:
+    return -len(times), sum(times)
+
+
+def _passes(cupy, x_shape, weight_shape, geometry: Geometry, precision: str):
+    """Yield (kind, (shape class, (groups, channels, outputs)), call) for the three passes of a layer."""
+    groups, outputs, channels = geometry.groups, weight_shape[0] // geometry.groups, weight_shape[1]
+    dtype, size = storage(precision), geometry.output_size(*x_shape[1:3], weight_shape[2:])
+    x, weight = cupy.ones(x_shape, dtype), cupy.ones(weight_shape, dtype)
+    dy = cupy.ones((x_shape[0], *size, weight_shape[0]), dtype)
+    for kind, inputs, results, like, call in (
+        ("correlate", channels, outputs, dy, functools.partial(forward, x, weight, geometry)),
+        ("correlate", outputs, channels, x, functools.partial(input_gradient, dy, weight, x_shape[1:3], geometry)),
+        ("dweight", channels, outputs, dy, functools.partial(weight_gradient, x, dy, weight_shape[2:], geometry)),
+    ):
+        found = shape_class(kind, groups, inputs, results, _pixels(like))
+        yield kind, (found, (groups, inputs, results)), functools.partial(call, precision=precision)
+
+
+def _seconds(call: Callable[[], object], repeats: int = 10) -> float:
+    """Return the median time of a call on the GPU, after two that are not counted."""
+    cuda = get_xp(to_gpu(np.empty(0))).cuda
+    times = []
+    for _ in range(2 + repeats):
+        begin, end = cuda.Event(), cuda.Event()
+        begin.record()
+        call()
+        end.record()
+        end.synchronize()
+        times.append(cuda.get_elapsed_time(begin, end) / 1000)
+    return float(np.median(times[2:]))

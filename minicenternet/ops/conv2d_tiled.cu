@@ -1,0 +1,126 @@
+// Convolution, third rung (implicit GEMM): im2col's matrix product, whose columns are never written down. A block
+// computes a tile of the result; what it needs is brought to shared memory step by step, and each thread keeps a small
+// tile of sums in registers.
+//
+//                    taps (N, depth)^T                       depth = (u, v, c), BK of it at a time
+//                    +-----+-----+            pixels m0 .. m0+BM-1 of the implicit matrix (its addresses are computed),
+//                 BK |     | BN  |            outputs n0 .. n0+BN-1
+//                    +-----+-----+
+//            BK            |  |               thread (ty, tx) of the block:
+//         +------+   +-----+--v--+              TM x TN sums; for each k, TM + TN loads from shared memory for
+//      BM |   ---+-> |     | TMxTN              TM * TN multiply-adds
+//         +------+   +-----+-----+
+//
+// Everything is float32. The launch bounds leave a thread 128 registers, so that 512 threads fit a processor.
+#include "conv2d_tile.cuh"
+
+// out[m, n] = bias[n] + sum over d of implicit[m, d] * taps[n, d]: the forward pass, or a phase of the input gradient.
+template <int BM, int BN, int BK, int TM, int TN>
+__global__ void __launch_bounds__(BM / TM * (BN / TN), 512 / (BM / TM * (BN / TN)))
+    conv2d_tiled_correlate(const float* __restrict__ x, const float* __restrict__ taps, const float* __restrict__ bias,
+                           float* __restrict__ out, float* __restrict__ mean, float* __restrict__ squares,
+                           Phases phases, int relu) {
+  constexpr int THREADS = BM / TM * (BN / TN), AT_ONCE = THREADS / BK;  // rows that one pass of the threads brings
+  constexpr int XL = BM + 4, WL = BN + 4, LANES = BM / TM;
+  constexpr int WORDS = BK * (XL + WL) > (LANES + 1) * BN ? BK * (XL + WL) : (LANES + 1) * BN;
+  __shared__ __align__(16) float shared[WORDS];
+  float* tile_x = shared;            // [BK][XL]
+  float* tile_w = shared + BK * XL;  // [BK][WL]
+  const Block<BM, BN> block(phases);
+  const Correlation g = phases.of[block.phase];
+  const int m0 = block.m0, n0 = block.n0, group = block.group, depth = g.depth();
+  if (m0 >= g.pixels()) return;  // phases differ in size
+
+  const int d = threadIdx.x % BK, r = threadIdx.x / BK;
+  Column column(d, g);
+  Row<float> row[BM / AT_ONCE];
+#pragma unroll
+  for (int i = 0; i < BM / AT_ONCE; i++) row[i] = Row<float>(x, m0 + r + i * AT_ONCE, group, g);
+  const float* weight = taps + g.taps_begin + (size_t)group * g.outputs * depth;
+
+  const int ty = threadIdx.x / (BN / TN), tx = threadIdx.x % (BN / TN);
+  float sum[TM][TN] = {};
+  for (int d0 = 0; d0 < depth; d0 += BK, column.advance(BK, g)) {
+#pragma unroll
+    for (int i = 0; i < BM / AT_ONCE; i++) {
+      const float* seen = row[i].at(column, g);
+      tile_x[d * XL + r + i * AT_ONCE] = seen ? *seen : 0.f;
+    }
+#pragma unroll
+    for (int i = 0; i < BN / AT_ONCE; i++) {
+      int n = n0 + r + i * AT_ONCE;
+      bool inside = n < g.outputs && d0 + d < depth;
+      tile_w[d * WL + r + i * AT_ONCE] = inside ? weight[(size_t)n * depth + d0 + d] : 0.f;
+    }
+    __syncthreads();  // the tiles are filled
+#pragma unroll
+    for (int k = 0; k < BK; k++) {
+      float a[TM], b[TN];
+#pragma unroll
+      for (int i = 0; i < TM; i++) a[i] = tile_x[k * XL + ty * TM + i];
+#pragma unroll
+      for (int j = 0; j < TN; j++) b[j] = tile_w[k * WL + tx * TN + j];
+#pragma unroll
+      for (int i = 0; i < TM; i++)
+#pragma unroll
+        for (int j = 0; j < TN; j++) sum[i][j] += a[i] * b[j];
+    }
+    __syncthreads();  // nobody reads them any more
+  }
+  write_tile<float, BM, BN, LANES>(
+      sum, [=](int i) { return ty * TM + i; }, [=](int j) { return tx * TN + j; }, ty, block, out,
+      Epilogue{bias, relu, mean, squares}, g, shared);
+}
+
+// partial[split, group, o, d] = sum over the split's pixels m of dy[m, o] * implicit[m, d]. There are far more pixels
+// than weights: `splits` blocks share them for each tile, and conv2d_sum_splits adds what they found.
+// Blocks: x the outputs, y the depth, z = group * splits + split.
+template <int BM, int BN, int BK, int TM, int TN>
+__global__ void __launch_bounds__(BM / TM * (BN / TN), 512 / (BM / TM * (BN / TN)))
+    conv2d_tiled_dweight(const float* __restrict__ x, const float* __restrict__ dy, float* __restrict__ partial,
+                         Correlation g, int splits) {
+  constexpr int THREADS = BM / TM * (BN / TN), DYL = BM + 4, XL = BN + 4;
+  __shared__ __align__(16) float tile_dy[BK * DYL];
+  __shared__ __align__(16) float tile_x[BK * XL];
+  const int group = blockIdx.z / splits, split = blockIdx.z % splits, depth = g.depth(), pixels = g.pixels();
+  const int o0 = blockIdx.x * BM, d0 = blockIdx.y * BN;
+  const int share = ((pixels + BK - 1) / BK + splits - 1) / splits * BK;  // pixels of a split, a multiple of BK
+  const int begin = split * share, end = min(pixels, begin + share);
+
+  const int ty = threadIdx.x / (BN / TN), tx = threadIdx.x % (BN / TN);
+  float sum[TM][TN] = {};
+  for (int m0 = begin; m0 < end; m0 += BK) {
+    for (int n = threadIdx.x; n < BK * BM; n += THREADS) {
+      int o = o0 + n % BM, m = m0 + n / BM;
+      bool inside = o < g.outputs && m < end;
+      tile_dy[n / BM * DYL + n % BM] = inside ? dy[(size_t)m * g.groups * g.outputs + group * g.outputs + o] : 0.f;
+    }
+    for (int n = threadIdx.x; n < BK * BN; n += THREADS) {
+      int m = m0 + n / BN;
+      const float* seen = Row<float>(x, m < end ? m : pixels, group, g).at(Column(d0 + n % BN, g), g);
+      tile_x[n / BN * XL + n % BN] = seen ? *seen : 0.f;
+    }
+    __syncthreads();  // the tiles are filled
+#pragma unroll
+    for (int k = 0; k < BK; k++) {
+      float a[TM], b[TN];
+#pragma unroll
+      for (int i = 0; i < TM; i++) a[i] = tile_dy[k * DYL + ty * TM + i];
+#pragma unroll
+      for (int j = 0; j < TN; j++) b[j] = tile_x[k * XL + tx * TN + j];
+#pragma unroll
+      for (int i = 0; i < TM; i++)
+#pragma unroll
+        for (int j = 0; j < TN; j++) sum[i][j] += a[i] * b[j];
+    }
+    __syncthreads();  // nobody reads them any more
+  }
+  float* to = partial + ((size_t)split * g.groups + group) * g.outputs * depth;
+#pragma unroll
+  for (int i = 0; i < TM; i++)
+#pragma unroll
+    for (int j = 0; j < TN; j++) {
+      int o = o0 + ty * TM + i, d = d0 + tx * TN + j;
+      if (o < g.outputs && d < depth) to[(size_t)o * depth + d] = sum[i][j];
+    }
+}

@@ -1,0 +1,30 @@
+// Numbers are stored as T (float, __half or __nv_bfloat16) and computed with as float: (float)x[i], y[i] = (T)value.
+#pragma once
+#include <cuda_fp16.h>
+#include <cuda_bf16.h>
+
+#ifndef INFINITY  // NVRTC brings no math.h
+#define INFINITY __int_as_float(0x7f800000)
+#define NAN __int_as_float(0x7fffffff)
+#endif
+
+// N numbers that lie side by side, read and written in one instruction: 16 bytes are what a thread moves best.
+template <class T, int N>
+struct __align__(N * sizeof(T)) Pack {
+  T at[N];
+};
+
+// Where element i of an array (B, height, width, channels) lies.
+struct Place {
+  int image, y, x, channel;
+};
+
+__device__ __forceinline__ Place place_of(int i, int height, int width, int channels) {
+  int pixel = i / channels, row = pixel / width;
+  return {row / height, row % height, pixel % width, i % channels};
+}
+
+// The element's index again.
+__device__ __forceinline__ int index_of(Place at, int height, int width, int channels) {
+  return ((at.image * height + at.y) * width + at.x) * channels + at.channel;
+}

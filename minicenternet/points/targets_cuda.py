@@ -1,0 +1,47 @@
+"""The targets of a whole batch on a GPU: launches the kernel of targets.cu."""
+
+from __future__ import annotations
+
+from ..backend import Array, get_xp, kernel
+from ..errors import InputError
+from .targets import Targets
+
+FILE = "points/targets.cu"
+THREADS = 256
+OBJECT_BYTES = 16  # sizeof(Object) in the kernel
+
+
+def encode(
+    boxes: Array,
+    labels: Array,
+    num_classes: int,
+    height: int,
+    width: int,
+    stride: int = 4,
+    max_objects: int = 128,
+    min_overlap: float = 0.7,
+    form: str = "released",
+) -> Targets:
+    """Return the Targets of a batch, each field with a batch axis, like targets.encode image by image.
+
+    boxes: (B, M, 4) float32 and labels: (B, M) int64 on the GPU, -1 in empty slots.  Values are not looked at: a label
+    out of range is an empty slot, a box that is not finite gives a target that is not.
+    Raises InputError for wrong shapes or another form.
+    """
+    if boxes.ndim != 3 or boxes.shape[2] != 4 or labels.shape != boxes.shape[:2]:
+        raise InputError(f"encode needs boxes (B, M, 4) and labels (B, M), got {boxes.shape} and {labels.shape}")
+    if form not in ("released", "corrected"):
+        raise InputError(f"gaussian_radius has no form {form!r}; choose 'released' or 'corrected'")
+    xp, (batch, slots) = get_xp(boxes, labels), labels.shape
+    targets = Targets(
+        heatmap=xp.zeros((batch, height, width, num_classes), "float32"),
+        index=xp.zeros((batch, max_objects), "int64"),
+        offset=xp.zeros((batch, max_objects, 2), "float32"),
+        size=xp.zeros((batch, max_objects, 2), "float32"),
+        mask=xp.zeros((batch, max_objects), "float32"),
+    )
+    kernel(FILE, "targets_encode")(
+        (-(-height * width // THREADS), batch), THREADS, boxes, labels, *targets, slots, max_objects, height, width,
+        num_classes, stride, min_overlap, form == "released", shared=OBJECT_BYTES * slots
+    )  # fmt: skip
+    return targets

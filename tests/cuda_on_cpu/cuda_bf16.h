@@ -1,0 +1,16 @@
+// bfloat16 as storage: the upper half of a float, rounded to nearest even; computed with as float.
+#pragma once
+#include "cuda.h"
+
+struct alignas(2) __nv_bfloat16 {
+  uint16_t bits;
+  __nv_bfloat16() = default;
+  __nv_bfloat16(float value) {
+    unsigned whole = __float_as_uint(value);
+    bits = isnan(value) ? 0x7fff : (whole + 0x7fff + (whole >> 16 & 1)) >> 16;
+  }
+  operator float() const { return __uint_as_float((unsigned)bits << 16); }
+};
+
+inline float __bfloat162float(__nv_bfloat16 value) { return value; }
+inline __nv_bfloat16 __float2bfloat16(float value) { return value; }

@@ -1,0 +1,76 @@
+"""Every kernel that the package launches: file -> the expressions that name its instantiations.
+
+The stand-in compiles a file's list as one library; NVRTC's test compiles the same lists for real GPUs.
+"""
+
+from __future__ import annotations
+
+from minicenternet.ops.conv2d_cuda import TILES
+
+FLOATS = ("float", "__half", "__nv_bfloat16")
+
+
+def for_floats(*names: str) -> list[str]:
+    """Return name<T> for each name and each type in which numbers are stored."""
+    return [f"{name}<{T}>" for name in names for T in FLOATS]
+
+
+def for_tiles(rung: str) -> list[str]:
+    """Return both kernels of a rung of the convolution for each of its tiles."""
+    return [
+        f"conv2d_{rung}_{kind}<{', '.join(map(str, tile))}>"
+        for kind, tiles in TILES[rung].items()
+        for some in tiles.values()
+        for tile in _typed(rung, some)
+    ]
+
+
+def _typed(rung: str, tiles: list[tuple[int, ...]]) -> list[tuple]:
+    """Return the tiles as template arguments; on tensor cores a step is as many bytes for each type of number."""
+    if rung == "tiled":
+        return tiles
+    return [(T, bm, bn, bk if T == "float" else 2 * bk, *rest) for bm, bn, bk, *rest in tiles for T in FLOATS]
+
+
+INSTANTIATIONS: dict[str, list[str]] = {
+    "ops/avg_pool2d.cu": for_floats("avg_pool2d_forward", "avg_pool2d_backward"),
+    "ops/batch_norm.cu": [
+        *for_floats("batch_norm_statistics", "batch_norm_sums"),
+        "batch_norm_combine",
+        "batch_norm_gradients",
+        *(
+            f"batch_norm_{name}<{T}, {neighbours}>"
+            for name in ("normalise", "backward")
+            for T in FLOATS
+            for neighbours in (1, 4 if T == "float" else 8)
+        ),
+    ],
+    "ops/conv2d_arrange.cu": [
+        *(f"conv2d_arrange<{T}, false>" for T in FLOATS),
+        "conv2d_arrange<float, true>",
+        *for_floats("conv2d_pad_channels"),
+        "conv2d_sum_splits",
+    ],
+    "ops/conv2d_im2col.cu": ["conv2d_columns", "conv2d_gather_columns"],
+    "ops/conv2d_naive.cu": for_floats("conv2d_naive_forward", "conv2d_naive_dinput", "conv2d_naive_dweight"),
+    "ops/conv2d_statistics.cu": ["conv2d_merge_statistics"],
+    "ops/conv2d_tensor_cores.cu": for_tiles("tensor_cores"),
+    "ops/conv2d_tiled.cu": for_tiles("tiled"),
+    "ops/deform_conv2d.cu": for_floats(
+        "deform_conv2d_columns", "deform_conv2d_doffset", "deform_conv2d_corners", "deform_conv2d_dinput"
+    ),
+    "ops/gather_points.cu": for_floats("gather_points_forward", "gather_points_backward"),
+    "ops/max_pool2d.cu": for_floats("max_pool2d_forward", "max_pool2d_backward"),
+    "ops/pointwise.cu": for_floats("sigmoid_forward", "relu_backward"),
+    "ops/prepare_images.cu": ["prepare_images_warp", *for_floats("prepare_images_colour")],
+    "ops/upsample2d.cu": for_floats(
+        "upsample2d_nearest_forward",
+        "upsample2d_nearest_backward",
+        "upsample2d_bilinear_forward",
+        "upsample2d_bilinear_backward",
+    ),
+    "optim.cu": ["sgd_step", "adam_step"],
+    "points/decode.cu": [*for_floats("top_k_first", "decode_boxes"), "top_k_again", "top_k_cells"],
+    "points/losses.cu": [*for_floats("focal_loss_forward", "focal_loss_backward"), "focal_loss_total"],
+    "points/targets.cu": ["targets_encode"],
+}

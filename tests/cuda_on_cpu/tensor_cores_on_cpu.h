@@ -1,0 +1,80 @@
+// Twins in plain C++ of the instructions in ops/tensor_cores.cuh, where each is described.
+#pragma once
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+// A copy lands when it is waited for and not earlier: who reads too soon finds the NaN of fresh shared memory.
+inline void cp_async(void* shared, const void* global, bool inside, int line = __builtin_LINE()) {
+  simulator::async_copy(shared, global, 16, inside ? 16 : 0, line);
+}
+inline void cp_async_commit() { simulator::async_commit(); }
+template <int N> inline void cp_async_wait() { simulator::async_wait(N); }
+
+namespace simulator {
+// Publish the address of a row; return those of all lanes. Then each lane reads its own words, so that the sanitizers
+// see who read what.
+inline const char* const* matrix_rows(const void* row, int line) {
+  if ((uintptr_t)row % 16) fail("line %d: ldmatrix needs 16-byte alignment", line);
+  return (const char* const*)exchange(ALL_LANES, row, line);
+}
+}  // namespace simulator
+
+inline void ldmatrix(uint32_t (&r)[4], const void* row, int line = __builtin_LINE()) {
+  auto* rows = simulator::matrix_rows(row, line);
+  int g = simulator::current->lane / 4, t = simulator::current->lane % 4;
+  for (int q = 0; q < 4; q++) r[q] = ((const uint32_t*)rows[8 * q + g])[t];
+}
+inline void ldmatrix_transposed(uint32_t (&r)[4], const void* row, int line = __builtin_LINE()) {
+  auto* rows = simulator::matrix_rows(row, line);
+  int g = simulator::current->lane / 4, t = simulator::current->lane % 4;
+  for (int q = 0; q < 4; q++)
+    r[q] = ((const uint16_t*)rows[8 * q + 2 * t])[g] | (uint32_t)((const uint16_t*)rows[8 * q + 2 * t + 1])[g] << 16;
+}
+
+inline uint32_t round_to_tf32(uint32_t bits) {
+  bool finite = (bits & 0x7f800000) != 0x7f800000;
+  return finite ? (bits + 0x1000) & ~0x1fffu : bits;
+}
+
+namespace simulator {
+struct Mma {  // what a lane brings
+  float* d[4];
+  const uint32_t* a;
+  uint32_t b[2];
+};
+
+template <class T>
+float number(uint32_t word, int i) {  // number i of a word; tf32 has no more than 10 bits of mantissa
+  if constexpr (sizeof(T) == 4) return __uint_as_float(word & ~0x1fffu);
+  else return bits_as<T>(uint16_t(word >> 16 * i));
+}
+
+// All lanes have arrived: gather A and B from their registers, multiply, add to their sums.
+template <class T>
+UNCHECKED void mma_of_warp(void** lanes) {
+  constexpr int N = 4 / sizeof(T), K = 8 * N;  // numbers in a word, in a row
+  float a[16][K], b[K][8];
+  for (int lane = 0; lane < 32; lane++) {
+    auto& my = *(Mma*)lanes[lane];
+    int g = lane / 4, t = lane % 4;
+    for (int i = 0; i < N; i++) {
+      for (int q = 0; q < 4; q++) a[g + 8 * (q % 2)][N * (t + 4 * (q / 2)) + i] = number<T>(my.a[q], i);
+      for (int q = 0; q < 2; q++) b[N * (t + 4 * q) + i][g] = number<T>(my.b[q], i);
+    }
+  }
+  for (int lane = 0; lane < 32; lane++)
+    for (int q = 0; q < 4; q++) {
+      int row = lane / 4 + 8 * (q / 2), column = 2 * (lane % 4) + q % 2;
+      float sum = 0;
+      for (int k = 0; k < K; k++) sum += a[row][k] * b[k][column];
+      *((Mma*)lanes[lane])->d[q] += sum;
+    }
+}
+}  // namespace simulator
+
+template <class T>
+UNCHECKED inline void mma(float& d0, float& d1, float& d2, float& d3, const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
+                          int line = __builtin_LINE()) {
+  simulator::Mma lane{{&d0, &d1, &d2, &d3}, a, {b0, b1}};
+  simulator::collective(&lane, simulator::mma_of_warp<T>, line);
+}

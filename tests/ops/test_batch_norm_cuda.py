@@ -1,0 +1,68 @@
+import numpy as np
+import pytest
+from on_gpu import DTYPES, SHAPES, as_dtype, assert_close, check
+
+from minicenternet.ops import batch_norm
+
+
+def vectors(rng, channels):
+    """weight, bias, running_mean, running_var of float32."""
+    numbers = rng.standard_normal((4, channels)).astype(np.float32)
+    numbers[3] = 0.5 + numbers[3] ** 2
+    return numbers
+
+
+@pytest.mark.parametrize("relu, residual", [(False, False), (True, False), (True, True), (False, True)])
+@pytest.mark.parametrize("shape", SHAPES[1:])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_equals_the_cpu(cupy, dtype, training, shape, relu, residual):
+    rng = np.random.default_rng(1)
+    x, added = rng.standard_normal((2, *shape)) * 2 + 1
+    # Around 0 ReLU's gradient hangs on the last bit of y: nothing lies there.
+    weight, bias, mean, variance = vectors(rng, shape[-1])
+    check(cupy, batch_norm, x, weight, bias, mean, variance, added if residual else None, relu=relu,
+          training=training, dtype=dtype, scale=8 if dtype == "float32" else 2)  # fmt: skip
+
+
+@pytest.mark.parametrize("rows", [2, 63, 64, 65, 5000])
+def test_statistics_do_not_cancel_and_running_averages_follow(cupy, rows):
+    """A mean ten thousand times the standard deviation."""
+    rng = np.random.default_rng(rows)
+    x = (100 + 0.01 * rng.standard_normal((rows, 1, 1, 33))).astype(np.float32)
+    running_mean, running_var = cupy.zeros(33, np.float32), cupy.ones(33, np.float32)
+    ones, zeros = cupy.ones(33, np.float32), cupy.zeros(33, np.float32)
+    y, _ = batch_norm.raw(cupy.asarray(x), ones, zeros, running_mean, running_var, training=True)
+    exact = x.astype(np.float64).reshape(rows, 33)
+    mean, variance = exact.mean(0), exact.var(0)
+    np.testing.assert_allclose(running_mean.get(), 0.1 * mean, rtol=1e-6)
+    np.testing.assert_allclose(running_var.get() - 0.9, 0.1 * variance * rows / (rows - 1), atol=2e-7)
+    expected = (exact - mean) / np.sqrt(variance + 1e-5)
+    np.testing.assert_allclose(y.get().reshape(rows, 33), expected, atol=2e-3)  # x itself has 7 digits
+
+
+def test_the_variance_is_right_to_the_last_digits(cupy):
+    """Through the running average, whose momentum of 1 gives the batch's own."""
+    rng = np.random.default_rng(0)
+    x = (1000 + rng.standard_normal((4, 40, 40, 3))).astype(np.float32)
+    mean, variance = cupy.zeros(3, np.float32), cupy.zeros(3, np.float32)
+    ones = cupy.ones(3, np.float32)
+    batch_norm.raw(cupy.asarray(x), ones, ones, mean, variance, training=True, momentum=1)
+    exact = x.astype(np.float64).reshape(-1, 3)
+    np.testing.assert_allclose(mean.get(), exact.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(variance.get(), exact.var(0, ddof=1), rtol=1e-5)
+
+
+def test_an_empty_batch_normalises_to_nothing(cupy):
+    ones = cupy.ones(8, np.float32)
+    y, backward = batch_norm.raw(cupy.zeros((0, 4, 6, 8), np.float32), ones, ones, ones, ones)
+    dx, dweight, dbias, *_ = backward(y)
+    assert y.shape == dx.shape == (0, 4, 6, 8)
+    assert np.array_equal(dweight.get(), np.zeros(8)) and np.array_equal(dbias.get(), np.zeros(8))
+
+
+def test_nan_is_not_hidden_by_relu(cupy):
+    ones = cupy.ones(1, np.float32)
+    x = cupy.full((1, 1, 1, 1), np.nan, as_dtype("float16"))
+    y, _ = batch_norm.raw(x, ones, ones, ones, ones, relu=True)
+    assert_close(y, np.full((1, 1, 1, 1), np.nan), "float16")

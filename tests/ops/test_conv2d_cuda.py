@@ -1,0 +1,460 @@
+"""Every rung of the convolution's ladder against the definition in float64, on the CPU or (see the fixture) on a GPU.
+
+Inputs are rounded as the precision rounds them before the definition sees them, so that what is left to differ is the
+order of float32 sums and, in 16 bits, the rounding of the result: a rung that rounded twice, or cut off, would fail.
+"""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cuda_on_cpu.instantiations import INSTANTIATIONS
+
+from minicenternet import backend
+from minicenternet.errors import InputError
+from minicenternet.ops import conv2d_cuda
+
+definition = importlib.import_module("minicenternet.ops.conv2d")  # the package's name conv2d is the op
+Geometry = definition.Geometry
+
+CASES = {
+    "1x1": dict(kernel=(1, 1)),
+    "1x1 stride 2": dict(kernel=(1, 1), stride=2),  # three of four phases have no taps
+    "3x3": dict(kernel=(3, 3), padding=1, size=(9, 31)),
+    "3x3 valid": dict(kernel=(3, 3), batch=1),
+    "3x3 stride 2": dict(kernel=(3, 3), stride=2, padding=1),
+    "4x4 stride 2": dict(kernel=(4, 4), stride=2, padding=1, size=(10, 12)),
+    "stem": dict(kernel=(7, 7), stride=2, padding=3, size=(33, 18), channels=3),
+    "stride above kernel": dict(kernel=(2, 2), stride=3, size=(8, 11)),  # nine phases: three launches
+    "dilated": dict(kernel=(3, 3), padding=2, dilation=2),
+    "unequal axes": dict(kernel=(3, 2), stride=(1, 2), padding=(2, 0), dilation=(2, 1)),
+    "stride 2 dilation 3": dict(kernel=(3, 3), stride=2, padding=3, dilation=3),
+    "groups": dict(kernel=(3, 3), padding=1, groups=2, channels=16, outputs=32),
+    "depth-wise": dict(kernel=(3, 3), padding=1, groups=8, channels=8, outputs=8),
+    "one pixel": dict(kernel=(3, 3), stride=2, padding=1, size=(1, 1), batch=1),
+    "one row": dict(kernel=(1, 3), size=(1, 127)),
+    "one column": dict(kernel=(3, 1), size=(33, 1), batch=3),
+    "more than a tile": dict(kernel=(3, 3), padding=1, size=(13, 11), channels=20, outputs=67),
+    "nothing": dict(kernel=(3, 3), padding=1, batch=0),
+}
+ON = [
+    ("naive", "float32"),
+    ("naive", "fp16"),
+    ("naive", "bf16"),
+    ("im2col", "float32"),
+    ("tiled", "float32"),
+    ("tensor_cores", "tf32"),
+    ("tensor_cores", "fp16"),
+    ("tensor_cores", "bf16"),
+]
+HALF_STEP = {"float32": 2**-24, "tf32": 2**-24, "fp16": 2**-11, "bf16": 2**-8}  # of what results are stored in
+
+
+def rounded(values, precision):
+    """Return the float32 values as the precision multiplies them."""
+    if precision == "tf32":  # to nearest, 13 of 23 bits of mantissa fewer
+        return ((values.view(np.uint32) + 0x1000) & 0xFFFFE000).view(np.float32)
+    return values.astype(dtype_of(precision)).astype(np.float32)
+
+
+def dtype_of(precision):
+    if precision == "bf16":
+        return pytest.importorskip("ml_dtypes").bfloat16
+    return {"float32": np.float32, "tf32": np.float32, "fp16": np.float16}[precision]
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch):
+    """Compile these alone where the sanitizers run in a process of their own: see `sanitized`."""
+    if "CONV2D_SMALL_TILES" in os.environ:
+        for file in ("ops/conv2d_tiled.cu", "ops/conv2d_tensor_cores.cu"):
+            monkeypatch.setitem(INSTANTIATIONS, file, [name for name in INSTANTIATIONS[file] if "64, 64" in name])
+
+
+class Layer:
+    """A convolution with random numbers: arrays on the device, and what the definition makes of them."""
+
+    def __init__(self, cupy, precision, kernel, size=(7, 6), batch=2, channels=12, outputs=10, **options):
+        rng = np.random.default_rng(0)
+        options = dict(stride=1, padding=0, dilation=1, groups=1) | options
+        self.cupy, self.precision, self.kernel, self.size = cupy, precision, kernel, size
+        self.geometry = Geometry.of(**options)
+        taps = (outputs, channels // options["groups"], *kernel)
+        shapes = (batch, *size, channels), taps, (batch, *self.geometry.output_size(*size, kernel), outputs)
+        self.x, self.weight, self.dy = (rng.standard_normal(shape, np.float32) for shape in shapes)
+
+    def choices(self, rung, tile="small"):
+        groups, outputs, channels = self.geometry.groups, len(self.weight), self.weight.shape[1]
+        if not conv2d_cuda.can(rung, self.precision, groups, channels, outputs // groups):
+            pytest.skip(f"the rule takes another rung: {rung} cannot do groups of {channels} channels")
+        return [conv2d_cuda.candidates(rung, kind, tile)[0] for kind in ("correlate", "dweight")]
+
+    def device(self):
+        """Return x, weight, dy on the device: maps as they are stored, the weight in float32."""
+        dtype = dtype_of(self.precision)
+        return [self.cupy.asarray(a) for a in (self.x.astype(dtype), self.weight, self.dy.astype(dtype))]
+
+    def run(self, correlate=None, dweight=None):
+        """Return y, dx, dweight as the kernels find them."""
+        x, weight, dy = self.device()
+        options = dict(precision=self.precision)
+        return (
+            conv2d_cuda.forward(x, weight, self.geometry, choice=correlate, **options),
+            conv2d_cuda.input_gradient(dy, weight, self.size, self.geometry, choice=correlate, **options),
+            conv2d_cuda.weight_gradient(x, dy, self.kernel, self.geometry, choice=dweight, **options),
+        )
+
+    def expected(self):
+        """Return y, dx, dweight by the definition in float64."""
+        arrays = self.x, self.weight, self.dy
+        x, weight, dy = (rounded(array, self.precision).astype(np.float64) for array in arrays)
+        return (
+            definition.reference_forward(x, weight, self.geometry),
+            definition.reference_input_gradient(dy, weight, self.size, self.geometry),
+            definition.reference_weight_gradient(x, dy, self.kernel, self.geometry),
+        )
+
+    def check(self, found):
+        dtypes = dtype_of(self.precision), dtype_of(self.precision), np.float32
+        for array, wanted, dtype in zip(found, self.expected(), dtypes, strict=True):
+            assert array.dtype == dtype
+            step = HALF_STEP[self.precision] if dtype != np.float32 else 2**-24
+            assert_close(array, wanted, 1.01 * step)
+
+
+def assert_close(found, wanted, rtol):
+    """Equal up to rounding (rtol) and to float32 sums in another order."""
+    found = found.get().astype(np.float64)
+    assert found.shape == wanted.shape
+    np.testing.assert_allclose(found, wanted, rtol=rtol, atol=2e-6 * np.abs(wanted).max(initial=0))
+
+
+@pytest.mark.parametrize("rung, precision", ON)
+@pytest.mark.parametrize("name", CASES)
+def test_equals_the_definition(cupy, rung, precision, name):
+    layer = Layer(cupy, precision, **CASES[name])
+    layer.check(layer.run(*layer.choices(rung)))
+
+
+@pytest.mark.parametrize("rung, precision", [on for on in ON if on[0] in conv2d_cuda.TILES])
+@pytest.mark.parametrize("tile", ["narrow", "large"])
+def test_other_tiles(cupy, rung, precision, tile):
+    layer = Layer(cupy, precision, (3, 3), size=(15, 11), channels=36, outputs=40, padding=1)
+    layer.check(layer.run(*layer.choices(rung, tile)))
+
+
+@pytest.mark.parametrize("precision", conv2d_cuda.PRECISIONS)
+@pytest.mark.parametrize("name", ["depth-wise", "groups", "stem", "3x3"])
+def test_the_rule_finds_a_rung_for_every_layer(cupy, precision, name):
+    layer = Layer(cupy, precision, **CASES[name])
+    found = layer.run()
+    if precision == "tf32" and layer.geometry.groups > 1:  # on a rung that does not round
+        layer.precision = "float32"
+    layer.check(found)
+
+
+# --- what follows in the same kernel ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rung, precision", ON)
+@pytest.mark.parametrize("name", ["3x3", "4x4 stride 2", "stride above kernel", "more than a tile"])
+def test_bias_relu_and_statistics(cupy, rung, precision, name):
+    """Of both correlations: the input gradient is the forward pass of conv_transpose2d."""
+    layer = Layer(cupy, precision, **CASES[name])
+    choice, _ = layer.choices(rung)
+    x, weight, dy = layer.device()
+    wanted_y, wanted_dx, _ = layer.expected()
+    for relu in (False, True):
+        for wanted, call, arguments in (
+            (wanted_y, conv2d_cuda.forward, (x, weight, layer.geometry)),
+            (wanted_dx, conv2d_cuda.input_gradient, (dy, weight, layer.size, layer.geometry)),
+        ):
+            bias = np.linspace(-2, 2, wanted.shape[3], dtype=np.float32)
+            result, mean, variance = call(
+                *arguments, precision=precision, bias=cupy.asarray(bias), relu=relu, statistics=True, choice=choice
+            )
+            wanted = np.maximum(wanted + bias, 0) if relu else wanted + bias
+            assert_close(result, wanted, 1.01 * HALF_STEP[precision])
+            stored = result.get().astype(np.float64)
+            np.testing.assert_allclose(mean.get(), stored.mean((0, 1, 2)), rtol=0, atol=2e-6 * np.abs(stored).max())
+            np.testing.assert_allclose(variance.get(), stored.var((0, 1, 2)), rtol=1e-5)
+            assert mean.dtype == variance.dtype == np.float32
+
+
+@pytest.mark.parametrize("rung, precision", [("tiled", "float32"), ("tensor_cores", "tf32")])
+def test_statistics_do_not_cancel(cupy, rung, precision):
+    """Mean 1000, deviation about 1: E[y^2] - E[y]^2 in float32 would be wrong in the first digit."""
+    layer = Layer(cupy, precision, (1, 1), size=(31, 33), channels=4, outputs=5)
+    x, weight, _ = layer.device()
+    bias = cupy.asarray(np.full(5, 1000, np.float32))
+    choice, _ = layer.choices(rung)
+    options = dict(precision=precision, bias=bias, statistics=True, choice=choice)
+    y, _, variance = conv2d_cuda.forward(x, weight, layer.geometry, **options)
+    np.testing.assert_allclose(variance.get(), y.get().astype(np.float64).var((0, 1, 2)), rtol=1e-5)
+
+
+# --- reproducible, and without waiting -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rung, precision", [("im2col", "float32"), ("tiled", "float32"), ("tensor_cores", "bf16")])
+def test_the_order_of_threads_does_not_change_a_bit(cupy, rung, precision, monkeypatch):
+    layer = Layer(cupy, precision, **CASES["more than a tile"] | dict(stride=2))
+    results = []
+    for order in ("forward", "reverse", "random"):
+        monkeypatch.setenv("CUDA_ON_CPU_ORDER", order)
+        results.append([array.get().tobytes() for array in layer.run(*layer.choices(rung))])
+    assert results[0] == results[1] == results[2]
+    layer.check(layer.run(*layer.choices(rung)))
+
+
+@pytest.mark.parametrize("rung, precision", ON)
+def test_nothing_is_read_back(cupy, rung, precision):
+    if not hasattr(cupy, "host_reads"):
+        pytest.skip("this is CuPy itself")
+    layer = Layer(cupy, precision, **CASES["3x3 stride 2"])
+    choices = layer.choices(rung)
+    before = cupy.uploads
+    layer.run(*choices)
+    assert cupy.host_reads == 0
+    assert cupy.uploads == before + 3  # the test's own x, weight, dy
+
+
+def test_im2col_takes_some_images_at_a_time(cupy, monkeypatch):
+    layer = Layer(cupy, "float32", **CASES["3x3"] | dict(batch=5))
+    image = layer.x[0].nbytes * 9
+    monkeypatch.setattr(conv2d_cuda, "COLUMN_BYTES", 2 * image)
+    layer.check(layer.run(*layer.choices("im2col")))
+    if hasattr(cupy, "launches"):
+        assert sum(launch.name == "conv2d_columns" for launch in cupy.launches) == 2 * 3  # forward and weight gradient
+
+
+@pytest.mark.parametrize("rung, precision", [("tiled", "float32"), ("tensor_cores", "tf32")])
+@pytest.mark.parametrize("blocks", [1, 7, 10**6])
+def test_a_weight_gradient_in_any_number_of_splits(cupy, rung, precision, blocks, monkeypatch):
+    monkeypatch.setattr(conv2d_cuda, "BLOCKS", blocks)
+    layer = Layer(cupy, precision, **CASES["more than a tile"])
+    layer.check(layer.run(*layer.choices(rung)))
+
+
+# --- faults are found, and without them the sanitizers find none -----------------------------------------------------
+
+FAULTS = {  # name: (rung, text of its kernels, what is planted in its place)
+    "a wait too late": (
+        "tensor_cores",
+        "cp_async_wait<STAGES - 2>();  // this",
+        "cp_async_wait<STAGES - 1>();  // this",
+    ),
+    "a missing barrier": ("tiled", "__syncthreads();  // the tiles are filled", ""),
+    "a column too few": ("tensor_cores", "step * BK + d < depth;", "step * BK + d < depth - CHUNK;"),
+    "a row too many": ("tiled", "row < g.height && col", "row <= g.height && col"),
+    "cut off instead of rounded": ("tensor_cores", "        to_operand<T>(a[i]);\n", ""),
+}
+FAULTS_FOR_SANITIZERS = {  # name: (rung, text, what is planted, sanitizer, its report)
+    "a pixel too many": ("tiled", "if (m >= pixels) continue;", "if (m > pixels) continue;", "address", "overflow"),
+    "a missing barrier": (
+        "tensor_cores",
+        "__syncthreads();              // everybody's",
+        ";  //",
+        "thread",
+        "data race",
+    ),
+    "scratch too early": ("tensor_cores", "__syncthreads();  // the tiles become", ";  //", "thread", "data race"),
+}
+
+
+@pytest.fixture
+def plant(monkeypatch):
+    """A function that replaces text of a rung's kernels, of which it compiles one correlation alone."""
+
+    def plant(rung, text, fault):
+        file, sound = f"ops/conv2d_{rung}.cu", backend.cuda_source
+        assert text in sound(file)
+        monkeypatch.setattr(backend, "cuda_source", lambda file: sound(file).replace(text, fault))
+        monkeypatch.setitem(INSTANTIATIONS, file, [name for name in INSTANTIATIONS[file] if name in SMALLEST])
+        backend._kernel.cache_clear()
+
+    yield plant
+    backend._kernel.cache_clear()
+
+
+SMALLEST = (
+    "conv2d_tiled_correlate<64, 64, 16, 4, 4>",
+    "conv2d_tensor_cores_correlate<float, 64, 64, 32, 32, 32, 4>",
+)
+
+
+def correlate(cupy, rung):
+    """A forward pass by one block."""
+    layer = Layer(cupy, "tf32" if rung == "tensor_cores" else "float32", (3, 3), (9, 7), 1, channels=32, padding=1)
+    x, weight, _ = layer.device()
+    options = dict(precision=layer.precision, statistics=True, choice=layer.choices(rung)[0])
+    y, _, variance = conv2d_cuda.forward(x, weight, layer.geometry, **options)
+    wanted, *_ = layer.expected()
+    assert_close(y, wanted, 1e-6)
+    np.testing.assert_allclose(variance.get(), y.get().astype(np.float64).var((0, 1, 2)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_planted_fault_is_found(cupy, plant, name):
+    if not hasattr(cupy, "launches"):
+        pytest.skip("faults are for the simulator")
+    rung, text, fault = FAULTS[name]
+    correlate(cupy, rung)
+    plant(rung, text, fault)
+    with pytest.raises(AssertionError, match="Not equal to tolerance"):
+        correlate(cupy, rung)
+
+
+@pytest.mark.parametrize("rung, precision", [("tiled", "float32"), ("tensor_cores", "tf32"), ("tensor_cores", "fp16")])
+def test_small_grids(cupy, rung, precision, monkeypatch, plant):
+    """What the sanitizers run, with a fault where CONV2D_FAULT names one."""
+    if "CONV2D_FAULT" in os.environ:
+        fault = FAULTS_FOR_SANITIZERS[os.environ["CONV2D_FAULT"]]
+        plant(*fault[:3])
+        return correlate(cupy, fault[0])
+    monkeypatch.setattr(conv2d_cuda, "BLOCKS", 2)
+    layer = Layer(cupy, precision, (2, 3), size=(9, 7), batch=1, channels=16, stride=(1, 2), padding=1)
+    layer.check(layer.run(*layer.choices(rung)))
+
+
+def sanitized(sanitizer, tests, **environment):
+    """Run tests of this file under a sanitizer; return what the process wrote, and whether all was well."""
+    library = "libtsan.so" if sanitizer == "thread" else "libasan.so"
+    try:
+        found = subprocess.run(["g++", f"-print-file-name={library}"], capture_output=True, text=True).stdout.strip()
+    except FileNotFoundError:
+        pytest.skip("g++ is not installed")
+    if not Path(found).is_absolute():
+        pytest.skip(f"g++ has no {library}")
+    environment |= {"LD_PRELOAD": found, "CUDA_ON_CPU_SANITIZER": sanitizer, "MINICENTERNET_DEVICE": "cpu"}
+    environment |= {"CONV2D_SMALL_TILES": "1", "ASAN_OPTIONS": "detect_leaks=0", "TSAN_OPTIONS": "halt_on_error=1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", __file__, "-k", tests]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
+    return done.stdout + done.stderr, done.returncode == 0
+
+
+def test_the_address_sanitizer_finds_nothing():
+    output, well = sanitized("address,undefined", "small_grids or definition and (stem or one or nothing)")
+    assert well and " passed" in output, output
+
+
+@pytest.mark.parametrize("order", ["forward", "reverse", "random"])
+def test_the_thread_sanitizer_finds_nothing(order):
+    output, well = sanitized("thread", "test_small_grids", CUDA_ON_CPU_ORDER=order)
+    assert well and " passed" in output, output
+
+
+@pytest.mark.parametrize("name", FAULTS_FOR_SANITIZERS)
+def test_the_sanitizers_find_a_planted_fault(name):
+    *_, sanitizer, report = FAULTS_FOR_SANITIZERS[name]
+    output, well = sanitized(sanitizer, "test_small_grids and tf32", CONV2D_FAULT=name)
+    assert not well and report in output, output
+
+
+# --- the rule --------------------------------------------------------------------------------------------------------
+
+
+def test_the_table_has_a_choice_that_can_be_used_for_every_class():
+    choices = conv2d_cuda.table()["choices"]
+    names = [
+        f"{precision} {kind} {shape}"
+        for precision in conv2d_cuda.PRECISIONS
+        for kind in ("correlate", "dweight")
+        for shape in ("grouped", "narrow", "small", "large")
+    ]
+    assert list(choices) == names
+    for name, (rung, tile) in choices.items():
+        precision, kind, _ = name.split()
+        tiles = [list(tile) for some in conv2d_cuda.TILES.get(rung, {}).get(kind, {}).values() for tile in some]
+        assert tile in tiles if tiles else tile == []
+        assert conv2d_cuda.can(rung, precision, 1, 64, 64)
+
+
+def test_shape_classes():
+    assert conv2d_cuda.shape_class("correlate", 64, 1, 1, 10**6) == "grouped"
+    assert conv2d_cuda.shape_class("correlate", 1, 64, 2, 10**6) == "narrow"
+    assert conv2d_cuda.shape_class("correlate", 1, 512, 512, 256) == "small"
+    assert conv2d_cuda.shape_class("correlate", 1, 64, 64, 32 * 128 * 128) == "large"
+    assert conv2d_cuda.shape_class("dweight", 1, 64, 64, 10**6) == "small"
+    assert conv2d_cuda.shape_class("dweight", 1, 512, 512, 10**4) == "large"
+
+
+def test_the_variable_takes_a_rung_wherever_it_can(monkeypatch):
+    for rung in ("naive", "im2col", "tiled"):
+        monkeypatch.setenv("MINICENTERNET_CUDA_CONV", rung)
+        assert conv2d_cuda.choose("correlate", "float32", 1, 64, 64, 10**6).rung == rung
+    monkeypatch.setenv("MINICENTERNET_CUDA_CONV", "tensor_cores")
+    assert conv2d_cuda.choose("dweight", "tf32", 2, 8, 8, 10**6).rung == "tensor_cores"
+    assert conv2d_cuda.choose("dweight", "tf32", 2, 6, 8, 10**6).rung != "tensor_cores"  # copies of 4 numbers
+    assert conv2d_cuda.choose("dweight", "float32", 1, 64, 64, 10**6).rung == "tiled"
+    monkeypatch.setenv("MINICENTERNET_CUDA_CONV", "tiled")
+    assert conv2d_cuda.choose("correlate", "fp16", 1, 64, 64, 10**6).rung == "tensor_cores"
+    monkeypatch.setenv("MINICENTERNET_CUDA_CONV", "tensorcores")
+    message = "MINICENTERNET_CUDA_CONV is 'tensorcores'; expected one of naive, im2col, tiled, tensor_cores"
+    with pytest.raises(InputError, match=message):
+        conv2d_cuda.choose("correlate", "float32", 1, 64, 64, 10**6)
+
+
+def test_what_does_not_fit_is_named(cupy, monkeypatch):
+    layer = Layer(cupy, "float32", (1, 1))
+    layer.precision = "float64"
+    with pytest.raises(InputError, match="precision is 'float64'; expected one of float32, tf32, bf16, fp16"):
+        conv2d_cuda.forward(cupy.asarray(layer.x), cupy.asarray(layer.weight), layer.geometry, precision="float64")
+    monkeypatch.setitem(importlib.import_module("sys").modules, "ml_dtypes", None)
+    with pytest.raises(InputError, match="precision bf16 needs the package ml_dtypes: pip install ml_dtypes"):
+        conv2d_cuda.forward(cupy.asarray(layer.x), cupy.asarray(layer.weight), layer.geometry, precision="bf16")
+
+
+def test_every_tile_fits_shared_memory(cupy):
+    for precision in ("float32", "tf32", "fp16"):
+        rung = "tiled" if precision == "float32" else "tensor_cores"
+        for kind, tiles in conv2d_cuda.TILES[rung].items():
+            for tile in (tile for some in tiles.values() for tile in some):
+                x = cupy.zeros(1, dtype_of(precision))
+                _, threads, shared = conv2d_cuda._tile_kernel(kind, x, conv2d_cuda.Choice(rung, tile))
+                assert 64 <= threads <= 256 and shared <= 113 << 10  # two blocks on a processor of an H200 (227 KB)
+
+
+LAYERS = [
+    ((2, 9, 9, 8), (64, 8, 3, 3), Geometry.of(1, 1, 1, 1)),
+    ((2, 9, 9, 8), (8, 1, 3, 3), Geometry.of(1, 1, 1, 8)),
+]
+
+
+def test_tuning_takes_the_fastest_of_all_candidates(cupy, monkeypatch, tmp_path):
+    """With a timer that calls nothing, and likes im2col."""
+    asked = []
+
+    def timer(call):
+        choice = call.keywords["choice"]
+        asked.append(choice)
+        return {"im2col": 1.0, "naive": 2.0}.get(choice.rung, 3.0)
+
+    path = tmp_path / "table.json"
+    found = conv2d_cuda.tune(LAYERS, ["float32", "fp16"], path, timer)
+    assert {choice.rung for choice in asked} == set(conv2d_cuda.RUNGS)
+    for rung, tiles in conv2d_cuda.TILES.items():
+        assert {choice.tile for choice in asked if choice.rung == rung} == {
+            tile for kind in tiles.values() for some in kind.values() for tile in some
+        }
+    assert found["choices"]["float32 dweight small"] == ("im2col", ())
+    assert found["choices"]["fp16 correlate small"] == ("naive", ())
+    unmeasured = "tf32 correlate large"
+    assert found["choices"][unmeasured] == conv2d_cuda.table()["choices"][unmeasured]
+    written = json.loads(path.read_text(encoding="utf-8"))
+    assert written["measured_on"] == found["measured_on"]
+    assert written["choices"]["float32 dweight small"] == ["im2col", []]
+    assert list(written["choices"]) == list(conv2d_cuda.table()["choices"])
+
+
+def test_tuning_runs_what_it_times(cupy):
+    calls = []
+    conv2d_cuda.tune(LAYERS[1:], ["float32"], timer=lambda call: calls.append(call()) or len(calls))
+    candidates = 5  # naive, im2col and three tiles
+    shapes = [call.shape for call in calls]
+    assert shapes == [(2, 9, 9, 8)] * 2 * candidates + [(8, 1, 3, 3)] * candidates

@@ -1,0 +1,17 @@
+import numpy as np
+import pytest
+from on_gpu import DTYPES, EMPTY, check
+
+from minicenternet.ops import relu, sigmoid
+
+
+@pytest.mark.parametrize("op", [relu, sigmoid], ids=["relu", "sigmoid"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_equals_the_cpu(cupy, dtype, op):
+    for shape in [(1,), (3, 31), (2, 127, 3), EMPTY]:
+        check(cupy, op, np.random.default_rng(3).standard_normal(shape), dtype=dtype, scale=4)
+
+
+def test_sigmoid_does_not_overflow(cupy):
+    x = np.float32([-1e30, -200, -88, 0, 88, 200, 1e30, np.nan])
+    assert np.array_equal(sigmoid.raw(cupy.asarray(x))[0].get(), sigmoid.raw(x)[0], equal_nan=True)

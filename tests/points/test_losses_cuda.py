@@ -1,0 +1,69 @@
+import numpy as np
+import pytest
+from on_gpu import DTYPES, SHAPES, check
+
+from minicenternet.autograd import Tensor
+from minicenternet.points.losses import detection_loss, focal_loss
+from minicenternet.points.targets import Targets, encode
+
+
+def heatmap(rng, shape):
+    """Values of 0 to 1, a few exactly 1, most exactly 0."""
+    values = np.maximum(rng.uniform(-2, 1, shape), 0)
+    values[rng.random(shape) < 0.02] = 1
+    return values.astype(np.float32)
+
+
+@pytest.mark.parametrize("alpha, beta", [(2, 4), (2.5, 0), (1, 1.5)])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_equals_the_cpu(cupy, dtype, shape, alpha, beta):
+    rng = np.random.default_rng(5)
+    logits = rng.normal(0, 4, shape)
+    check(cupy, focal_loss, logits, Constant(heatmap(rng, shape)), alpha, beta, dtype=dtype, scale=4)
+
+
+class Constant(np.ndarray):
+    """An array without gradient."""
+
+    def __new__(cls, values):
+        return np.asarray(values).view(cls)
+
+
+def test_extreme_logits_and_no_objects(cupy):
+    logits = np.array([-1e4, -100, 0, 100, 1e4]).reshape(1, 1, 5, 1)
+    for value in (0, 0.5, 1):
+        check(cupy, focal_loss, logits, np.full((1, 1, 5, 1), value, np.float32), dtype="float32", scale=4)
+
+
+def test_an_empty_batch_costs_nothing(cupy):
+    empty = cupy.zeros((0, 4, 4, 2), np.float32)
+    loss, backward = focal_loss.raw(empty, empty)
+    assert loss.get() == 0 and backward(loss)[0].shape == empty.shape
+
+
+def test_a_large_map_keeps_its_digits(cupy):
+    """More numbers than threads: each thread adds up several."""
+    rng = np.random.default_rng(0)
+    logits, target = rng.normal(0, 3, (1, 300, 300, 4)), heatmap(rng, (1, 300, 300, 4))
+    check(cupy, focal_loss, logits, target, dtype="float32", scale=4)
+
+
+def test_the_whole_loss_reads_nothing_on_the_host(cupy):
+    rng = np.random.default_rng(1)
+    boxes = np.array([[4, 4, 40, 30], [10, 20, 50, 60.0], [11, 20, 50, 60]])
+    one = encode(boxes, np.array([0, 1, 1]), 2, 16, 16)
+    targets = Targets(*(np.stack([field, field]) for field in one))
+    maps = {name: rng.standard_normal((2, 16, 16, 2)).astype(np.float32) for name in ("hm", "wh", "reg")}
+
+    def measure(to_device):
+        outputs = {name: Tensor(to_device(values), requires_grad=True) for name, values in maps.items()}
+        total, _ = detection_loss(outputs, Targets(*(to_device(field) for field in targets)))
+        total.backward()
+        return [total.data, *(tensor.grad for tensor in outputs.values())]
+
+    reads = getattr(cupy, "host_reads", 0)
+    found = measure(cupy.asarray)
+    assert getattr(cupy, "host_reads", 0) == reads
+    for gpu, cpu in zip(found, measure(lambda array: array), strict=True):
+        np.testing.assert_allclose(gpu.get(), cpu, rtol=1e-5, atol=1e-6)
