@@ -55,11 +55,15 @@ struct Fiber {
   State state;
   int line;                // of the barrier it waits at
   void* stack_pointer;     // while it does not run
-  char* stack;
+  struct Home* home;
   void* asan;
-  void* tsan;
   AsyncCopy copies[MAX_COPIES];
   unsigned copy_count, copy_group;
+};
+
+struct Home {              // what a fiber needs of memory; made once, since the thread sanitizer's part is dear
+  char* stack;
+  void* tsan;
 };
 
 struct Warp {
@@ -72,6 +76,7 @@ struct Warp {
 };
 
 inline Fiber fibers[MAX_THREADS];
+inline Home homes[MAX_THREADS + 1];
 inline Warp warps[MAX_THREADS / WARP];
 inline Fiber* current = &fibers[0];
 inline uint3 block_index;
@@ -167,10 +172,10 @@ UNCHECKED inline void switch_to_scheduler([[maybe_unused]] bool for_ever = false
 UNCHECKED inline void switch_to(Fiber& fiber) {
   current = &fiber;
 #if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_start_switch_fiber(&scheduler_asan, fiber.stack, STACK_BYTES);
+  __sanitizer_start_switch_fiber(&scheduler_asan, fiber.home->stack, STACK_BYTES);
 #endif
 #if defined(__SANITIZE_THREAD__)
-  __tsan_switch_to_fiber(fiber.tsan, 1);
+  __tsan_switch_to_fiber(fiber.home->tsan, 1);
 #endif
   simulator_switch(&scheduler_stack_pointer, fiber.stack_pointer);
 #if defined(__SANITIZE_ADDRESS__)
@@ -192,7 +197,7 @@ UNCHECKED inline void fiber_main() {
 
 // Lay out a new fiber's stack as if it had been switched away from at the start of fiber_main.
 UNCHECKED inline void prepare_stack(Fiber& fiber) {
-  void** top = (void**)(((uintptr_t)fiber.stack + STACK_BYTES) & ~uintptr_t(15));
+  void** top = (void**)(((uintptr_t)fiber.home->stack + STACK_BYTES) & ~uintptr_t(15));
   *--top = nullptr;
   *--top = (void*)&fiber_main;
   for (int i = 0; i < SAVED_REGISTERS; i++) *--top = nullptr;
@@ -381,10 +386,11 @@ UNCHECKED inline void try_block_barrier(unsigned threads) {
 
 UNCHECKED inline void begin_fiber(unsigned i) {
   Fiber& fiber = fibers[i];
-  if (!fiber.stack) {
-    fiber.stack = (char*)aligned_alloc(4096, STACK_BYTES);
+  fiber.home = &homes[i + block_number % 2];  // so that thread i of the next block is another to the thread sanitizer
+  if (!fiber.home->stack) {
+    fiber.home->stack = (char*)aligned_alloc(4096, STACK_BYTES);
 #if defined(__SANITIZE_THREAD__)
-    fiber.tsan = __tsan_create_fiber(0);  // for ever: they are dear, and threads of two blocks still differ
+    fiber.home->tsan = __tsan_create_fiber(0);
 #endif
   }
   fiber.index = {i % block_size.x, i / block_size.x % block_size.y, i / (block_size.x * block_size.y)};
