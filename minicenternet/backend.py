@@ -67,7 +67,7 @@ DTYPES = {  # of the types that kernels declare
     "__half": "float16",
     "__nv_bfloat16": "bfloat16",
 }
-LARGEST = 2**31 - 1025  # kernels number threads in an int, those of the last block beyond the array, too
+LARGEST = 2**31 - 4096  # kernels count elements in an int, also those that the last block has too many
 FREE_SHARED = 48 << 10  # bytes of shared memory that need no asking for
 
 _INCLUDE = re.compile(r'^#include "([^"]+)"$', re.MULTILINE)

@@ -48,7 +48,7 @@ FAULTS = {
         "pooling", LEAVE, "if (i > count) return;", "address,undefined", r"heap-buffer-overflow .*max_pool2d\.cu:\d+"
     ),
     "too little static shared memory": Fault(
-        "focal_loss", "sums[THREADS];", "sums[THREADS - 1];", "address,undefined", r"block_sum\.cuh:\d+:.*index 255 out of"
+        "focal_loss", "sums[THREADS];", "sums[THREADS - 1];", "address,undefined", r"block_sum\.cuh:\d+:.*index 255"
     ),
     "too little dynamic shared memory": Fault(
         "encode", "label, radius;", "label, radius, more;", "address,undefined", r"use-after-poison .*targets\.cu:\d+"
