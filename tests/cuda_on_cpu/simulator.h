@@ -110,7 +110,7 @@ UNCHECKED inline void fail(const char* format, Values... values) {
   snprintf(error + length, 64, " (block %u,%u,%u)", block_index.x, block_index.y, block_index.z);
 }
 
-// ---- happens-before: what a thread did before `release` is seen by whoever does `acquire` of the address after it ----
+// ---- happens-before: what a thread did before `release` is seen by whoever does `acquire` of the address after it ---
 
 UNCHECKED inline void acquire([[maybe_unused]] void* address) {
 #if defined(__SANITIZE_THREAD__)
@@ -124,7 +124,7 @@ UNCHECKED inline void release([[maybe_unused]] void* address) {
 #endif
 }
 
-// ---- switching between fibers: save the registers that a call must keep, exchange the stack pointer ------------------
+// ---- switching between fibers: save the registers that a call must keep, exchange the stack pointer -----------------
 
 extern "C" void simulator_switch(void** save_to, void* load);
 #if defined(__x86_64__)
@@ -204,7 +204,7 @@ UNCHECKED inline void prepare_stack(Fiber& fiber) {
   fiber.stack_pointer = top;
 }
 
-// ---- shared memory: one arena per block, filled with 0xff, every array fenced off ------------------------------------
+// ---- shared memory: one arena per block, filled with 0xff, every array fenced off -----------------------------------
 
 UNCHECKED inline char* take_shared(size_t bytes) {
   constexpr size_t FENCE = 64;
@@ -248,7 +248,7 @@ UNCHECKED inline void begin_block_memory() {
   dynamic_shared = dynamic_bytes ? take_shared(dynamic_bytes) : nullptr;
 }
 
-// ---- barriers ---------------------------------------------------------------------------------------------------------
+// ---- barriers -------------------------------------------------------------------------------------------------------
 
 UNCHECKED inline void block_barrier(int line) {
   char* barrier = arena + barriers_opened % 2 * 8;
@@ -313,7 +313,7 @@ UNCHECKED inline void collective(void* argument, void (*execute)(void**), int li
   warp_barrier(ALL_LANES, line);
 }
 
-// ---- asynchronous copies (cp.async): the data lands when they are waited for, and not before -------------------------
+// ---- asynchronous copies (cp.async): the data lands when they are waited for, and not before ------------------------
 
 __attribute__((noinline)) inline void copy_words(unsigned* to, const unsigned* from, unsigned words, unsigned valid) {
   for (unsigned i = 0; i < words; i++) to[i] = i < valid ? from[i] : 0;  // instrumented: the sanitizers see the access
@@ -322,7 +322,8 @@ __attribute__((noinline)) inline void copy_words(unsigned* to, const unsigned* f
 // Begin to copy `bytes` (4, 8 or 16) to shared memory; those after the first `valid` become 0.
 UNCHECKED inline void async_copy(void* to, const void* from, unsigned bytes, unsigned valid, int line) {
   Fiber& fiber = *current;
-  if (((uintptr_t)to | (valid ? (uintptr_t)from : 0)) % bytes) fail("line %d: cp.async needs %u-byte alignment", line, bytes);
+  bool aligned = ((uintptr_t)to | (valid ? (uintptr_t)from : 0)) % bytes == 0;
+  if (!aligned) fail("line %d: cp.async needs %u-byte alignment", line, bytes);
   if (fiber.copy_count == MAX_COPIES) return fail("line %d: %u copies wait; is wait_group missing?", line, MAX_COPIES);
   fiber.copies[fiber.copy_count++] = {to, from, bytes, valid, fiber.copy_group};
 }
@@ -343,7 +344,7 @@ UNCHECKED inline void async_wait(unsigned pending) {
   fiber.copy_count = kept;
 }
 
-// ---- the scheduler ---------------------------------------------------------------------------------------------------
+// ---- the scheduler --------------------------------------------------------------------------------------------------
 
 // A warp's barrier opens when every lane of its mask that is still alive has arrived.
 UNCHECKED inline void try_warp_barrier(unsigned warp_number, unsigned threads) {
@@ -452,7 +453,7 @@ UNCHECKED inline void run_block_without_barriers() {
   }
 }
 
-// ---- launching -------------------------------------------------------------------------------------------------------
+// ---- launching ------------------------------------------------------------------------------------------------------
 
 struct Launch { unsigned grid[3], block[3], dynamic_shared, order; };
 
@@ -460,10 +461,14 @@ UNCHECKED inline bool valid(const Launch& launch) {
   const unsigned *grid = launch.grid, *block = launch.block;
   bool empty = !(grid[0] && grid[1] && grid[2] && block[0] && block[1] && block[2]);
   bool large = grid[0] > 0x7fffffff || grid[1] > 65535 || grid[2] > 65535 || block[2] > 64;
-  if (empty || large || (uint64_t)block[0] * block[1] * block[2] > MAX_THREADS)
-    return snprintf(error, sizeof error, "invalid launch configuration"), false;
-  if (launch.dynamic_shared > DYNAMIC_SHARED_LIMIT)
-    return snprintf(error, sizeof error, "%u bytes of dynamic shared memory, at most 227 KB", launch.dynamic_shared), false;
+  if (empty || large || (uint64_t)block[0] * block[1] * block[2] > MAX_THREADS) {
+    snprintf(error, sizeof error, "invalid launch configuration");
+    return false;
+  }
+  if (launch.dynamic_shared > DYNAMIC_SHARED_LIMIT) {
+    snprintf(error, sizeof error, "%u bytes of dynamic shared memory, at most 227 KB", launch.dynamic_shared);
+    return false;
+  }
   return true;
 }
 
