@@ -84,6 +84,11 @@ def c_type(dtype: np.dtype) -> str:
     raise TypeError(f"CUDA kernels take float32, float16 or bfloat16, got {dtype}; convert with .astype('float32')")
 
 
+def neighbours(channels: int, dtype: np.dtype) -> int:
+    """Return how many neighbouring channels a thread may read and write at once: 16 bytes of them where that fits."""
+    return 16 // dtype.itemsize if channels * dtype.itemsize % 16 == 0 else 1
+
+
 def kernel(file: str, expression: str) -> Kernel:
     """Return a kernel of the current GPU, compiled once for each file, expression and device.
 

@@ -39,7 +39,8 @@ def batch_norm() -> None:
 
 
 def pooling() -> None:
-    check(stand_in, ops.max_pool2d, normal(1, 7, 9, 5), dtype="float32")
+    for channels in (5, 8):
+        check(stand_in, ops.max_pool2d, normal(1, 7, 9, channels), dtype="float32")
     check(stand_in, ops.avg_pool2d, normal(1, 7, 9, 5), dtype="float32")
 
 
