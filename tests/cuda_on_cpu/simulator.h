@@ -9,7 +9,6 @@
 // Under AddressSanitizer and ThreadSanitizer the fibers are announced, so that both understand the switching.
 // cuda.h, which includes this, gives it the names of CUDA C++.
 #pragma once
-#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -106,7 +105,7 @@ UNCHECKED inline void fail(const char* format, Values... values) {
   if (failed) return;
   failed = true;
   int length = snprintf(error, sizeof error, format, values...);
-  length = std::min<int>(length, sizeof error - 64);
+  if (length > (int)sizeof error - 64) length = sizeof error - 64;
   snprintf(error + length, 64, " (block %u,%u,%u)", block_index.x, block_index.y, block_index.z);
 }
 
@@ -349,7 +348,7 @@ UNCHECKED inline void async_wait(unsigned pending) {
 // A warp's barrier opens when every lane of its mask that is still alive has arrived.
 UNCHECKED inline void try_warp_barrier(unsigned warp_number, unsigned threads) {
   Warp& warp = warps[warp_number];
-  unsigned first = warp_number * WARP, last = std::min(threads, first + WARP), arrived = 0, living = 0;
+  unsigned first = warp_number * WARP, last = first + WARP < threads ? first + WARP : threads, arrived = 0, living = 0;
   int line = -1;
   bool mixed = false;
   for (unsigned i = first; i < last; i++) {
