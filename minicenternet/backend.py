@@ -67,7 +67,7 @@ DTYPES = {  # of the types that kernels declare
     "__half": "float16",
     "__nv_bfloat16": "bfloat16",
 }
-LARGEST = 2**31 - 1025  # kernels number threads in an int, those of the last block beyond the array, too
+LARGEST = 2**31 - 4096  # kernels count elements in an int, also those that the last block has too many
 FREE_SHARED = 48 << 10  # bytes of shared memory that need no asking for
 
 _INCLUDE = re.compile(r'^#include "([^"]+)"$', re.MULTILINE)
@@ -82,6 +82,11 @@ def c_type(dtype: np.dtype) -> str:
         if DTYPES[name] == dtype.name:
             return name
     raise TypeError(f"CUDA kernels take float32, float16 or bfloat16, got {dtype}; convert with .astype('float32')")
+
+
+def neighbours(channels: int, dtype: np.dtype) -> int:
+    """Return how many neighbouring channels a thread may read and write at once: 16 bytes of them where that fits."""
+    return 16 // dtype.itemsize if channels * dtype.itemsize % 16 == 0 else 1
 
 
 def kernel(file: str, expression: str) -> Kernel:

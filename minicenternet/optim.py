@@ -179,9 +179,16 @@ class Adam(Optimiser):
         self.one_launch("adam_step", arrays, rates, beta1, 1 - beta1, beta2, 1 - beta2, self.epsilon, self.weight_decay)
 
 
-def clip_gradients(parameters: Iterable[Parameter], max_norm: float) -> float:
+def clip_gradients(parameters: Iterable[Parameter], max_norm: float) -> float | Array:
     """Scale all gradients so that their joint Euclidean norm is at most max_norm; return the norm before."""
     with_gradient = [parameter for parameter in parameters if parameter.grad is not None]
+    xp = get_xp(*(parameter.grad for parameter in with_gradient))
+    if xp is not np:  # the norm stays on the GPU: nobody waits for it
+        norm = xp.sqrt(sum(xp.vdot(p.grad, p.grad) for p in with_gradient))
+        factor = xp.minimum(max_norm / norm, 1)
+        for parameter in with_gradient:
+            parameter.grad = parameter.grad * factor
+        return norm
     gradients = {str(i): [parameter.grad] for i, parameter in enumerate(with_gradient)}
     squares: list[float] = []
     for_parts(

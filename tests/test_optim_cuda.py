@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 from on_gpu import host_reads
 
+from minicenternet.backend import to_cpu
 from minicenternet.nn.module import Parameter
-from minicenternet.optim import SGD, Adam
+from minicenternet.optim import SGD, Adam, clip_gradients
 
 SHAPES = {"conv": (33, 31, 3, 3), "bias": (1,), "large": (127, 65), "unused": (3, 3)}
 
@@ -65,3 +66,18 @@ def test_other_dtypes_are_refused(cupy):
     made.grad = cupy.ones(3, np.float64)
     with pytest.raises(TypeError, match="adam_step needs contiguous float32 arrays, got float64"):
         Adam([("weight", made)], lr=0.1).step()
+
+
+@pytest.mark.parametrize("max_norm", [0.5, 1e6])
+def test_clipping_equals_the_cpus_and_waits_for_nothing(cupy, max_norm):
+    clipped = {}
+    for name, to_device in (("gpu", cupy.asarray), ("cpu", np.array)):
+        made = parameters(to_device)
+        for key, gradient in gradients(0).items():
+            made[key].grad = to_device(gradient)
+        reads = host_reads(cupy)
+        norm = clip_gradients(made.values(), max_norm)
+        assert host_reads(cupy) == reads
+        clipped[name] = [float(norm), *(to_cpu(made[key].grad) for key in gradients(0))]
+    for gpu, cpu in zip(clipped["gpu"], clipped["cpu"], strict=True):
+        np.testing.assert_allclose(gpu, cpu, rtol=1e-5)

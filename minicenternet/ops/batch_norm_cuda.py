@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..backend import Array, c_type, get_xp, kernel
+from ..backend import Array, c_type, get_xp, kernel, neighbours
 
 FILE = "ops/batch_norm.cu"
 LANES, HEIGHT = 32, 8  # of a block: channels and rows
@@ -15,7 +15,7 @@ def batch_norm(x, weight, bias, running_mean, running_var, residual, *, relu, tr
     xp, T, channels = get_xp(x), c_type(x.dtype), x.shape[-1]
     x, rows = xp.ascontiguousarray(x), x.size // channels
     residual = None if residual is None else xp.ascontiguousarray(residual)
-    neighbours = 16 // x.itemsize if channels * x.itemsize % 16 == 0 else 1  # that a thread works on
+    N = neighbours(channels, x.dtype)
     columns, parts, rows_of_part = _parts(rows, channels)
     mean, variance = running_mean, running_var
     if training:
@@ -25,8 +25,8 @@ def batch_norm(x, weight, bias, running_mean, running_var, residual, *, relu, tr
         _reduce("batch_norm_combine", columns, means, squares, mean, variance, running_mean, running_var, rows,
                 channels, parts, rows_of_part, momentum)  # fmt: skip
     y = xp.empty(x.shape, x.dtype)
-    kernel(FILE, f"batch_norm_normalise<{T}, {neighbours}>").each(
-        -(-x.size // neighbours), x, residual, y, mean, variance, weight, bias, x.size, channels, epsilon, relu
+    kernel(FILE, f"batch_norm_normalise<{T}, {N}>").each(
+        -(-x.size // N), x, residual, y, mean, variance, weight, bias, x.size, channels, epsilon, relu
     )
     rectified, has_residual = y if relu else None, residual is not None
 
@@ -39,8 +39,8 @@ def batch_norm(x, weight, bias, running_mean, running_var, residual, *, relu, tr
         _reduce("batch_norm_gradients", columns, sums, products, variance, dweight, dbias, channels, parts, epsilon)
         dx = xp.empty(x.shape, x.dtype)
         dresidual = xp.empty(x.shape, x.dtype) if has_residual else None
-        kernel(FILE, f"batch_norm_backward<{T}, {neighbours}>").each(
-            -(-x.size // neighbours), dy, rectified, x, dx, dresidual, mean, variance, weight, dweight, dbias, x.size,
+        kernel(FILE, f"batch_norm_backward<{T}, {N}>").each(
+            -(-x.size // N), dy, rectified, x, dx, dresidual, mean, variance, weight, dweight, dbias, x.size,
             channels, epsilon, 1 / rows if training else 0.0
         )  # fmt: skip
         return dx, dweight, dbias, None, None, dresidual

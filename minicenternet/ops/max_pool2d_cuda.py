@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..backend import c_type, get_xp, kernel
+from ..backend import c_type, get_xp, kernel, neighbours
 
 FILE = "ops/max_pool2d.cu"
 
@@ -11,17 +11,23 @@ def max_pool2d(x, *, size, stride, padding):
     """Return (y, backward) like max_pool2d.raw; size at most 16. Kept for backward: the winning taps, a byte each."""
     if size > 16:
         raise ValueError(f"max_pool2d on a GPU takes windows of at most 16 x 16, whose taps fit a byte, got {size}")
-    xp, T, (batch, height, width, channels) = get_xp(x), c_type(x.dtype), x.shape
+    xp, (batch, height, width, channels) = get_xp(x), x.shape
     out = tuple((n + 2 * padding - size) // stride + 1 for n in (height, width))
     geometry = (height, width, channels, *out, size, stride, padding)
     y = xp.empty((batch, *out, channels), x.dtype)
     taps = xp.empty(y.shape, "uint8")
-    kernel(FILE, f"max_pool2d_forward<{T}>").each(y.size, xp.ascontiguousarray(x), y, taps, y.size, *geometry)
+    N = neighbours(channels, x.dtype)
+    kernel(FILE, f"max_pool2d_forward<{c_type(x.dtype)}, {N}>").each(
+        -(-y.size // N), xp.ascontiguousarray(x), y, taps, y.size, *geometry
+    )
     shape = x.shape
 
     def backward(dy):
         dx = xp.empty(shape, dy.dtype)
-        kernel(FILE, f"max_pool2d_backward<{T}>").each(dx.size, xp.ascontiguousarray(dy), taps, dx, dx.size, *geometry)
+        N = neighbours(channels, dy.dtype)
+        kernel(FILE, f"max_pool2d_backward<{c_type(dy.dtype)}, {N}>").each(
+            -(-dx.size // N), xp.ascontiguousarray(dy), taps, dx, dx.size, *geometry
+        )
         return (dx,)
 
     return y, backward

@@ -1,8 +1,8 @@
 // Upsampling F times:  nearest    y[b, i, j, c] = x[b, i / F, j / F, c]
 //                      bilinear   y[b, i, j, c] = sum over h, w of hat(i, h) hat(j, w) x[b, h, w, c]
 //
-// hat(i, h) = max(0, 1 - |p - h|) is the share of input h in output i, whose place in x is p = (i + 1/2)/F - 1/2, limited
-// to the map. Each output lies between two inputs in each direction; each input reaches the 2F outputs around it, and
+// hat(i, h) = max(0, 1 - |p - h|) is the share of input h in output i, whose place in x is p = (i + 1/2)/F - 1/2,
+// limited to the map. Each output lies between two inputs in each direction; each input reaches the 2F outputs around it, and
 // those beyond the border. Forward: one thread per output. Backward: one thread per input gathers, by the same shares.
 #include "numbers.cuh"
 

@@ -5,8 +5,9 @@
 //   top_k_cells    their scores and places
 //   decode_boxes   box = (x + dx ∓ w/2, y + dy ∓ h/2) · stride
 //
-// A cell is one 64-bit key that sorts as it should: its score in the upper half, so mapped that larger floats are larger
-// integers, and in the lower half its index, inverted, so that of equal scores the first cell wins. A NaN sorts as best.
+// A cell is one 64-bit key that sorts as it should: its score in the upper half, so mapped that larger floats are
+// larger integers, and in the lower half its index, inverted, so that of equal scores the first cell wins. A NaN sorts
+// as best.
 #include "../ops/numbers.cuh"
 
 constexpr int CHUNK = 2048;  // as many keys as two for each of a block's 1024 threads

@@ -26,7 +26,15 @@ __device__ int gaussian_radius(double height, double width, double overlap, bool
   return (int)least;
 }
 
-__device__ double clipped(float pixel, float stride, int size) { return fmin(fmax((double)pixel / stride, 0), size); }
+struct Box {
+  double left, top, right, bottom;
+};
+
+// In cells, clipped to the map.
+__device__ Box in_cells(const float* box, float stride, int height, int width) {
+  auto clipped = [&](float pixel, int size) { return fmin(fmax((double)pixel / stride, 0), size); };
+  return {clipped(box[0], width), clipped(box[1], height), clipped(box[2], width), clipped(box[3], height)};
+}
 
 __global__ void targets_encode(const float* __restrict__ boxes, const long long* __restrict__ labels,
                                float* __restrict__ heatmap, long long* __restrict__ index, float* __restrict__ offset,
@@ -35,13 +43,12 @@ __global__ void targets_encode(const float* __restrict__ boxes, const long long*
   extern __shared__ Object found[];  // (slots,)
   int image = blockIdx.y;
   for (int i = threadIdx.x; i < slots; i += blockDim.x) {
-    const float* box = boxes + 4 * (image * slots + i);
-    int label = (int)labels[image * slots + i];
-    double left = clipped(box[0], stride, width), right = clipped(box[2], stride, width);
-    double top = clipped(box[1], stride, height), bottom = clipped(box[3], stride, height);
-    bool kept = label >= 0 && label < classes && right > left && bottom > top;
-    found[i] = {min((int)((left + right) / 2), width - 1), min((int)((top + bottom) / 2), height - 1), kept ? label : -1, 0};
-    if (kept) found[i].radius = gaussian_radius(ceil(bottom - top), ceil(right - left), overlap, released);
+    Box box = in_cells(boxes + 4 * (image * slots + i), stride, height, width);
+    long long label = labels[image * slots + i];
+    double w = box.right - box.left, h = box.bottom - box.top;
+    bool kept = label >= 0 && label < classes && w > 0 && h > 0;
+    int x = min((int)((box.left + box.right) / 2), width - 1), y = min((int)((box.top + box.bottom) / 2), height - 1);
+    found[i] = {x, y, kept ? (int)label : -1, kept ? gaussian_radius(ceil(h), ceil(w), overlap, released) : 0};
   }
   __syncthreads();
 
@@ -49,15 +56,13 @@ __global__ void targets_encode(const float* __restrict__ boxes, const long long*
     int slot = 0;  // how many were kept before this one
     for (int j = 0; j < i; j++) slot += found[j].label >= 0;
     if (found[i].label < 0 || slot >= objects) continue;
-    const float* box = boxes + 4 * (image * slots + i);
-    double left = clipped(box[0], stride, width), right = clipped(box[2], stride, width);
-    double top = clipped(box[1], stride, height), bottom = clipped(box[3], stride, height);
+    Box box = in_cells(boxes + 4 * (image * slots + i), stride, height, width);
     int at = image * objects + slot;
     index[at] = found[i].y * width + found[i].x;
-    offset[2 * at] = (left + right) / 2 - found[i].x;
-    offset[2 * at + 1] = (top + bottom) / 2 - found[i].y;
-    size[2 * at] = right - left;
-    size[2 * at + 1] = bottom - top;
+    offset[2 * at] = (box.left + box.right) / 2 - found[i].x;
+    offset[2 * at + 1] = (box.top + box.bottom) / 2 - found[i].y;
+    size[2 * at] = box.right - box.left;
+    size[2 * at + 1] = box.bottom - box.top;
     mask[at] = 1;
   }
 

@@ -25,7 +25,7 @@ def encode(
     """Return the Targets of a batch, each field with a batch axis, like targets.encode image by image.
 
     boxes: (B, M, 4) float32 and labels: (B, M) int64 on the GPU, -1 in empty slots.  Values are not looked at: a label
-    out of range is an empty slot, a box that is not finite gives a target that is not.
+    out of range is an empty slot, and NaN in a box counts as 0.
     Raises InputError for wrong shapes or another form.
     """
     if boxes.ndim != 3 or boxes.shape[2] != 4 or labels.shape != boxes.shape[:2]:

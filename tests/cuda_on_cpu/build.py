@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 HERE = Path(__file__).parent
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or tempfile.gettempdir()) / f"minicenternet-cuda-on-cpu-{os.getuid()}"
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minicenternet" / "cuda_on_cpu"
 SANITIZER = os.environ.get("CUDA_ON_CPU_SANITIZER", "")
 ORDERS = ("forward", "reverse", "random")
 FLAGS = [

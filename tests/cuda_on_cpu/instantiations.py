@@ -7,12 +7,17 @@ from __future__ import annotations
 
 from minicenternet.ops.conv2d_cuda import TILES
 
-FLOATS = ("float", "__half", "__nv_bfloat16")
+NEIGHBOURS = {"float": 4, "__half": 8, "__nv_bfloat16": 8}  # the types in which numbers are stored, 16 bytes of each
 
 
 def for_floats(*names: str) -> list[str]:
-    """Return name<T> for each name and each type in which numbers are stored."""
-    return [f"{name}<{T}>" for name in names for T in FLOATS]
+    """Return name<T> for each name and each type."""
+    return [f"{name}<{T}>" for name in names for T in NEIGHBOURS]
+
+
+def for_neighbours(*names: str) -> list[str]:
+    """Return name<T, N> for each name and each type, N numbers at once or one."""
+    return [f"{name}<{T}, {N}>" for name in names for T in NEIGHBOURS for N in (1, NEIGHBOURS[T])]
 
 
 def for_tiles(rung: str) -> list[str]:
@@ -38,12 +43,7 @@ INSTANTIATIONS: dict[str, list[str]] = {
         *for_floats("batch_norm_statistics", "batch_norm_sums"),
         "batch_norm_combine",
         "batch_norm_gradients",
-        *(
-            f"batch_norm_{name}<{T}, {neighbours}>"
-            for name in ("normalise", "backward")
-            for T in FLOATS
-            for neighbours in (1, 4 if T == "float" else 8)
-        ),
+        *for_neighbours("batch_norm_normalise", "batch_norm_backward"),
     ],
     "ops/conv2d_arrange.cu": [
         *(f"conv2d_arrange<{T}, false>" for T in FLOATS),
@@ -60,7 +60,7 @@ INSTANTIATIONS: dict[str, list[str]] = {
         "deform_conv2d_columns", "deform_conv2d_doffset", "deform_conv2d_corners", "deform_conv2d_dinput"
     ),
     "ops/gather_points.cu": for_floats("gather_points_forward", "gather_points_backward"),
-    "ops/max_pool2d.cu": for_floats("max_pool2d_forward", "max_pool2d_backward"),
+    "ops/max_pool2d.cu": for_neighbours("max_pool2d_forward", "max_pool2d_backward"),
     "ops/pointwise.cu": for_floats("sigmoid_forward", "relu_backward"),
     "ops/prepare_images.cu": ["prepare_images_warp", *for_floats("prepare_images_colour")],
     "ops/upsample2d.cu": for_floats(

@@ -9,7 +9,6 @@
 // Under AddressSanitizer and ThreadSanitizer the fibers are announced, so that both understand the switching.
 // cuda.h, which includes this, gives it the names of CUDA C++.
 #pragma once
-#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -55,11 +54,15 @@ struct Fiber {
   State state;
   int line;                // of the barrier it waits at
   void* stack_pointer;     // while it does not run
-  char* stack;
+  struct Home* home;
   void* asan;
-  void* tsan;
   AsyncCopy copies[MAX_COPIES];
   unsigned copy_count, copy_group;
+};
+
+struct Home {              // what a fiber needs of memory; made once, since the thread sanitizer's part is dear
+  char* stack;
+  void* tsan;
 };
 
 struct Warp {
@@ -72,6 +75,7 @@ struct Warp {
 };
 
 inline Fiber fibers[MAX_THREADS];
+inline Home homes[MAX_THREADS + 1];
 inline Warp warps[MAX_THREADS / WARP];
 inline Fiber* current = &fibers[0];
 inline uint3 block_index;
@@ -101,11 +105,11 @@ UNCHECKED inline void fail(const char* format, Values... values) {
   if (failed) return;
   failed = true;
   int length = snprintf(error, sizeof error, format, values...);
-  length = std::min<int>(length, sizeof error - 64);
+  if (length > (int)sizeof error - 64) length = sizeof error - 64;
   snprintf(error + length, 64, " (block %u,%u,%u)", block_index.x, block_index.y, block_index.z);
 }
 
-// ---- happens-before: what a thread did before `release` is seen by whoever does `acquire` of the address after it ----
+// ---- happens-before: what a thread did before `release` is seen by whoever does `acquire` of the address after it ---
 
 UNCHECKED inline void acquire([[maybe_unused]] void* address) {
 #if defined(__SANITIZE_THREAD__)
@@ -119,7 +123,7 @@ UNCHECKED inline void release([[maybe_unused]] void* address) {
 #endif
 }
 
-// ---- switching between fibers: save the registers that a call must keep, exchange the stack pointer ------------------
+// ---- switching between fibers: save the registers that a call must keep, exchange the stack pointer -----------------
 
 extern "C" void simulator_switch(void** save_to, void* load);
 #if defined(__x86_64__)
@@ -167,10 +171,10 @@ UNCHECKED inline void switch_to_scheduler([[maybe_unused]] bool for_ever = false
 UNCHECKED inline void switch_to(Fiber& fiber) {
   current = &fiber;
 #if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_start_switch_fiber(&scheduler_asan, fiber.stack, STACK_BYTES);
+  __sanitizer_start_switch_fiber(&scheduler_asan, fiber.home->stack, STACK_BYTES);
 #endif
 #if defined(__SANITIZE_THREAD__)
-  __tsan_switch_to_fiber(fiber.tsan, 1);
+  __tsan_switch_to_fiber(fiber.home->tsan, 1);
 #endif
   simulator_switch(&scheduler_stack_pointer, fiber.stack_pointer);
 #if defined(__SANITIZE_ADDRESS__)
@@ -192,14 +196,14 @@ UNCHECKED inline void fiber_main() {
 
 // Lay out a new fiber's stack as if it had been switched away from at the start of fiber_main.
 UNCHECKED inline void prepare_stack(Fiber& fiber) {
-  void** top = (void**)(((uintptr_t)fiber.stack + STACK_BYTES) & ~uintptr_t(15));
+  void** top = (void**)(((uintptr_t)fiber.home->stack + STACK_BYTES) & ~uintptr_t(15));
   *--top = nullptr;
   *--top = (void*)&fiber_main;
   for (int i = 0; i < SAVED_REGISTERS; i++) *--top = nullptr;
   fiber.stack_pointer = top;
 }
 
-// ---- shared memory: one arena per block, filled with 0xff, every array fenced off ------------------------------------
+// ---- shared memory: one arena per block, filled with 0xff, every array fenced off -----------------------------------
 
 UNCHECKED inline char* take_shared(size_t bytes) {
   constexpr size_t FENCE = 64;
@@ -243,7 +247,7 @@ UNCHECKED inline void begin_block_memory() {
   dynamic_shared = dynamic_bytes ? take_shared(dynamic_bytes) : nullptr;
 }
 
-// ---- barriers ---------------------------------------------------------------------------------------------------------
+// ---- barriers -------------------------------------------------------------------------------------------------------
 
 UNCHECKED inline void block_barrier(int line) {
   char* barrier = arena + barriers_opened % 2 * 8;
@@ -308,7 +312,7 @@ UNCHECKED inline void collective(void* argument, void (*execute)(void**), int li
   warp_barrier(ALL_LANES, line);
 }
 
-// ---- asynchronous copies (cp.async): the data lands when they are waited for, and not before -------------------------
+// ---- asynchronous copies (cp.async): the data lands when they are waited for, and not before ------------------------
 
 __attribute__((noinline)) inline void copy_words(unsigned* to, const unsigned* from, unsigned words, unsigned valid) {
   for (unsigned i = 0; i < words; i++) to[i] = i < valid ? from[i] : 0;  // instrumented: the sanitizers see the access
@@ -317,7 +321,8 @@ __attribute__((noinline)) inline void copy_words(unsigned* to, const unsigned* f
 // Begin to copy `bytes` (4, 8 or 16) to shared memory; those after the first `valid` become 0.
 UNCHECKED inline void async_copy(void* to, const void* from, unsigned bytes, unsigned valid, int line) {
   Fiber& fiber = *current;
-  if (((uintptr_t)to | (valid ? (uintptr_t)from : 0)) % bytes) fail("line %d: cp.async needs %u-byte alignment", line, bytes);
+  bool aligned = ((uintptr_t)to | (valid ? (uintptr_t)from : 0)) % bytes == 0;
+  if (!aligned) fail("line %d: cp.async needs %u-byte alignment", line, bytes);
   if (fiber.copy_count == MAX_COPIES) return fail("line %d: %u copies wait; is wait_group missing?", line, MAX_COPIES);
   fiber.copies[fiber.copy_count++] = {to, from, bytes, valid, fiber.copy_group};
 }
@@ -338,12 +343,12 @@ UNCHECKED inline void async_wait(unsigned pending) {
   fiber.copy_count = kept;
 }
 
-// ---- the scheduler ---------------------------------------------------------------------------------------------------
+// ---- the scheduler --------------------------------------------------------------------------------------------------
 
 // A warp's barrier opens when every lane of its mask that is still alive has arrived.
 UNCHECKED inline void try_warp_barrier(unsigned warp_number, unsigned threads) {
   Warp& warp = warps[warp_number];
-  unsigned first = warp_number * WARP, last = std::min(threads, first + WARP), arrived = 0, living = 0;
+  unsigned first = warp_number * WARP, last = first + WARP < threads ? first + WARP : threads, arrived = 0, living = 0;
   int line = -1;
   bool mixed = false;
   for (unsigned i = first; i < last; i++) {
@@ -381,10 +386,11 @@ UNCHECKED inline void try_block_barrier(unsigned threads) {
 
 UNCHECKED inline void begin_fiber(unsigned i) {
   Fiber& fiber = fibers[i];
-  if (!fiber.stack) {
-    fiber.stack = (char*)aligned_alloc(4096, STACK_BYTES);
+  fiber.home = &homes[i + block_number % 2];  // so that thread i of the next block is another to the thread sanitizer
+  if (!fiber.home->stack) {
+    fiber.home->stack = (char*)aligned_alloc(4096, STACK_BYTES);
 #if defined(__SANITIZE_THREAD__)
-    fiber.tsan = __tsan_create_fiber(0);  // for ever: they are dear, and threads of two blocks still differ
+    fiber.home->tsan = __tsan_create_fiber(0);
 #endif
   }
   fiber.index = {i % block_size.x, i / block_size.x % block_size.y, i / (block_size.x * block_size.y)};
@@ -446,7 +452,7 @@ UNCHECKED inline void run_block_without_barriers() {
   }
 }
 
-// ---- launching -------------------------------------------------------------------------------------------------------
+// ---- launching ------------------------------------------------------------------------------------------------------
 
 struct Launch { unsigned grid[3], block[3], dynamic_shared, order; };
 
@@ -454,10 +460,14 @@ UNCHECKED inline bool valid(const Launch& launch) {
   const unsigned *grid = launch.grid, *block = launch.block;
   bool empty = !(grid[0] && grid[1] && grid[2] && block[0] && block[1] && block[2]);
   bool large = grid[0] > 0x7fffffff || grid[1] > 65535 || grid[2] > 65535 || block[2] > 64;
-  if (empty || large || (uint64_t)block[0] * block[1] * block[2] > MAX_THREADS)
-    return snprintf(error, sizeof error, "invalid launch configuration"), false;
-  if (launch.dynamic_shared > DYNAMIC_SHARED_LIMIT)
-    return snprintf(error, sizeof error, "%u bytes of dynamic shared memory, at most 227 KB", launch.dynamic_shared), false;
+  if (empty || large || (uint64_t)block[0] * block[1] * block[2] > MAX_THREADS) {
+    snprintf(error, sizeof error, "invalid launch configuration");
+    return false;
+  }
+  if (launch.dynamic_shared > DYNAMIC_SHARED_LIMIT) {
+    snprintf(error, sizeof error, "%u bytes of dynamic shared memory, at most 227 KB", launch.dynamic_shared);
+    return false;
+  }
   return true;
 }
 

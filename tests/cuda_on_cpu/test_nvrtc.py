@@ -27,6 +27,20 @@ def nvrtc():
     return module
 
 
+def test_the_stand_in_offers_only_what_cupy_has(nvrtc):
+    cupy, stand_in = importlib.import_module("cupy"), importlib.import_module("cuda_on_cpu.stand_in")
+    of_numpy = [name for name in vars(stand_in) if hasattr(stand_in.np, name)]
+    assert len(of_numpy) > 90
+    pairs = [
+        (cupy, [*of_numpy, "RawModule", "asnumpy", "get_array_module"]),
+        (cupy.ndarray, dir(stand_in.ndarray)),
+        (cupy.cuda, vars(stand_in.cuda)),
+        (cupy.cuda.runtime, vars(stand_in.cuda.runtime)),
+    ]
+    for real, names in pairs:
+        assert [name for name in names if not name.startswith("_") and not hasattr(real, name)] == []
+
+
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
 @pytest.mark.parametrize("file", INSTANTIATIONS)
 def test_every_instantiation_compiles_without_spills(nvrtc, file, architecture):

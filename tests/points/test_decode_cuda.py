@@ -40,6 +40,14 @@ def test_top_k_of_any_numbers(cupy, k):
         assert np.array_equal(getattr(found, name).get(), getattr(expected, name)), name
 
 
+def test_zeros_of_both_signs_are_equal(cupy):
+    """Fewer positive numbers than are wanted: zeros follow, in the order of their cells."""
+    heatmap = np.random.default_rng(7).choice(np.float32([0, -0.0, 0.5]), (1, 9, 8, 3), p=[0.45, 0.45, 0.1])
+    expected, found = top_k(heatmap, 90), top_k(cupy.asarray(heatmap), 90)
+    for name in expected._fields:
+        assert np.array_equal(getattr(found, name).get(), getattr(expected, name)), name
+
+
 def test_several_rounds(cupy):
     """9 blocks of the first round leave 9000 keys, 5 of the second 5000, 3 then 3000, 2 then 2000, 1 at last 1000."""
     heatmap = np.random.default_rng(8).random((1, 96, 96, 2), np.float32)

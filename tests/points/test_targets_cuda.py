@@ -50,6 +50,17 @@ def test_equals_the_cpu_image_by_image(cupy, height, width, classes, form):
     assert_equal(found, targets.Targets(*(np.stack(fields) for fields in zip(*one_by_one, strict=True))))
 
 
+def test_more_objects_than_slots(cupy):
+    """The first ones count, and the next image's slots are left alone."""
+    rng = np.random.default_rng(1)
+    corners = rng.uniform(0, 90, (2, 20, 2))
+    boxes = np.concatenate([corners, corners + rng.uniform(5, 30, (2, 20, 2))], axis=2).astype(np.float32)
+    labels = rng.integers(0, 3, (2, 20))
+    found = targets_cuda.encode(cupy.asarray(boxes), cupy.asarray(labels), 3, 31, 33, max_objects=7)
+    one_by_one = [targets.encode(boxes[i], labels[i], 3, 31, 33, max_objects=7) for i in range(2)]
+    assert_equal(found, targets.Targets(*(np.stack(fields) for fields in zip(*one_by_one, strict=True))))
+
+
 def test_boxes_of_every_size_have_the_cpus_radius(cupy):
     """A radius is cut to an integer, so that a single rounding could show."""
     sides = np.arange(1, 301, dtype=np.float32)

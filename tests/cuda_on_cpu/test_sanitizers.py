@@ -1,0 +1,116 @@
+"""All kernels under the sanitizers, in child processes; and faults planted in them, each of which must be caught."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from cuda_on_cpu import build
+
+TESTS = Path(__file__).resolve().parents[1]
+LIBRARIES = {"address,undefined": "libasan.so", "thread": "libtsan.so"}
+
+
+class Fault(NamedTuple):
+    """What is changed in the source, and by which sanitizer ("" for none) and message it is noticed."""
+
+    exercise: str
+    old: str
+    new: str
+    sanitizer: str
+    message: str
+
+
+LEAVE = "if (i >= count) return;"
+FAULTS = {
+    "a missing barrier, by its result": Fault(
+        "batch_norm", "= own;\n  __syncthreads();", "= own;", "", "AssertionError"
+    ),
+    "a missing barrier, as a race": Fault(
+        "batch_norm", "= own;\n  __syncthreads();", "= own;", "thread", r"data race .*batch_norm\.cu:\d+"
+    ),
+    "a missing barrier in a sum": Fault(
+        "focal_loss", "__syncthreads();\n    if", "if", "thread", r"data race .*block_sum\.cuh:\d+"
+    ),
+    "two threads of a block that write to one place": Fault(
+        "gather_points", "== cell) return;", "== cell) continue;", "thread", r"data race .*gather_points\.cu:\d+"
+    ),
+    "two blocks that write to one place": Fault(
+        "focal_loss", "sums[2 * blockIdx.x] =", "sums[0] =", "thread", r"data race .*losses\.cu:\d+"
+    ),
+    "a bound that is off by one": Fault(
+        "pooling", LEAVE, "if (i > count) return;", "address,undefined", r"heap-buffer-overflow .*max_pool2d\.cu:\d+"
+    ),
+    "too little static shared memory": Fault(
+        "focal_loss", "sums[THREADS];", "sums[THREADS - 1];", "address,undefined", r"block_sum\.cuh:\d+:.*index 255"
+    ),
+    "too little dynamic shared memory": Fault(
+        "encode", "label, radius;", "label, radius, more;", "address,undefined", r"use-after-poison .*targets\.cu:\d+"
+    ),
+    "a shift that is too wide": Fault(
+        "best_cells", "(Key)bits << 32", "bits << 32", "address,undefined", r"decode\.cu:\d+:\d+: runtime error: shift"
+    ),
+}  # fmt: skip
+
+
+def run(sanitizer: str, *arguments: str) -> subprocess.CompletedProcess:
+    """Run the exercises in a child process."""
+    environment = os.environ | {"PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}", "CUDA_ON_CPU_SANITIZER": sanitizer}
+    environment |= {"ASAN_OPTIONS": "detect_leaks=0", "TSAN_OPTIONS": "exitcode=66", "MINICENTERNET_THREADS": "1"}
+    if sanitizer:
+        environment["LD_PRELOAD"] = _library(LIBRARIES[sanitizer])
+    command = [sys.executable, "-m", "cuda_on_cpu.exercise", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+
+
+def _library(name: str) -> str:
+    return subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def children():
+    """A function that starts a child, as many at a time as there are cores; it gives a Future of what became of it."""
+    pool = ThreadPoolExecutor(max(1, min(4, len(os.sched_getaffinity(0)))))
+    started: dict[tuple[str, ...], Future] = {}
+
+    def start(*arguments: str) -> Future:
+        if arguments not in started:
+            started[arguments] = pool.submit(run, *arguments)
+        return started[arguments]
+
+    yield start
+    pool.shutdown(cancel_futures=True)
+
+
+@pytest.fixture(autouse=True)
+def all_started(cupy, children):
+    """Start all children at the first test, so that none waits for another's assertions."""
+    if build.SANITIZER or not hasattr(cupy, "host_reads"):
+        pytest.skip("runs on the CPU, and starts the sanitizers itself")
+    for name in LIBRARIES.values():
+        if not Path(_library(name)).is_absolute():
+            pytest.skip(f"g++ is installed without {name}")
+    for sanitizer in LIBRARIES:
+        children(sanitizer)
+    for fault in FAULTS.values():
+        children(fault.sanitizer, fault.exercise, "--replace", fault.old, fault.new)
+
+
+@pytest.mark.parametrize("sanitizer", LIBRARIES)
+def test_all_kernels_are_clean_in_three_orders(children, sanitizer):
+    done = children(sanitizer).result()
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_planted_faults_are_caught(children, name):
+    fault = FAULTS[name]
+    done = children(fault.sanitizer, fault.exercise, "--replace", fault.old, fault.new).result()
+    assert done.returncode != 0, "the fault was not noticed"
+    assert re.search(fault.message, done.stderr, re.DOTALL), done.stderr[-4000:]
