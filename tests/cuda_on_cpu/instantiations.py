@@ -34,7 +34,7 @@ def _typed(rung: str, tiles: list[tuple[int, ...]]) -> list[tuple]:
     """Return the tiles as template arguments; on tensor cores a step is as many bytes for each type of number."""
     if rung == "tiled":
         return tiles
-    return [(T, bm, bn, bk if T == "float" else 2 * bk, *rest) for bm, bn, bk, *rest in tiles for T in FLOATS]
+    return [(T, bm, bn, bk if T == "float" else 2 * bk, *rest) for bm, bn, bk, *rest in tiles for T in NEIGHBOURS]
 
 
 INSTANTIATIONS: dict[str, list[str]] = {
@@ -46,7 +46,7 @@ INSTANTIATIONS: dict[str, list[str]] = {
         *for_neighbours("batch_norm_normalise", "batch_norm_backward"),
     ],
     "ops/conv2d_arrange.cu": [
-        *(f"conv2d_arrange<{T}, false>" for T in FLOATS),
+        *(f"conv2d_arrange<{T}, false>" for T in NEIGHBOURS),
         "conv2d_arrange<float, true>",
         *for_floats("conv2d_pad_channels"),
         "conv2d_sum_splits",
