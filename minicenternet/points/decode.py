@@ -177,15 +177,14 @@ def decode(
             "decode needs heatmap (B, H, W, C), offset (B, H, W, 2) and size (B, H, W, 2), "
             f"got {heatmap.shape}, {offset.shape} and {size.shape}"
         )
-    xp = get_xp(heatmap, offset, size)
-    if xp is not np:
-        return Decoded(*decode_cuda.decode(heatmap, offset, size, k, stride))
+    if get_xp(heatmap, offset, size) is not np:
+        return Decoded(*decode_cuda.decode(score(heatmap), offset, size, k, stride))
     scores, labels, y, x = best_peaks(heatmap, k, score)
-    image = xp.arange(len(heatmap))[:, None]  # (B, 1), broadcast against y and x (B, K)
+    image = np.arange(len(heatmap))[:, None]  # (B, 1), broadcast against y and x (B, K)
     # int64 + float32 makes float64, so that a box that was encoded comes back to the last digits of a float32.
-    centre = xp.stack([x, y], axis=-1) + offset[image, y, x]  # (B, K, 2)
+    centre = np.stack([x, y], axis=-1) + offset[image, y, x]  # (B, K, 2)
     half = size[image, y, x] / 2
-    boxes = xp.concatenate([centre - half, centre + half], axis=-1) * stride
+    boxes = np.concatenate([centre - half, centre + half], axis=-1) * stride
     return Decoded(boxes.astype(np.float32), scores, labels)
 
 
