@@ -25,7 +25,10 @@ from .backend import Array, get_xp
 from .memory import empty
 from .threads import parallel_for, per_thread
 
-BLOCK = 1 << 18  # numbers in a block of rows: few enough for the caches, so many that threads rarely meet in Python
+BLOCK = 1 << 18  # numbers in a block of point-wise work with several temporaries, which stay in the caches
+ROWS_BLOCK = (
+    1 << 19
+)  # numbers in a block of rows: work with few temporaries, so long that threads rarely meet in Python
 Strip = tuple[slice, int, int]  # images, first row, last row
 
 
@@ -45,9 +48,9 @@ def strips(shape: tuple[int, ...], pixel_bytes: int, strip_bytes: int, at_least:
 
 
 def row_blocks(x: np.ndarray) -> list[np.ndarray]:
-    """Cut x (..., W, C) into views (rows, W*C) of about BLOCK numbers."""
+    """Cut x (..., W, C) into views (rows, W*C) of about ROWS_BLOCK numbers."""
     rows = x.reshape(-1, x.shape[-1] * x.shape[-2])
-    step = max(1, BLOCK // max(1, rows.shape[1]))
+    step = max(1, ROWS_BLOCK // max(1, rows.shape[1]))
     return [rows[i : i + step] for i in range(0, len(rows), step)]
 
 

@@ -104,7 +104,7 @@ def statistics(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     def measure(i: int) -> None:
         block, pixels = blocks[i], blocks[i].size // channels
-        means[i] = (ones[: len(block)] @ block).reshape(-1, channels).sum(0, dtype=np.float64) / pixels
+        means[i] = _channel_sums(ones[: len(block)] @ block, channels) / pixels
         squares[i] = _sum_of_products(block, block, channels) - pixels * means[i] ** 2
         if (CANCELS * squares[i] < pixels * means[i] ** 2).any():
             centred = np.subtract(block, _tile(means[i].astype(x.dtype), x), out=spare(block))
@@ -119,7 +119,13 @@ def statistics(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _sum_of_products(a: np.ndarray, b: np.ndarray, channels: int) -> np.ndarray:
     """Return the sum of a * b over all pixels of two blocks (rows, W*C), channel by channel, no array for a * b."""
-    return np.einsum("rk,rk->k", a, b).reshape(-1, channels).sum(0, dtype=np.float64)
+    return _channel_sums(np.einsum("rk,rk->k", a, b), channels)
+
+
+def _channel_sums(row: np.ndarray, channels: int) -> np.ndarray:
+    """Return the sums (C,) over the pixels of one row (W*C,), by a matrix product: several times faster than .sum."""
+    pixels = row.reshape(-1, channels)
+    return np.ones(len(pixels), row.dtype) @ pixels
 
 
 def _normalise(
@@ -162,7 +168,7 @@ def _through_relu(
         if rectified is not None:
             np.multiply(dy, y > 0, out=g)
         x = np.subtract(x, origin, out=spare(x)) if centre else x
-        sums[i, 0] = (ones[: len(g)] @ g).reshape(-1, channels).sum(0, dtype=np.float64)
+        sums[i, 0] = _channel_sums(ones[: len(g)] @ g, channels)
         sums[i, 1] = _sum_of_products(g, x, channels)
 
     parallel_for(add_up, range(len(sums)))

@@ -95,13 +95,13 @@ def test_blocks_change_nothing_but_rounding(block, monkeypatch):
     x += np.arange(3)[:, None, None] * 5
     batch_mean, biased, _ = naive.channel_statistics(x)
     expected = naive.batch_norm(x, weight, bias, batch_mean, biased)
-    monkeypatch.setattr("minicenternet.strips.BLOCK", block)
+    monkeypatch.setattr("minicenternet.strips.ROWS_BLOCK", block)
     np.testing.assert_allclose(batch_norm.raw(x, weight, bias, mean, var, training=True)[0], expected, atol=1e-12)
     check(batch_norm, x, weight, bias, mean, var, constants=STATE, training=True)
 
 
 def test_the_number_of_threads_does_not_change_a_bit(monkeypatch, use_threads):
-    monkeypatch.setattr("minicenternet.strips.BLOCK", 100)
+    monkeypatch.setattr("minicenternet.strips.ROWS_BLOCK", 100)
     results = []
     for count in (1, 2, 5):
         use_threads(count)
