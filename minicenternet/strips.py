@@ -28,7 +28,7 @@ from .threads import parallel_for, per_thread
 BLOCK = 1 << 18  # numbers in a block of point-wise work with several temporaries, which stay in the caches
 ROWS_BLOCK = (
     1 << 19
-)  # numbers in a block of rows: work with few temporaries, so long that threads rarely meet in Python
+)  # numbers in a block of rows: few temporaries, and so long that threads rarely meet in Python
 Strip = tuple[slice, int, int]  # images, first row, last row
 
 
