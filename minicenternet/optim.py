@@ -21,10 +21,7 @@ from .ops.pointwise import in_blocks
 from .strips import BLOCK
 from .threads import parallel_for, per_thread
 
-SCRATCH = 8 * BLOCK  # bytes of a block of float64
 Part = tuple[str, slice]  # some numbers of the array with this name
-
-_scratch = per_thread(lambda: np.empty(SCRATCH, np.uint8))
 
 
 def shares(sizes: Mapping[str, int]) -> list[list[Part]]:
@@ -42,22 +39,22 @@ def shares(sizes: Mapping[str, int]) -> list[list[Part]]:
 
 
 def for_parts(function: Callable[..., None], jobs: list[list[Part]], arrays: Mapping[str, Sequence[Array]]) -> None:
-    """Call function(*parts) for the parts of the arrays of each name, which have one size, on all threads."""
+    """Call function(*parts, scratch) for the parts of the arrays of each name, which have one size, on all threads.
+
+    scratch: an array like the first part, with arbitrary content, for what is computed on the way.
+    """
     flat = {key: [array.reshape(-1) for array in group] for key, group in arrays.items()}
+    memory = per_thread(lambda: np.empty(8 * BLOCK, np.uint8))  # a block of float64
 
     def work(job: list[Part]) -> None:
         for key, part in job:
             if key in flat:
-                function(*(array[part] for array in flat[key]))
+                parts = [array[part] for array in flat[key]]
+                first, xp = parts[0], get_xp(parts[0])
+                scratch = memory()[: first.nbytes].view(first.dtype) if xp is np else xp.empty_like(first)
+                function(*parts, scratch)
 
     parallel_for(work, jobs)
-
-
-def scratch_like(block: Array) -> Array:
-    """Return an array like a block, with arbitrary content: the calling thread's own, the same memory every time."""
-    if get_xp(block) is not np:
-        return get_xp(block).empty_like(block)
-    return _scratch()[: block.nbytes].view(block.dtype)
 
 
 class Optimiser:
@@ -87,8 +84,8 @@ class Optimiser:
                 arrays[key] = [parameter.data, parameter.grad, *(self.slot_arrays[name][key] for name in self.slots)]
         for_parts(self.update, self.jobs, arrays)
 
-    def update(self, weight: Array, gradient: Array, *slots: Array) -> None:
-        """Update one block of a parameter in place."""
+    def update(self, weight: Array, gradient: Array, *slots_and_scratch: Array) -> None:
+        """Update one part of a parameter, and of its slots, in place."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Array]:
@@ -119,12 +116,11 @@ class SGD(Optimiser):
         super().__init__(named_parameters, lr, weight_decay)
         self.momentum = momentum
 
-    def update(self, weight, gradient, velocity):
+    def update(self, weight, gradient, velocity, change):
         if self.weight_decay:
             gradient = gradient + self.weight_decay * weight
         velocity *= self.momentum
         velocity += gradient
-        change = scratch_like(weight)
         get_xp(weight).multiply(velocity, self.lr, out=change)
         weight -= change
 
@@ -140,10 +136,10 @@ class Adam(Optimiser):
         super().__init__(named_parameters, lr, weight_decay)
         self.betas, self.epsilon = betas, epsilon
 
-    def update(self, weight, gradient, mean, variance):
+    def update(self, weight, gradient, mean, variance, change):
         if self.weight_decay:
             gradient = gradient + self.weight_decay * weight
-        xp, (beta1, beta2), change = get_xp(weight), self.betas, scratch_like(weight)
+        xp, (beta1, beta2) = get_xp(weight), self.betas
         mean *= beta1
         mean += xp.multiply(gradient, 1 - beta1, out=change)
         variance *= beta2
@@ -164,11 +160,11 @@ def clip_gradients(parameters: Iterable[Parameter], max_norm: float) -> float:
     with_gradient = [parameter for parameter in parameters if parameter.grad is not None]
     gradients = {str(i): [parameter.grad] for i, parameter in enumerate(with_gradient)}
     squares: list[float] = []
-    for_parts(
-        lambda part: squares.append(float(np.vdot(part, part))),
-        shares({key: g.size for key, (g,) in gradients.items()}),
-        gradients,
-    )
+
+    def add_square(part: Array, _) -> None:
+        squares.append(float(np.vdot(part, part)))
+
+    for_parts(add_square, shares({key: gradient.size for key, (gradient,) in gradients.items()}), gradients)
     norm = math.sqrt(math.fsum(squares))  # exact, so that the order of the parts does not matter
     if norm > max_norm:
         scale = max_norm / norm
@@ -194,9 +190,9 @@ class Average:
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         state = module.state_dict()
 
-        def approach(average: Array, present: Array) -> None:
+        def approach(average: Array, present: Array, step: Array) -> None:
             if average.dtype.kind == "f":
-                step = get_xp(average).subtract(present, average, out=scratch_like(average))
+                get_xp(average).subtract(present, average, out=step)
                 step *= 1 - decay
                 average += step
             else:
