@@ -44,7 +44,8 @@ def for_parts(function: Callable[..., None], jobs: list[list[Part]], arrays: Map
     scratch: an array like the first part, with arbitrary content, for what is computed on the way.
     """
     flat = {key: [array.reshape(-1) for array in group] for key, group in arrays.items()}
-    memory = per_thread(lambda: np.empty(8 * BLOCK, np.uint8))  # a block of float64
+    most = max((min(group[0].size, BLOCK) * group[0].itemsize for group in flat.values()), default=0)
+    memory = per_thread(lambda: np.empty(most, np.uint8))
 
     def work(job: list[Part]) -> None:
         for key, part in job:
