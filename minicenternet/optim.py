@@ -22,10 +22,7 @@ from .optim_cuda import OneLaunch
 from .strips import BLOCK
 from .threads import parallel_for, per_thread
 
-SCRATCH = 8 * BLOCK  # bytes of a block of float64
 Part = tuple[str, slice]  # some numbers of the array with this name
-
-_scratch = per_thread(lambda: np.empty(SCRATCH, np.uint8))
 
 
 def shares(sizes: Mapping[str, int]) -> list[list[Part]]:
@@ -43,22 +40,23 @@ def shares(sizes: Mapping[str, int]) -> list[list[Part]]:
 
 
 def for_parts(function: Callable[..., None], jobs: list[list[Part]], arrays: Mapping[str, Sequence[Array]]) -> None:
-    """Call function(*parts) for the parts of the arrays of each name, which have one size, on all threads."""
+    """Call function(*parts, scratch) for the parts of the arrays of each name, which have one size, on all threads.
+
+    scratch: an array like the first part, with arbitrary content, for what is computed on the way.
+    """
     flat = {key: [array.reshape(-1) for array in group] for key, group in arrays.items()}
+    most = max((min(group[0].size, BLOCK) * group[0].itemsize for group in flat.values()), default=0)
+    memory = per_thread(lambda: np.empty(most, np.uint8))
 
     def work(job: list[Part]) -> None:
         for key, part in job:
             if key in flat:
-                function(*(array[part] for array in flat[key]))
+                parts = [array[part] for array in flat[key]]
+                first, xp = parts[0], get_xp(parts[0])
+                scratch = memory()[: first.nbytes].view(first.dtype) if xp is np else xp.empty_like(first)
+                function(*parts, scratch)
 
     parallel_for(work, jobs)
-
-
-def scratch_like(block: Array) -> Array:
-    """Return an array like a block, with arbitrary content: the calling thread's own, the same memory every time."""
-    if get_xp(block) is not np:
-        return get_xp(block).empty_like(block)
-    return _scratch()[: block.nbytes].view(block.dtype)
 
 
 class Optimiser:
@@ -95,8 +93,8 @@ class Optimiser:
         else:
             for_parts(self.update, self.jobs, arrays)
 
-    def update(self, weight: Array, gradient: Array, *slots: Array) -> None:
-        """Update one block of a parameter in place."""
+    def update(self, weight: Array, gradient: Array, *slots_and_scratch: Array) -> None:
+        """Update one part of a parameter, and of its slots, in place."""
         raise NotImplementedError
 
     def update_on_gpu(self, arrays: list[list[Array]]) -> None:
@@ -131,12 +129,11 @@ class SGD(Optimiser):
         super().__init__(named_parameters, lr, weight_decay)
         self.momentum = momentum
 
-    def update(self, weight, gradient, velocity):
+    def update(self, weight, gradient, velocity, change):
         if self.weight_decay:
             gradient = gradient + self.weight_decay * weight
         velocity *= self.momentum
         velocity += gradient
-        change = scratch_like(weight)
         get_xp(weight).multiply(velocity, self.lr, out=change)
         weight -= change
 
@@ -155,10 +152,10 @@ class Adam(Optimiser):
         super().__init__(named_parameters, lr, weight_decay)
         self.betas, self.epsilon = betas, epsilon
 
-    def update(self, weight, gradient, mean, variance):
+    def update(self, weight, gradient, mean, variance, change):
         if self.weight_decay:
             gradient = gradient + self.weight_decay * weight
-        xp, (beta1, beta2), change = get_xp(weight), self.betas, scratch_like(weight)
+        xp, (beta1, beta2) = get_xp(weight), self.betas
         mean *= beta1
         mean += xp.multiply(gradient, 1 - beta1, out=change)
         variance *= beta2
@@ -191,11 +188,11 @@ def clip_gradients(parameters: Iterable[Parameter], max_norm: float) -> float | 
         return norm
     gradients = {str(i): [parameter.grad] for i, parameter in enumerate(with_gradient)}
     squares: list[float] = []
-    for_parts(
-        lambda part: squares.append(float(np.vdot(part, part))),
-        shares({key: g.size for key, (g,) in gradients.items()}),
-        gradients,
-    )
+
+    def add_square(part: Array, _) -> None:
+        squares.append(float(np.vdot(part, part)))
+
+    for_parts(add_square, shares({key: gradient.size for key, (gradient,) in gradients.items()}), gradients)
     norm = math.sqrt(math.fsum(squares))  # exact, so that the order of the parts does not matter
     if norm > max_norm:
         scale = max_norm / norm
@@ -221,9 +218,9 @@ class Average:
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         state = module.state_dict()
 
-        def approach(average: Array, present: Array) -> None:
+        def approach(average: Array, present: Array, step: Array) -> None:
             if average.dtype.kind == "f":
-                step = get_xp(average).subtract(present, average, out=scratch_like(average))
+                get_xp(average).subtract(present, average, out=step)
                 step *= 1 - decay
                 average += step
             else:

@@ -85,11 +85,11 @@ def test_the_peak_of_known_ops():
             return ops.relu(ops.relu(x) * self.weight)
 
     module = Scale()
-    vars(module)["weight"] = Parameter(np.ones(100_000, np.float32))
+    vars(module)["weight"] = Parameter(np.ones(1_000_000, np.float32))
     map_bytes = module.weight.data.nbytes
 
     def loss(images):
-        x = Tensor(np.ones((images, 100_000), np.float32))
+        x = Tensor(np.ones((images, 1_000_000), np.float32))
         return module(x).sum()
 
     for batch in (1, 2, 5):
