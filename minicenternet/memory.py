@@ -29,6 +29,10 @@ class _Block:
         _returned.append(self.memory)  # atomic: this may run in any thread, and inside `empty`
 
 
+# Freeing a large array tells the GNU C library to keep arrays up to its size instead of returning them to the system.
+# Others do not mind. It halves the time of formulas with several temporaries.
+np.empty(31 << 20, np.uint8)
+
 _lock = threading.Lock()
 _returned: deque[np.ndarray] = deque()
 _waiting: dict[int, list[np.ndarray]] = {}  # by size in bytes; the size that waits longest comes first

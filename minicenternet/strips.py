@@ -26,20 +26,22 @@ from .memory import empty
 from .threads import parallel_for, per_thread
 
 BLOCK = 1 << 18  # numbers in a block of point-wise work with several temporaries, which stay in the caches
-ROWS_BLOCK = (
-    1 << 19
-)  # numbers in a block of rows: few temporaries, and so long that threads rarely meet in Python
+ROWS_BLOCK = 1 << 19  # numbers in a block of rows: few temporaries, and so long that threads rarely meet in Python
 Strip = tuple[slice, int, int]  # images, first row, last row
 
 
 def strips(shape: tuple[int, ...], pixel_bytes: int, strip_bytes: int, at_least: int = 4) -> list[Strip]:
     """Cut (B, H, W, ...) into (images, first row, last row) whose work, pixel_bytes each pixel, fills strip_bytes.
 
-    Small maps are taken several at a time, yet in `at_least` so many strips, for the threads to share.
+    Small maps are taken several at a time, yet in `at_least` so many strips, for the threads to share; what fits one
+    strip as a whole is not worth sharing.
     """
     batch, height, width = shape[:3]
     fitting = max(1, strip_bytes // max(1, width * pixel_bytes))  # rows
-    rows, images = min(height, fitting), max(1, min(fitting // max(1, height), -(-batch // at_least)))
+    if batch * height <= fitting:
+        return [(slice(0, batch), 0, height)] if batch and height else []
+    rows = -(-height // -(-height // fitting))  # the same number in each strip of an image, but for the last
+    images = max(1, min(fitting // height, -(-batch // at_least)))
     return [
         (slice(b, min(b + images, batch)), first, min(first + rows, height))
         for b in range(0, batch, images)

@@ -136,6 +136,8 @@ def parallel_for(function: Callable[[object], None], jobs: Iterable) -> None:
             _inside.job = False
 
     with one_blas_thread():
+        if len(jobs) == 1:
+            return work()
         helpers = [_pool().submit(work) for _ in range(min(thread_count(), len(jobs)) - 1)]
         try:
             work()

@@ -26,6 +26,7 @@ from .rectify import Finish, finished
 TILE = 4  # outputs of a tile, along each side
 TILE_NUMBERS = 1 << 14  # tiles times channels of a strip: as wide as OpenBLAS's small products stay fast
 WEIGHT_BYTES = 1 << 25  # transformed tiles kept at a time for a weight gradient
+LARGE_KERNEL = 1 << 20  # numbers of a transformed kernel that two threads share, half the outputs each
 BLOCK = 1 << 14  # pairs of channels whose taps are transformed at a time
 
 
@@ -60,7 +61,9 @@ def jobs(
     """
     grid, outputs = (len(x), -(-out.shape[1] // TILE), -(-out.shape[2] // TILE)), out.shape[3]
     pieces = strips(grid, max(kernel.shape[1:]), TILE_NUMBERS, at_least=2)
-    halves = [slice(outputs)] if len(pieces) > 1 else [slice(outputs // 2), slice(outputs // 2, outputs)]
+    halves = [slice(outputs)]
+    if len(pieces) == 1 and kernel.size > LARGE_KERNEL:  # few tiles, yet many products
+        halves = [slice(outputs // 2), slice(outputs // 2, outputs)]
     return [partial(_strip, x, kernel, plan, fold, finish, out, piece, half) for piece in pieces for half in halves]
 
 
