@@ -67,6 +67,16 @@ def test_adding_up_does_not_write_into_the_gradients_of_others():
     assert x.grad.tolist() == [2, 2, 2] and y.grad.tolist() == [1, 1, 1]
 
 
+def test_large_gradients_add_up_in_place_without_writing_into_others():
+    """Arrays over 1 MB are added into the first sum; the gradients that were handed in stay as they were."""
+    x = Tensor(np.ones((300, 1000), np.float32), requires_grad=True)
+    gradient = np.full(x.shape, 2, np.float32)
+    middle = 1 * x
+    total = middle + middle + middle + x
+    total.backward(gradient)
+    assert (x.grad == 8).all() and (gradient == 2).all()
+
+
 def test_only_leaves_that_asked_get_a_gradient():
     x, constant = leaf(2, 3), Tensor(np.ones((2, 3)))
     middle = x * constant

@@ -35,6 +35,18 @@ HEATMAP[0, 1, 2, 0] = HEATMAP[1, 3, 4, 2] = HEATMAP[1, 0, 0, 1] = 1
 CELLS = np.array([[5, 5, 0, 11], [3, 7, 7, 7]])
 STATE = ("running_mean", "running_var")
 
+
+@differentiable
+def parts_exchanged(x):
+    """Split x (..., 4) after its first channel and join the parts the other way round: an op of one output."""
+    (head, tail), backward_of_both = ops.split.raw(x, (1, 3))
+
+    def backward(dy):
+        return backward_of_both(dy[..., 3:], dy[..., :3])
+
+    return np.concatenate([tail, head], -1), backward
+
+
 CALLS = {
     "add": Call(ops.add, (away(2, 3, 4), away(3, 1))),
     "sub": Call(ops.sub, (away(2, 3), away(2, 3))),
@@ -56,10 +68,12 @@ CALLS = {
     "reshape": Call(ops.reshape, (away(3, 4), (4, 3))),
     "transpose": Call(ops.transpose, (away(3, 3, 3), (1, 2, 0))),
     "concatenate": Call(ops.concatenate, (away(2, 3), away(2, 3))),
+    "split": Call(parts_exchanged, (away(2, 3, 4),)),
     "slice": Call(ops.slice, (away(4, 3), np.array([1, 3, 1]))),
     "pad": Call(ops.pad, (away(3, 4), ((1, 2), (0, 1)))),
     "matmul": Call(ops.matmul, (away(2, 3, 3), away(3, 3))),
     "conv2d": Call(ops.conv2d, (away(2, 7, 6, 4), away(4, 2, 3, 3), away(4)), {"stride": 2, "padding": 1, "groups": 2}),
+    "conv2d relu": Call(ops.conv2d, (away(1, 5, 4, 3), away(2, 3, 3, 3), away(2)), {"padding": 1, "relu": True}),
     "conv_transpose2d": Call(
         ops.conv_transpose2d, (away(1, 3, 4, 2), away(2, 2, 3, 3), away(2)), dict(stride=2, padding=1, output_padding=1)
     ),
@@ -257,6 +271,11 @@ FAULTS = {
     },
     "reshape": {"column by column": first(lambda dx, dy, *_: dy.reshape(3, 4, order="F"))},
     "transpose": {"forward once more": first(lambda dx, dy, x, axes: dy.transpose(axes))},
+    "split": {
+        "parts exchanged": first(lambda dx, dy, x: dy),
+        "first part only": first(lambda dx, *_: dx * [1, 0, 0, 0]),
+        "shifted": first(rolled(-1)),
+    },
     "concatenate": {"parts exchanged": lambda backward, dy, *_: backward(dy)[::-1]},
     "slice": {"read twice, written once": first(read_once), "shifted": first(rolled(0))},
     "pad": {
@@ -268,6 +287,10 @@ FAULTS = {
         "b not transposed": first(lambda da, dy, a, b: dy @ b),
         "batch not summed": nth(1, lambda db, dy, a, b: a.swapaxes(-1, -2) @ dy),
         "first of the batch only": nth(1, lambda db, dy, a, b: a[0].T @ dy[0]),
+    },
+    "conv2d relu": {
+        "mask forgotten": lambda backward, dy, *arrays: ops.conv2d.raw(*arrays, padding=1)[1](dy),
+        "mask of the bias only": nth(2, lambda db, dy, *_: dy.sum((0, 1, 2))),
     },
     "conv2d": {
         "kernel turned": nth(1, lambda dw, *_: dw[:, :, ::-1, ::-1]),

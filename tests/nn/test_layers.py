@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from gradients import check_module
 
+from minicenternet import ops
 from minicenternet.autograd import Tensor, no_grad
 from minicenternet.nn.layers import (
     BatchNorm2d,
@@ -15,7 +16,9 @@ from minicenternet.nn.layers import (
     ReLU,
     Sequential,
     Upsample,
+    together,
 )
+from minicenternet.nn.module import watching
 
 rng = np.random.default_rng(0)
 LAYERS = {
@@ -159,3 +162,46 @@ def test_multiply_adds_count_what_the_loops_do():
     deformable = DeformConv2d(4, 6, rng=rng)  # the inner convolution counts its own
     assert deformable.multiply_adds((2, 8, 8, 4), (2, 8, 8, 6)) == 2 * 8 * 8 * 6 * 9 * 4
     assert ReLU().multiply_adds((2, 8, 8, 4), (2, 8, 8, 4)) == 0
+
+
+def branches(outputs, rng, **options):
+    layers = [Conv2d(6, n, 3, padding=1, rng=rng, **options) for n in outputs]
+    return [Sequential(layer, ReLU(), Conv2d(n, 2, 1, rng=rng)) for layer, n in zip(layers, outputs, strict=True)]
+
+
+@pytest.mark.parametrize("outputs", [(4, 4, 4), (3, 5)])
+def test_together_equals_branch_by_branch(outputs):
+    rng = np.random.default_rng(0)
+    parts = branches(outputs, rng)
+    x = rng.standard_normal((2, 8, 9, 6)).astype(np.float32)
+    results = []
+    for run in (lambda x: [branch(x) for branch in parts], lambda x: together(x, parts)):
+        given = Tensor(x, requires_grad=True)
+        for branch in parts:
+            branch.zero_grad()
+        maps = run(given)
+        sum((y * y).sum() for y in maps).backward()
+        gradients = [parameter.grad for branch in parts for parameter in branch.parameters()]
+        results.append([*(y.data for y in maps), given.grad, *gradients])
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_together_is_one_convolution_that_every_watcher_sees(monkeypatch):
+    parts, calls, seen = branches((4, 4), np.random.default_rng(0)), [], []
+    conv2d = ops.conv2d
+    monkeypatch.setattr(ops, "conv2d", lambda x, *rest, **options: calls.append(x.shape) or conv2d(x, *rest, **options))
+    with watching(lambda layer, inputs, output: seen.append((type(layer).__name__, output.shape))):
+        together(Tensor(np.ones((1, 4, 4, 6), np.float32)), parts)
+    assert len(calls) == 3  # the first ones as one, then the last of each branch
+    assert [name for name, _ in seen] == ["Conv2d", "ReLU", "Conv2d", "Sequential"] * 2
+    assert seen[0][1] == (1, 4, 4, 4) and seen[3][1] == (1, 4, 4, 2)
+
+
+@pytest.mark.parametrize("other", [dict(bias=False), dict(stride=2), dict(groups=2)])
+def test_together_leaves_unlike_branches_apart(other):
+    rng = np.random.default_rng(0)
+    parts = [*branches((4,), rng), *branches((4,), rng, **other)]
+    x = Tensor(rng.standard_normal((1, 8, 8, 6)).astype(np.float32))
+    for y, branch in zip(together(x, parts), parts, strict=True):
+        np.testing.assert_allclose(y.data, branch(x).data, rtol=1e-4, atol=1e-5)

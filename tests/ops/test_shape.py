@@ -46,6 +46,33 @@ def test_concatenate_joins_channels_by_default():
     check(ops.concatenate, X)
 
 
+def test_split():
+    y, backward = ops.split.raw(X, (1, 3))
+    assert [part.shape for part in y] == [(2, 3, 1), (2, 3, 3)]
+    assert np.array_equal(np.concatenate(y, -1), X)
+    dy = [rng.standard_normal(part.shape) for part in y]
+    assert np.array_equal(backward(*dy)[0], np.concatenate(dy, -1))
+
+
+def test_split_is_gone_back_through_once_all_parts_are_used():
+    x = Tensor(X, requires_grad=True)
+    first, middle, last = ops.split(x, (1, 2, 1))
+    ((3 * first).sum() + (last * last).sum()).backward()  # middle is not used
+    expected = np.concatenate([np.full((2, 3, 1), 3.0), np.zeros((2, 3, 2)), 2 * X[..., 3:]], -1)
+    np.testing.assert_allclose(x.grad, expected)
+    with pytest.raises(RuntimeError, match="second backward through split"):
+        middle.sum().backward()
+
+
+def test_split_joined_again_has_gradients():
+    check(lambda x: ops.concatenate(*ops.split(x, (2, 1, 1))[::-1]), X)
+
+
+def test_split_needs_all_channels():
+    with pytest.raises(ValueError, match=r"the sizes \(1, 2\) do not add up to the 4 channels"):
+        ops.split(X, (1, 2))
+
+
 INDICES = {
     "integer": 1,
     "negative": (0, -1),
