@@ -129,7 +129,7 @@ def _search_above_threshold(
     column_best = rows.max(axis=0)
     if np.isnan(column_best).any():
         return None  # for top_k to say so
-    wanted = 4 * k  # columns that reach the threshold, hence at least as many cells
+    wanted = 2 * k  # columns that reach the threshold, hence at least as many cells
     while wanted < len(column_best):
         threshold = np.partition(column_best, -wanted)[-wanted]
         columns = np.flatnonzero(column_best >= threshold)
