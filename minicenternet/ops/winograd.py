@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -54,10 +55,10 @@ def cook_toom(taps: int, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray, np.nd
 
 def jobs(
     x: np.ndarray, kernel: np.ndarray, plan: Correlation, fold: int, out: np.ndarray, finish: Finish | None
-) -> list:
-    """Return the jobs that write the plan's correlation of x to out (B, OH, OW, O): strips of tiles.
+) -> list[Callable[[dict], None]]:
+    """Return the jobs that write the plan's correlation of x (B, H, W, C) to out (B, OH, OW, O), strips of tiles.
 
-    kernel: of `transformed_weight`.
+    kernel: what transformed_weight returned for the plan.  The jobs are for strips.run.
     """
     grid, outputs = (len(x), -(-out.shape[1] // TILE), -(-out.shape[2] // TILE)), out.shape[3]
     pieces = strips(grid, max(kernel.shape[1:]), TILE_NUMBERS, at_least=2)
@@ -149,8 +150,9 @@ def weight_gradient(x: np.ndarray, dy: np.ndarray, windows: tuple[Window, Window
     A, G, B = cook_toom(size, x.dtype)
     pieces = strips((len(x), -(-dy.shape[1] // TILE), across), max(inputs, outputs), TILE_NUMBERS)
     counts = [(images.stop - images.start) * (last - first) * across for images, first, last in pieces]
-    together = max(1, WEIGHT_BYTES // max(1, len(A) ** 2 * (inputs + outputs) * x.itemsize * max(counts, default=0)))
-    whole = (len(A), len(A), together * max(counts, default=0))
+    most = max(counts, default=0)
+    together = max(1, min(len(pieces), WEIGHT_BYTES // max(1, len(A) ** 2 * (inputs + outputs) * x.itemsize * most)))
+    whole = (len(A), len(A), together * most)
     seen, sent = empty((*whole, inputs), x.dtype), empty((*whole, outputs), x.dtype)
     sides = ((x, windows, fold, B.T, seen), (dy, (Window(0, 1, 1, 1),) * 2, 1, A, sent))
     total = np.zeros((len(A), len(A), outputs, inputs), x.dtype)
