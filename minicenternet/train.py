@@ -150,7 +150,12 @@ class Run:
         arrays, metadata = load_weights(source) if source else ({}, {})
         self.pixels = _pixels(source, metadata)
         self.model = CenterNet(
-            config.backbone, class_names=self.train_data.class_names, input_size=size, seed=config.seed, **self.pixels
+            config.backbone,
+            class_names=self.train_data.class_names,
+            input_size=size,
+            seed=config.seed,
+            checkpointing=config.checkpointing,
+            **self.pixels,
         )
         if config.weights and not begun:
             _load_pretrained(config.weights, arrays, metadata, self.model, say)
