@@ -304,7 +304,7 @@ class Run:
         measured, evaluation = {}, None
         if last or number % config.evaluate_every == 0:
             progress.note("measuring AP")
-            evaluation = evaluate(model, self.val_data)
+            evaluation = evaluate(model.fold(), self.val_data)
             measured = {"ap": evaluation.result.ap, "ap50": evaluation.result.ap50}
         row = {"epoch": number, "step": self.optimiser.steps, **means, "ap": math.nan, "ap50": math.nan, **measured}
         row |= {
