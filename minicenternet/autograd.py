@@ -36,7 +36,9 @@ from .memory import SMALLEST, empty
 from .strips import row_blocks
 from .threads import one_blas_thread, parallel_for
 
-_state = threading.local()  # of this thread: .recording, False inside no_grad; .again, True in a checkpoint's second run
+_state = (
+    threading.local()
+)  # of this thread: .recording, False inside no_grad; .again, True in a checkpoint's second run
 _order = itertools.count()  # nodes are numbered as they are made, which is a topological order
 
 
@@ -229,8 +231,7 @@ def checkpoint(function: Callable, *tensors: Tensor) -> Tensor | tuple[Tensor, .
     with no_grad():
         made = function(*tensors)
     results = [Tensor(tensor.data) for tensor in ([made] if isinstance(made, Tensor) else made)]
-    inputs = [tensor if tensor.requires_grad else None for tensor in tensors]
-    node = Node("checkpoint", lambda *gradients: gradients, inputs, len(results))
+    node = Node("checkpoint", lambda *gradients: gradients, list(tensors), len(results))
     node.again = again
     for i, result in enumerate(results):
         result.requires_grad, result.node, result.output = True, node, i
