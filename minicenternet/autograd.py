@@ -26,7 +26,7 @@ from __future__ import annotations
 import functools
 import itertools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -36,9 +36,14 @@ from .memory import SMALLEST, empty
 from .strips import row_blocks
 from .threads import one_blas_thread, parallel_for
 
-_state = (
-    threading.local()
-)  # of this thread: .recording, False inside no_grad; .again, True in a checkpoint's second run
+
+class _State(threading.local):
+    """What the tape does, for each thread: recording, not so inside no_grad; again, in a checkpoint's second run."""
+
+    recording, again = True, False
+
+
+_state = _State()
 _order = itertools.count()  # nodes are numbered as they are made, which is a topological order
 
 
@@ -220,7 +225,7 @@ def checkpoint(function: Callable, *tensors: Tensor) -> Tensor | tuple[Tensor, .
     statistics. Inside no_grad this is the plain call.
     Source: Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016.
     """
-    if not getattr(_state, "recording", True):
+    if not _state.recording:
         return function(*tensors)
 
     def again() -> list[Tensor]:
@@ -230,17 +235,22 @@ def checkpoint(function: Callable, *tensors: Tensor) -> Tensor | tuple[Tensor, .
 
     with no_grad():
         made = function(*tensors)
-    results = [Tensor(tensor.data) for tensor in ([made] if isinstance(made, Tensor) else made)]
+    results = tuple(Tensor(tensor.data) for tensor in ([made] if isinstance(made, Tensor) else made))
     node = Node("checkpoint", lambda *gradients: gradients, list(tensors), len(results))
     node.again = again
-    for i, result in enumerate(results):
-        result.requires_grad, result.node, result.output = True, node, i
-    return results[0] if isinstance(made, Tensor) else tuple(results)
+    _record(node, results)
+    return results[0] if isinstance(made, Tensor) else results
 
 
 def running_again() -> bool:
     """Whether this is a checkpoint's second run: the first has done what may be done only once."""
-    return getattr(_state, "again", False)
+    return _state.again
+
+
+def _record(node: Node, results: Sequence[Tensor]) -> None:
+    """Make these Tensors the outputs of a node."""
+    for i, result in enumerate(results):
+        result.requires_grad, result.node, result.output = True, node, i
 
 
 def differentiable(function: Callable) -> Callable:
@@ -257,14 +267,12 @@ def differentiable(function: Callable) -> Callable:
                 raise TypeError(f"{function.__name__}: {name} is a Tensor; give it by position, keywords are options")
         arrays = [a.data if isinstance(a, Tensor) else a for a in arguments]
         y, backward = function(*arrays, **options)
-        results = [Tensor(array) for array in (y if isinstance(y, tuple) else (y,))]
-        if getattr(_state, "recording", True):
+        results = tuple(map(Tensor, y)) if isinstance(y, tuple) else (Tensor(y),)
+        if _state.recording:
             inputs = [a if isinstance(a, Tensor) and a.requires_grad else None for a in arguments]
-            if any(tensor is not None for tensor in inputs):
-                node = Node(function.__name__, backward, inputs, len(results))
-                for i, result in enumerate(results):
-                    result.requires_grad, result.node, result.output = True, node, i
-        return tuple(results) if isinstance(y, tuple) else results[0]
+            if inputs.count(None) < len(inputs):
+                _record(Node(function.__name__, backward, inputs, len(results)), results)
+        return results if isinstance(y, tuple) else results[0]
 
     op.raw = function
     return op
