@@ -147,7 +147,7 @@ def _go_back(root: Tensor, gradient: Array) -> None:
         gradient, node = gradients.pop(id(tensor), None), tensor.node
         sums.discard(id(tensor))  # the next Tensor that a checkpoint makes may get this id
         if node is None:  # a leaf
-            if gradient is not None:
+            if gradient is not None and tensor.requires_grad:  # not so if a checkpoint gave its constant back
                 tensor.grad = gradient if tensor.grad is None else tensor.grad + gradient
             continue
         if node.backward is None:

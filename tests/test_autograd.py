@@ -439,6 +439,9 @@ def test_a_checkpoint_of_constants_still_gives_to_parameters():
     weight, constant = leaf(3), Tensor(np.ones(3))
     checkpoint(lambda x: x * weight, constant).sum().backward()
     assert weight.grad.tolist() == [1, 1, 1] and constant.grad is None
+    y, same = checkpoint(lambda x: (x * weight, x), constant)
+    (y * same).sum().backward()
+    assert weight.grad.tolist() == [2, 2, 2] and constant.grad is None
 
 
 def test_a_checkpoint_keeps_nothing_and_runs_again_once(without_collector):
