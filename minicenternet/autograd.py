@@ -16,6 +16,9 @@ An op whose y is a tuple gives a tuple of Tensors, and its backward takes a grad
 Each Tensor that an op made holds its Node: the closure `backward` and the Tensors it came from. The closure sees
 arrays, never the Tensor it made, so there is no reference cycle: dropping the last Tensor frees the whole graph at
 once, without the garbage collector.
+
+What the ops keep for backward is most of a training step's memory. `checkpoint(function, x)` trades it for time: it
+records one node for all that the function does, and runs the function once more when the backward pass gets there.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from __future__ import annotations
 import functools
 import itertools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -33,18 +36,28 @@ from .memory import SMALLEST, empty
 from .strips import row_blocks
 from .threads import one_blas_thread, parallel_for
 
-_state = threading.local()  # .recording: False inside no_grad, for this thread only
+
+class _State(threading.local):
+    """What the tape does, for each thread: recording, not so inside no_grad; again, in a checkpoint's second run."""
+
+    recording, again = True, False
+
+
+_state = _State()
 _order = itertools.count()  # nodes are numbered as they are made, which is a topological order
 
 
 class Node:
-    """One recorded op: how to go back through it, and to which Tensors; outputs: how many Tensors it made."""
+    """One recorded op: how to go back through it, and to which Tensors; outputs: how many Tensors it made.
 
-    __slots__ = ("backward", "inputs", "name", "order", "outputs")
+    again: of a checkpoint, runs its function with recording on and returns the results: the way back leads to them.
+    """
+
+    __slots__ = ("again", "backward", "inputs", "name", "order", "outputs")
 
     def __init__(self, name: str, backward: Callable, inputs: list[Tensor | None], outputs: int = 1):
         self.name, self.backward, self.inputs, self.outputs = name, backward, inputs, outputs
-        self.order = next(_order)
+        self.order, self.again = next(_order), None
 
 
 class Tensor:
@@ -128,12 +141,13 @@ class Tensor:
 def _go_back(root: Tensor, gradient: Array) -> None:
     """Run the closures from root backwards, adding up the gradients of each Tensor's uses."""
     gradients, sums = {id(root): gradient}, set()  # sums: those of which the array was made here, read by nobody else
-    tensors, outputs = _oldest_first(root), []
+    tensors, outputs = _oldest_first([root]), []
     while tensors:
         tensor = tensors.pop()  # off the list, so that its data is freed as soon as the pass is done with it
         gradient, node = gradients.pop(id(tensor), None), tensor.node
+        sums.discard(id(tensor))  # the next Tensor that a checkpoint makes may get this id
         if node is None:  # a leaf
-            if gradient is not None:
+            if gradient is not None and tensor.requires_grad:  # not so if a checkpoint gave its constant back
                 tensor.grad = gradient if tensor.grad is None else tensor.grad + gradient
             continue
         if node.backward is None:
@@ -145,10 +159,13 @@ def _go_back(root: Tensor, gradient: Array) -> None:
         outputs[tensor.output] = gradient
         if tensors and tensors[-1].node is node:  # the op's other outputs follow
             continue
-        backward, inputs, parts, outputs = node.backward, node.inputs, outputs, []
-        node.backward, node.inputs = None, []
+        backward, inputs, again, parts, outputs = node.backward, node.inputs, node.again, outputs, []
+        node.backward, node.inputs, node.again = None, [], None
         if all(part is None for part in parts):  # every use had a gradient of None
             continue
+        if again:
+            inputs = again()
+            tensors = _oldest_first([*tensors, *inputs])  # what was just made is the youngest, so that it comes next
         for parent, part in zip(inputs, backward(*parts), strict=False):
             if parent is not None and part is not None:
                 key = id(parent)
@@ -169,9 +186,9 @@ def _sum(a: Array, b: Array, into_first: bool) -> Array:
     return total
 
 
-def _oldest_first(root: Tensor) -> list[Tensor]:
-    """Return the recorded Tensors that `root` depends on, every Tensor after those it was computed from."""
-    found, stack = {id(root): root}, [root]
+def _oldest_first(roots: list[Tensor]) -> list[Tensor]:
+    """Return `roots` and the recorded Tensors that they depend on, every Tensor after those it was computed from."""
+    found, stack = {id(root): root for root in roots}, list(roots)
     while stack:
         tensor = stack.pop()
         for parent in tensor.node.inputs if tensor.node else ():
@@ -184,12 +201,56 @@ def _oldest_first(root: Tensor) -> list[Tensor]:
 @contextmanager
 def no_grad() -> Iterator[None]:
     """Inside, nothing is recorded in this thread: inference keeps no activations."""
-    before = getattr(_state, "recording", True)
-    _state.recording = False
+    with _set(recording=False):
+        yield
+
+
+@contextmanager
+def _set(**values: bool) -> Iterator[None]:
+    """Inside, the state of this thread's tape has these values."""
+    before = dict(vars(_state))
+    vars(_state).update(values)
     try:
         yield
     finally:
-        _state.recording = before
+        vars(_state).clear()
+        vars(_state).update(before)
+
+
+def checkpoint(function: Callable, *tensors: Tensor) -> Tensor | tuple[Tensor, ...]:
+    """Return function(*tensors), a Tensor or several, keeping nothing in between: backward runs the function again.
+
+    Gradients are those of the plain call to the last bit, for parameters that the function uses, too. It must compute
+    the same again; what may happen only once it leaves out where `running_again()`, as batch norm does with its
+    statistics. Inside no_grad this is the plain call.
+    Source: Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016.
+    """
+    if not _state.recording:
+        return function(*tensors)
+
+    def again() -> list[Tensor]:
+        with _set(recording=True, again=True):
+            made = function(*tensors)
+        return [made] if isinstance(made, Tensor) else list(made)
+
+    with no_grad():
+        made = function(*tensors)
+    results = tuple(Tensor(tensor.data) for tensor in ([made] if isinstance(made, Tensor) else made))
+    node = Node("checkpoint", lambda *gradients: gradients, list(tensors), len(results))
+    node.again = again
+    _record(node, results)
+    return results[0] if isinstance(made, Tensor) else results
+
+
+def running_again() -> bool:
+    """Whether this is a checkpoint's second run: the first has done what may be done only once."""
+    return _state.again
+
+
+def _record(node: Node, results: Sequence[Tensor]) -> None:
+    """Make these Tensors the outputs of a node."""
+    for i, result in enumerate(results):
+        result.requires_grad, result.node, result.output = True, node, i
 
 
 def differentiable(function: Callable) -> Callable:
@@ -206,14 +267,12 @@ def differentiable(function: Callable) -> Callable:
                 raise TypeError(f"{function.__name__}: {name} is a Tensor; give it by position, keywords are options")
         arrays = [a.data if isinstance(a, Tensor) else a for a in arguments]
         y, backward = function(*arrays, **options)
-        results = [Tensor(array) for array in (y if isinstance(y, tuple) else (y,))]
-        if getattr(_state, "recording", True):
+        results = tuple(map(Tensor, y)) if isinstance(y, tuple) else (Tensor(y),)
+        if _state.recording:
             inputs = [a if isinstance(a, Tensor) and a.requires_grad else None for a in arguments]
-            if any(tensor is not None for tensor in inputs):
-                node = Node(function.__name__, backward, inputs, len(results))
-                for i, result in enumerate(results):
-                    result.requires_grad, result.node, result.output = True, node, i
-        return tuple(results) if isinstance(y, tuple) else results[0]
+            if inputs.count(None) < len(inputs):
+                _record(Node(function.__name__, backward, inputs, len(results)), results)
+        return results if isinstance(y, tuple) else results[0]
 
     op.raw = function
     return op

@@ -25,9 +25,12 @@ def get_xp(*arrays: Array) -> ModuleType:
 
     Raises TypeError when some arrays lie on the CPU and some on the GPU.
     """
-    on_gpu = [hasattr(array, "__cuda_array_interface__") for array in arrays if hasattr(array, "shape")]
-    if not any(on_gpu):
+    for array in arrays:  # nearly always all are NumPy's own, and every op asks
+        if type(array) is not np.ndarray and hasattr(array, "__cuda_array_interface__"):
+            break
+    else:
         return np
+    on_gpu = [hasattr(array, "__cuda_array_interface__") for array in arrays if hasattr(array, "shape")]
     if not all(on_gpu):
         raise TypeError(
             "arrays on the CPU (numpy) and on the GPU (cupy) in one call; move them to one device with to_gpu or to_cpu"

@@ -199,7 +199,7 @@ def _evaluate(options: EvaluateConfig) -> int:
         print(f"{options.data} has no {options.split} split: all of it is measured\n")
     with tqdm(total=len(dataset), desc="detecting", unit=" images", leave=False, disable=None) as bar:
         evaluation = evaluate(
-            model,
+            model.fold(),
             dataset,
             protocol=options.protocol,
             referee=options.referee,
@@ -224,7 +224,7 @@ def _predict(options: PredictConfig) -> int:
     from .predict import Predictor, find_images
 
     paths = find_images(options.images)
-    model = CenterNet.load(options.weights)
+    model = CenterNet.load(options.weights).fold()
     predictor = Predictor(
         model,
         min_score=options.min_score,

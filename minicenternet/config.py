@@ -70,6 +70,9 @@ class TrainConfig:
     """Largest joint norm of all gradients; 0 does not limit it."""
     average: float = 0.0
     """Decay of the exponential moving average of the weights, used for AP and the saved weights; 0 for none."""
+    checkpointing: bool = False
+    """Compute each stage of the backbone again in the backward pass instead of keeping what it made: the same weights,
+    in less memory and more time."""
     augment: bool = True
     """Random crops, flips and colours; --no-augment shows each image whole."""
     augmentation: Augmentation = field(default_factory=Augmentation)

@@ -46,7 +46,7 @@ def demo(
     )
     run.train()
     model = CenterNet.load(folder / "best.safetensors")
-    evaluation = evaluate(model, unseen, referee=True)
+    evaluation = evaluate(model.fold(), unseen, referee=True)
     say(f"\non {len(unseen)} images that it never saw:\n\n{evaluation.text()}")
     evaluation.save(folder / "evaluation")
     draw_pictures(model, unseen, folder)

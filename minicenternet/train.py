@@ -150,7 +150,12 @@ class Run:
         arrays, metadata = load_weights(source) if source else ({}, {})
         self.pixels = _pixels(source, metadata)
         self.model = CenterNet(
-            config.backbone, class_names=self.train_data.class_names, input_size=size, seed=config.seed, **self.pixels
+            config.backbone,
+            class_names=self.train_data.class_names,
+            input_size=size,
+            seed=config.seed,
+            checkpointing=config.checkpointing,
+            **self.pixels,
         )
         if config.weights and not begun:
             _load_pretrained(config.weights, arrays, metadata, self.model, say)
@@ -299,7 +304,7 @@ class Run:
         measured, evaluation = {}, None
         if last or number % config.evaluate_every == 0:
             progress.note("measuring AP")
-            evaluation = evaluate(model, self.val_data)
+            evaluation = evaluate(model.fold(), self.val_data)
             measured = {"ap": evaluation.result.ap, "ap50": evaluation.result.ap50}
         row = {"epoch": number, "step": self.optimiser.steps, **means, "ap": math.nan, "ap50": math.nan, **measured}
         row |= {

@@ -8,7 +8,7 @@ import pytest
 from gradients import check
 
 from minicenternet import ops
-from minicenternet.autograd import Tensor, differentiable, no_grad
+from minicenternet.autograd import Tensor, checkpoint, differentiable, no_grad, running_again
 
 rng = np.random.default_rng(0)
 
@@ -373,6 +373,155 @@ def test_max_pool2d_keeps_its_input_and_no_larger_copy():
     _, backward = ops.max_pool2d.raw(X)
     arrays = [cell.cell_contents for cell in backward.__closure__ if isinstance(cell.cell_contents, np.ndarray)]
     assert max(array.size for array in arrays) == X.size
+
+
+# --- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+def same_bits(function, *arrays):
+    """The gradients of function(wrap, *Tensors) are the same whether wrap(part, *Tensors) is a checkpoint or a call."""
+    found = []
+    for wrap in (lambda part, *tensors: part(*tensors), checkpoint):
+        leaves = [Tensor(array.copy(), requires_grad=True) for array in arrays]
+        y = function(wrap, *leaves)
+        y.backward(np.random.default_rng(1).standard_normal(y.shape).astype(y.dtype))
+        found.append([y.data, *(leaf.grad for leaf in leaves)])
+    for plain, again in zip(*found, strict=True):
+        assert plain.dtype == again.dtype and np.array_equal(plain, again)
+
+
+def one(wrap, x, weight):
+    return wrap(lambda x: ops.exp(x * weight) * x, x * 2)
+
+
+def many_uses(wrap, x, weight):
+    """Gradients of x and of the weight are sums of several parts, some of which do not come from the checkpoint."""
+    x = x * 2
+    y = wrap(lambda a: ops.exp(a) * weight + a * a * weight, x)
+    return y * x + ops.sigmoid(x) * weight + y
+
+
+def several(wrap, x, weight):
+    """Two inputs and three results, of which one is an input and one is not used."""
+    a, b, _ = wrap(lambda x, w: [x * w, x, x + w], x * 1, weight * 1)
+    return a * b
+
+
+def nested(wrap, x, weight):
+    return wrap(lambda x: wrap(lambda x: ops.exp(x * weight), x * weight) + wrap(ops.sigmoid, x), x * 3)
+
+
+def closed_over(wrap, x, weight):
+    """What the function reads beside its arguments was computed, too, and is read by others before and after."""
+    w = weight * weight
+    first = wrap(lambda x: x * w + ops.exp(w), x)
+    return wrap(lambda y: y * w + x, first * w) + first * w
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("function", [one, many_uses, several, nested, closed_over])
+def test_a_checkpoint_changes_no_bit(function, dtype):
+    same_bits(function, *rng.standard_normal((2, 3, 5)).astype(dtype))
+
+
+@pytest.mark.parametrize("function", [one, many_uses, several, nested, closed_over])
+def test_gradients_of_checkpoints(function):
+    check(lambda x, weight: function(checkpoint, x, weight), *rng.standard_normal((2, 3, 5)))
+
+
+def test_a_chain_of_checkpoints_reuses_ids_without_harm():
+    """The Tensors of one second run lie where those of the run before lay; which sums were whose is not mixed up."""
+
+    def part(x):
+        v, u = ops.sigmoid(x), x * 0.5
+        e = ops.sigmoid(u)
+        return (u + v) + e  # u and v are given one array, then u its second part, which must not be written over it
+
+    def chain(wrap, x):
+        for _ in range(20):
+            x = wrap(part, x)
+        return x
+
+    same_bits(chain, rng.standard_normal((600, 500)).astype(np.float32))  # large enough to be added up in place
+
+
+def test_a_checkpoint_of_constants_still_gives_to_parameters():
+    weight, constant = leaf(3), Tensor(np.ones(3))
+    checkpoint(lambda x: x * weight, constant).sum().backward()
+    assert weight.grad.tolist() == [1, 1, 1] and constant.grad is None
+    y, same = checkpoint(lambda x: (x * weight, x), constant)
+    (y * same).sum().backward()
+    assert weight.grad.tolist() == [2, 2, 2] and constant.grad is None
+
+
+def test_a_checkpoint_keeps_nothing_and_runs_again_once(without_collector):
+    references, runs = [], []
+
+    def function(x):
+        runs.append(running_again())
+        y = ops.exp(x)
+        references.append(weakref.ref(y.data))
+        return ops.sigmoid(y)
+
+    x = leaf(1000)
+    loss = checkpoint(function, x * 2).sum()
+    assert runs == [False] and references[0]() is None
+    loss.backward()
+    assert runs == [False, True] and references[1]() is None and not running_again()
+    with pytest.raises(RuntimeError, match="second backward through sum"):
+        loss.backward()
+
+
+def test_only_one_checkpoint_is_open_at_a_time(without_collector):
+    references, alive = [], []
+
+    def function(x):
+        alive.append(sum(reference() is not None for reference in references))
+        y = ops.sigmoid(x)
+        references.append(weakref.ref(y.data))
+        return y * 1
+
+    y = leaf(1000)
+    for _ in range(4):
+        y = checkpoint(function, y)
+    loss = y.sum()
+    del y
+    loss.backward()
+    assert alive == [0] * 8
+
+
+def test_a_second_backward_through_a_checkpoint_says_so():
+    y = checkpoint(ops.exp, leaf(3))
+    y.sum().backward()
+    with pytest.raises(RuntimeError, match="second backward through checkpoint"):
+        (y * 2).sum().backward()
+
+
+def test_inside_no_grad_a_checkpoint_is_the_plain_call():
+    with no_grad():
+        y = checkpoint(ops.exp, leaf(3))
+    assert not y.requires_grad and y.node is None
+
+
+def test_backward_inside_no_grad_records_the_second_run():
+    x = leaf(3)
+    loss = checkpoint(ops.exp, x).sum()
+    with no_grad():
+        loss.backward()
+        assert not (x * 2).requires_grad
+    np.testing.assert_array_equal(x.grad, np.exp(x.data))
+
+
+def test_an_exception_in_the_second_run_leaves_the_tape_as_it_was():
+    def function(x):
+        if running_again():
+            raise ArithmeticError
+        return x * 2
+
+    loss = checkpoint(function, leaf(3)).sum()
+    with pytest.raises(ArithmeticError):
+        loss.backward()
+    assert not running_again() and (leaf(3) * 2).requires_grad
 
 
 # --- the rest of Tensor -----------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ def test_figures_and_units(clock, monkeypatch):
         ("matrix product, 1 thread", pytest.approx(0.004), "GFLOP/s"),  # 2 * 100^3 in half a second
         ("matrix product, 2 threads", pytest.approx(0.004), "GFLOP/s"),
         ("small, 32 px, training, batch 3", 6, "images/s"),
-        ("small, 32 px, inference, batch 1", 2, "images/s"),
+        ("small, 32 px, folded inference, batch 1", 2, "images/s"),
         ("decoding, 128 x 128 cells, 80 classes", 500, "ms"),
     ]
     assert len(lines) == 1 + len(figures) and "2 threads" in lines[0]

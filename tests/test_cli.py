@@ -132,15 +132,23 @@ def test_nothing_found_is_said(run, weights, tmp_path):
 def test_every_way_to_use_a_network_is_passed_on(run, tmp_path, monkeypatch, weights, verb, place):
     given = {}
 
-    def record(*_, **options):
-        given.update(options)
+    def record(model, *_, **options):
+        given.update(options, folded=model.folded)
         raise InputError("that is all")
 
     monkeypatch.setattr(f"minicenternet.{place}", record)
     write_photo(tmp_path / "a.png")
     options = "--k 7 --resolution keep --flip --scales 0.5 2 --nms hard --batch-size 3".split()
     assert_refused(run(verb, *(["a.png"] if verb == "predict" else []), *options, "--weights", weights), "that is all")
-    wanted = {"k": 7, "resolution": "keep", "flip": True, "scales": (0.5, 2.0), "nms": "hard", "batch_size": 3}
+    wanted = {
+        "k": 7,
+        "resolution": "keep",
+        "flip": True,
+        "scales": (0.5, 2.0),
+        "nms": "hard",
+        "batch_size": 3,
+        "folded": True,
+    }
     assert wanted.items() <= given.items()
 
 

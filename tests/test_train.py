@@ -22,6 +22,8 @@ from minicenternet.config import TrainConfig
 from minicenternet.data import Shapes
 from minicenternet.data.transforms import Augmentation
 from minicenternet.errors import InputError
+from minicenternet.evaluate import evaluate
+from minicenternet.nn.layers import BatchNorm2d
 from minicenternet.nn.weights import load_weights, save_weights
 from minicenternet.progress import Progress
 from minicenternet.train import Interrupted, Run, read_metrics
@@ -205,6 +207,33 @@ def test_a_missing_prior_is_explained(tmp_path):
     dict(run.model.named_parameters())["hm.2.bias"].data[:] = 0
     run.train()
     assert any("prior" in line and "0.5" in line for line in lines)
+
+
+def test_ap_is_measured_with_a_folded_network_and_training_goes_on_with_its_own(tmp_path, monkeypatch):
+    measured = []
+
+    def record(model, dataset):
+        measured.append((model, evaluate(model, dataset)))
+        return measured[-1][1]
+
+    monkeypatch.setattr(train, "evaluate", record)
+    run = start(tmp_path, epochs=2, evaluate_every=1, average=0.0)
+    run.train()
+    assert [model.folded for model, _ in measured] == [True, True]
+    assert run.model.training and not run.model.folded
+    assert all(parameter.requires_grad and parameter.grad is not None for parameter in run.model.parameters())
+    batch_norms = [layer for _, layer in run.model.named_modules() if isinstance(layer, BatchNorm2d)]
+    assert all(layer.training and layer.num_batches_tracked == 6 for layer in batch_norms) and len(batch_norms) > 10
+    plain = evaluate(run.model, run.val_data).detections
+    for ours, folded in zip(plain, measured[-1][1].detections, strict=True):
+        np.testing.assert_allclose(ours.scores, folded.scores, atol=1e-5)
+
+
+def test_checkpointing_trains_the_same(unbroken, tmp_path):
+    run = start(tmp_path / "run", checkpointing=True)
+    assert run.model.checkpointing
+    run.train()
+    assert_same_run(tmp_path / "run", unbroken)
 
 
 def test_one_image_trains(tmp_path):

@@ -33,6 +33,7 @@ dla34, 31.12 for dlav0_34), and `summary()` does not.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
@@ -145,10 +146,11 @@ class Trunk(Module):
         self.fc = Conv2d(c[5], 1000, 1, rng=rng)  # ImageNet's classes: in the released files, of no use here
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        level2 = self.level2(self.level1(self.level0(self.base_layer(x))))
-        level3 = self.level3(level2)
-        level4 = self.level4(level3)
-        return [level2, level3, level4, self.level5(level4)]
+        level1 = self.stage(lambda x: self.level1(self.level0(self.base_layer(x))), x)
+        level2 = self.stage(self.level2, level1)
+        level3 = self.stage(self.level3, level2)
+        level4 = self.stage(self.level4, level3)
+        return [level2, level3, level4, self.stage(self.level5, level4)]
 
 
 # ---- the neck --------------------------------------------------------------------------------------------------------
@@ -164,9 +166,12 @@ class Row(Module):
     def forward(self, x: Tensor, coarser: Sequence[Tensor]) -> list[Tensor]:
         row = [x]
         for i, coarse in enumerate(coarser, 1):
-            project, up, node = (getattr(self, f"{name}_{i}") for name in ("proj", "up", "node"))
-            row.append(node(row[-1], up(project(coarse))))
+            row.append(self.stage(partial(self._join, i), row[-1], coarse))
         return row
+
+    def _join(self, i: int, x: Tensor, coarse: Tensor) -> Tensor:
+        project, up, node = (getattr(self, f"{name}_{i}") for name in ("proj", "up", "node"))
+        return node(x, up(project(coarse)))
 
 
 class DeformableRow(Row):

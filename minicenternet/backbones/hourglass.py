@@ -78,7 +78,8 @@ class Level(Module):
         self.up2 = Upsample(2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.up1(x) + self.up2(self.low3(self.low2(self.low1(x))))
+        low = self.low2(self.stage(self.low1, x))
+        return self.stage(self.up1, x) + self.stage(lambda low: self.up2(self.low3(low)), low)
 
 
 class HeadConvolution(Module):
@@ -126,7 +127,11 @@ class Hourglass(Module):
         return heads
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        x = self.pre(x)  # stride 4
-        first = self.cnvs[0](self.kps[0](x))
-        x = self.inters[0](ops.relu(self.inters_[0](x) + self.cnvs_[0](first)))
-        return [first, self.cnvs[1](self.kps[1](x))]
+        x = self.stage(self.pre, x)  # stride 4
+        first = self.stage(self.cnvs[0], self.kps[0](x))
+        x = self.stage(self._between, x, first)
+        return [first, self.stage(self.cnvs[1], self.kps[1](x))]
+
+    def _between(self, x: Tensor, first: Tensor) -> Tensor:
+        """What the second hourglass is given: the first one's input and what became of it, joined."""
+        return self.inters[0](ops.relu(self.inters_[0](x) + self.cnvs_[0](first)))

@@ -99,8 +99,10 @@ class Trunk(Module):
         return Sequential(first, *(block(outputs, width, 1, rng) for _ in range(count - 1))), outputs
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.maxpool(self.bn1(self.conv1(x)))  # stride 4, 64 channels
-        return self.layer4(self.layer3(self.layer2(self.layer1(x))))  # stride 32
+        x = self.stage(lambda x: self.maxpool(self.bn1(self.conv1(x))), x)  # stride 4, 64 channels
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = self.stage(layer, x)
+        return x  # stride 32
 
 
 class ResNet(Trunk):
@@ -122,4 +124,4 @@ class ResNet(Trunk):
         }
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.deconv_layers(super().forward(x))  # stride 4, 256 channels
+        return self.stage(self.deconv_layers, super().forward(x))  # stride 4, 256 channels

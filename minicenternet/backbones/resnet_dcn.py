@@ -50,7 +50,7 @@ class ResNetDCN(Trunk):
         return quiet_heads(64, 64, channels, rng)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.deconv_layers(super().forward(x))  # stride 4, 64 channels
+        return self.stage(self.deconv_layers, super().forward(x))  # stride 4, 64 channels
 
 
 def quiet_heads(inputs: int, hidden: int, channels: dict[str, int], rng: np.random.Generator) -> dict[str, Sequential]:

@@ -47,8 +47,8 @@ class Small(Module):
         return {name: head(32, 32, n, rng, prior=0.1 if "hm" in name else None) for name, n in channels.items()}
 
     def forward(self, x: Tensor) -> Tensor:
-        fine = self.stage1(self.stem(x))  # stride 4
-        middle = self.stage2(fine)  # stride 8
-        coarse = self.stage3(middle)  # stride 16
-        middle = self.smooth2(self.merge2(middle, coarse))
-        return self.smooth1(self.merge1(fine, middle))
+        fine = self.stage(self.stage1, self.stage(self.stem, x))  # stride 4
+        middle = self.stage(self.stage2, fine)  # stride 8
+        coarse = self.stage(self.stage3, middle)  # stride 16
+        middle = self.stage(lambda fine, coarse: self.smooth2(self.merge2(fine, coarse)), middle, coarse)
+        return self.stage(lambda fine, coarse: self.smooth1(self.merge1(fine, coarse)), fine, middle)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from .. import ops
-from ..autograd import Tensor
+from ..autograd import Tensor, running_again
 from . import init
 from .module import Module, Parameter
 
@@ -162,7 +162,8 @@ class BatchNorm2d(Module):
         self.relu, self.momentum, self.epsilon = relu, momentum, epsilon
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        if self.training:
+        counts = self.training and not running_again()  # the same batch is counted once
+        if counts:
             self.num_batches_tracked += 1
         return ops.batch_norm(
             x,
@@ -173,7 +174,7 @@ class BatchNorm2d(Module):
             residual,
             relu=self.relu,
             training=self.training,
-            momentum=self.momentum,
+            momentum=self.momentum if counts else 0,
             epsilon=self.epsilon,
         )
 

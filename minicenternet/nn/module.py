@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from ..autograd import Tensor
+from ..autograd import Tensor, checkpoint
 from ..backend import Array, to_cpu
 from ..errors import InputError
 
@@ -39,9 +39,13 @@ class _SealAfterInit(type):
 
 
 class Module(metaclass=_SealAfterInit):
-    """Base class: `forward` computes, `state_dict` names the arrays, `train` and `eval` switch batch norm."""
+    """Base class: `forward` computes, `state_dict` names the arrays, `train` and `eval` switch batch norm.
+
+    checkpointing: whether each `stage` of forward keeps only its inputs for the backward pass, which runs it again.
+    """
 
     training = True
+    checkpointing = False
 
     def forward(self, *inputs):
         raise NotImplementedError(f"{type(self).__name__} has no forward")
@@ -50,6 +54,10 @@ class Module(metaclass=_SealAfterInit):
         output = self.forward(*inputs)
         self.report(inputs, output)
         return output
+
+    def stage(self, function: Callable, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Return function(*inputs), a part of `forward`; with `checkpointing` it keeps no activations."""
+        return checkpoint(function, *inputs) if self.checkpointing else function(*inputs)
 
     def report(self, inputs: tuple, output) -> None:
         """Tell whoever is `watching` what this module made of its inputs."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tracemalloc
-import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -80,7 +79,8 @@ class Summary:
 def summarise(module: Module, x: Array, batch: int = 1) -> Summary:
     """Return the Summary of a module for inputs like x (1, H, W, C), without its peak; the module is left as it was.
 
-    Activation memory is read off the tape: the arrays in the closures that backward needs, parameters left out.
+    Activation memory is read off the tape: the arrays in the closures that backward needs, or of a checkpoint its
+    inputs; parameters left out.
     """
     names = {id(layer): name for name, layer in module.named_modules()}
     layers = {id(layer) for _, layer in module.named_modules() if _own_parameters(layer) or not any(layer.children())}
@@ -106,7 +106,8 @@ def training_peak(module: Module, loss: Callable[[int], Tensor], batch: int, mos
     loss(n): the scalar loss of n images, computed by the module from the images on.
     Parameters, gradients and Adam's two moments are counted. The rest is measured op by op in a step with `batch`
     images; where these are more than `most`, in steps with `most` and with half as many, from which each op's need is
-    carried on along a line. What NumPy allocates is seen by tracemalloc; arrays on a GPU are not.
+    carried on along a line. What NumPy allocates is seen by tracemalloc; arrays on a GPU are not, nor is the
+    optimiser's scratch, 2 MB for each thread.
     """
     parameters = sum(parameter.data.nbytes for parameter in module.parameters())
     state = sum(array.nbytes for array in module.state_dict().values())
@@ -206,7 +207,7 @@ def _new_bytes(output: Tensor, stop: set[int], seen: set[int]) -> int:
         if id(tensor) in visited or tensor.node is None:
             continue
         visited.add(id(tensor))
-        for array in _kept_arrays(tensor.node.backward):
+        for array in _kept_arrays(tensor.node):
             buffer = _buffer(array)
             if id(buffer) not in seen:
                 seen.add(id(buffer))
@@ -215,8 +216,10 @@ def _new_bytes(output: Tensor, stop: set[int], seen: set[int]) -> int:
     return total
 
 
-def _kept_arrays(function: types.FunctionType) -> Iterator[np.ndarray]:
-    for cell in function.__closure__ or ():
+def _kept_arrays(node: Node) -> Iterator[np.ndarray]:
+    if node.again:
+        yield from (tensor.data for tensor in node.inputs)
+    for cell in node.backward.__closure__ or ():
         if isinstance(cell.cell_contents, np.ndarray):
             yield cell.cell_contents
 

@@ -34,8 +34,8 @@ def sum(x, axis=None, keepdims=False):
 def mean(x, axis=None, keepdims=False):
     """Return the mean over the axes."""
     xp, shape = get_xp(x), x.shape
-    y = xp.asarray(x.mean(axis, keepdims=keepdims))
-    share = y.size / x.size
+    total = x.sum(axis, keepdims=keepdims)
+    y, share = xp.asarray(total / (x.size // total.size)), total.size / x.size
 
     def backward(dy):
         return (xp.broadcast_to(_stretch(dy * share, axis, keepdims), shape),)

@@ -91,8 +91,10 @@ def slice(x, index):
 def pad(x, widths, value=0.0):
     """Return x with `widths` = ((before, after), ...) cells of `value` added along each axis."""
     inner = tuple(np.s_[before : before + n] for (before, _), n in zip(widths, x.shape, strict=True))
+    y = get_xp(x).full([before + n + after for (before, after), n in zip(widths, x.shape, strict=True)], value, x.dtype)
+    y[inner] = x
 
     def backward(dy):
         return (dy[inner],)
 
-    return get_xp(x).pad(x, widths, constant_values=value), backward
+    return y, backward

@@ -90,9 +90,8 @@ def _nearest(x: Array, factor: int):
     def new(shape: tuple[int, ...], dtype: np.dtype) -> Array:
         return empty(shape, dtype) if xp is np else xp.empty(shape, dtype)
 
-    def cut() -> list[Strip]:
-        return strips(shape, channels * factor**2, BLOCK) if xp is np else [(slice(None), 0, height)]
-
+    jobs = strips(shape, channels * factor**2, BLOCK) if xp is np else [(slice(None), 0, height)]
+    corners = list(itertools.product(range(factor), repeat=2))[1:]  # of a block, but the first
     y = new(blocks, x.dtype)
 
     def repeat(strip: Strip) -> None:
@@ -104,15 +103,15 @@ def _nearest(x: Array, factor: int):
 
         def add_up(strip: Strip) -> None:
             images, first, last = strip
-            total = dx[images, first:last]
-            total[...] = 0
-            for u, v in itertools.product(range(factor), repeat=2):
-                total += dy[images, first:last, u, :, v]
+            total, blocks_of_dy = dx[images, first:last], dy[images, first:last]
+            total[...] = blocks_of_dy[:, :, 0, :, 0]
+            for u, v in corners:
+                total += blocks_of_dy[:, :, u, :, v]
 
-        parallel_for(add_up, cut())
+        parallel_for(add_up, jobs)
         return (dx,)
 
-    parallel_for(repeat, cut())
+    parallel_for(repeat, jobs)
     return y.reshape(batch, factor * height, factor * width, channels), backward
 
 

@@ -232,11 +232,13 @@ def measure(plan: Plan, peers: Sequence[Side], threads: int, say: Callable[[str]
 
 
 def memory(plan: Plan, sides: Sequence[Side], threads: int) -> dict:
-    """Return each side's memory while it trains, in a process of its own, and ours as predicted."""
-    found = {}
-    for side in sides:
-        with Child(side, threads) as child:
-            found[side.name] = child.ask("memory", plan.network(4))
+    """Return each side's memory while it trains, in a new process for each of three turns, and ours as predicted."""
+    found = {side.name: {"before": [], "peak": []} for side in sides}
+    for _ in range(min(3, plan.repetitions)):
+        for side in sides:
+            with Child(side, threads) as child:
+                for name, amount in child.ask("memory", plan.network(4)).items():
+                    found[side.name][name].append(amount)
     with Child(OURS, threads) as child:
         found["arrays"] = child.ask("prediction", plan.network(4))
     return found
@@ -380,13 +382,13 @@ def off_line(x: Sequence[float], y: Sequence[float]) -> float:
 def memory_table(found: dict, peers: Sequence[str]) -> str:
     """Return the peak memory of training, and how well ours was predicted."""
     names = [OURS.name, *peers]
-    peaks = [found[name]["peak"] for name in names]
+    befores, peaks = ([statistics.median(found[name][key]) for name in names] for key in ("before", "peak"))
     ratio = peaks[0] / min(peaks[1:]) if peers else None
     arrays = found["arrays"]
     rows = [
         ("", *names, "ratio", "aim", ""),
         ("process", *(f"{peak / MB:.0f} MB" for peak in peaks), *verdict(ratio, 1.0, most=True)),
-        ("of which libraries", *(f"{found[name]['before'] / MB:.0f} MB" for name in names), "", "", ""),
+        ("of which libraries", *(f"{before / MB:.0f} MB" for before in befores), "", "", ""),
         ("arrays, measured", f"{arrays['measured'] / MB:.0f} MB", *[""] * len(peers), "", "", ""),
         (
             "arrays, predicted",

@@ -31,31 +31,33 @@ from minicenternet.nn.weights import load_weights
 from minicenternet.optim import Adam
 from minicenternet.points import losses
 from minicenternet.points.targets import splat as splat_one
+from minicenternet.threads import one_blas_thread
 
 CONVOLUTIONS = ("conv2d", "conv_transpose2d")
 
 
 def train(backbone: str, size: int, batch: int, classes: int) -> Callable[[], None]:
-    """A training step with Adam."""
+    """A training step with Adam, as train.py does it."""
     model = _network(backbone, size, classes)
     images, targets = inputs.images(batch, size), inputs.targets(batch, size, classes)
     optimiser = Adam(model.named_parameters(), 1e-4)
 
     def step() -> None:
-        total, _ = model.task.loss(model(Tensor(images)), targets)
-        model.zero_grad()
-        total.backward()
-        optimiser.step()
+        with one_blas_thread():
+            total, _ = model.task.loss(model(Tensor(images)), targets)
+            model.zero_grad()
+            total.backward()
+            optimiser.step()
 
     return step
 
 
 def infer(backbone: str, size: int, batch: int, classes: int) -> Callable[[], None]:
-    """A forward pass with the batch norms folded."""
+    """A forward pass with the batch norms folded, as predict.py does it."""
     model, images = _network(backbone, size, classes).fold(), inputs.images(batch, size)
 
     def run() -> None:
-        with no_grad():
+        with no_grad(), one_blas_thread():
             model(Tensor(images))
 
     return run
@@ -231,8 +233,12 @@ def _convolution(name: str, x: tuple | None, weight: tuple, y: tuple) -> tuple[s
 
 
 def overhead(runs: int) -> dict[str, float]:
-    """Microseconds of one forward and backward of each op on maps of one pixel, where arithmetic is next to nothing."""
-    return {name: 1e6 * _least_seconds(call, runs) for name, call in _tiny_calls().items()}
+    """Microseconds of one forward and backward of each op on maps of one pixel, where arithmetic is next to nothing.
+
+    As in a training step, which holds BLAS to one thread throughout.
+    """
+    with one_blas_thread():
+        return {name: 1e6 * _least_seconds(call, runs) for name, call in _tiny_calls().items()}
 
 
 def _tiny_calls() -> dict[str, Callable[[], None]]:
