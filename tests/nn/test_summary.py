@@ -9,7 +9,7 @@ from minicenternet.memory import release
 from minicenternet.nn.layers import BatchNorm2d, Conv2d, DeformConv2d, ReLU, Sequential
 from minicenternet.nn.module import Module, Parameter
 from minicenternet.nn.summary import summarise, training_peak
-from minicenternet.optim import Adam, scratch_like
+from minicenternet.optim import Adam
 
 
 class Residual(Module):
@@ -118,7 +118,6 @@ def test_the_peak_of_known_ops():
 def measured_peak(module: Module, loss, batch: int) -> int:
     """Measure two training steps; the module's own arrays, made before, are added."""
     release()  # what waits was not traced
-    scratch_like(np.empty(0))  # the optimiser's, 2 MB for each thread whatever the network, is made now
     tracemalloc.start()
     try:
         optimiser = Adam(module.named_parameters(), 1e-4)
