@@ -122,7 +122,7 @@ class CenterNet(Module):
 
         The copy is in evaluation mode and records no gradients; to train or save it raises InputError, for which this
         network stays as it was. From its first use on it also keeps its weights as the convolutions want them, about
-        three to four times as large: 257 MB for resnet18, beside 60 MB of weights.
+        three to five times as large: 257 MB for resnet18, beside 60 MB of weights.
         """
         model = copy.deepcopy(self)
         model.checkpointing = False  # who reads what is seen on the tape

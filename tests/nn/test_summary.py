@@ -93,7 +93,13 @@ def test_the_table():
     assert max(map(len, lines)) <= 120
 
 
-def test_the_peak_of_known_ops():
+@pytest.fixture
+def one_thread(use_threads):
+    """How much several threads need at a time depends on how they meet."""
+    use_threads(1)
+
+
+def test_the_peak_of_known_ops(one_thread):
     """relu(relu(x) * w) needs the images, its three results and, once for all images, what belongs to the weight."""
 
     class Scale(Sequential):
@@ -111,7 +117,7 @@ def test_the_peak_of_known_ops():
 
     for batch in (1, 2, 5):
         predicted = training_peak(module, loss, batch)
-        assert predicted == pytest.approx(measured_peak(module, loss, batch), rel=0.03)
+        assert predicted == pytest.approx(measured_peak(module, loss, batch), rel=0.02)
         assert predicted > (4 + 4 * batch) * map_bytes  # weight, its moments and old gradient; x and three results
 
 
@@ -135,7 +141,7 @@ def measured_peak(module: Module, loss, batch: int) -> int:
 @pytest.mark.parametrize("size", [128, 256])
 @pytest.mark.parametrize("backbone, batch", [("small", 12), ("resnet18", 3)])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_the_predicted_peak_is_within_a_tenth_of_the_measured(backbone, batch, size, checkpointing, capsys):
+def test_the_predicted_peak_is_within_a_tenth_of_the_measured(backbone, batch, size, checkpointing, one_thread, capsys):
     names = [str(i) for i in range(20)]
     model = CenterNet(backbone, class_names=names, input_size=(size, size), checkpointing=checkpointing)
     predicted = model.summary(batch).peak_bytes
@@ -150,7 +156,7 @@ def test_the_predicted_peak_is_within_a_tenth_of_the_measured(backbone, batch, s
     assert predicted == pytest.approx(measured_peak(model, loss, batch), rel=0.1)
 
 
-def test_checkpointing_saves_memory():
+def test_checkpointing_saves_memory(one_thread):
     model = CenterNet("small", class_names=["a"], input_size=(256, 256))
     before = model.summary(8).peak_bytes
     model.checkpointing = True
