@@ -45,11 +45,53 @@ def to_gpu(array: Array) -> Array:
     return importlib.import_module("cupy").asarray(array)
 
 
-def try_gpu() -> str:
-    """Return the name of the current GPU after a small kernel ran on it.  Raises what keeps CuPy from doing that."""
+def beside(array: Array, values: Array) -> Array:
+    """Return values on the device of `array`; a copy only when they lie on the other one."""
+    if hasattr(array, "__cuda_array_interface__"):
+        return values if hasattr(values, "__cuda_array_interface__") else to_gpu(values)
+    return to_cpu(values)
+
+
+# ---- devices ---------------------------------------------------------------------------------------------------------
+
+
+def mover(device: str) -> Callable[[Array], Array]:
+    """Return the function that puts an array on a device: "cpu", or "cuda" or "cuda:N".
+
+    GPU N becomes the current one of this thread, on which its kernels run.
+    Raises ImportError when CuPy is not installed, and CuPy's own error for a GPU that is not there.
+    """
+    if device == "cpu":
+        return to_cpu
+    _, _, number = device.partition(":")
+    if number:
+        importlib.import_module("cupy").cuda.Device(int(number)).use()
+    return lambda array: to_gpu(to_cpu(array))  # by way of the CPU, as it may lie on another GPU
+
+
+def gpu_count() -> int:
+    """Return how many GPUs CuPy sees.  Raises what keeps CuPy from looking."""
+    return importlib.import_module("cupy").cuda.runtime.getDeviceCount()
+
+
+def try_gpu(number: int = 0) -> str:
+    """Return the name of a GPU after a small kernel ran on it.  Raises what keeps CuPy from doing that."""
     cupy = importlib.import_module("cupy")
-    cupy.add(cupy.ones(2), 1).get()
-    return cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode()
+    with cupy.cuda.Device(number):
+        cupy.add(cupy.ones(2), 1).get()
+    return cupy.cuda.runtime.getDeviceProperties(number)["name"].decode()
+
+
+def gpu_memory() -> tuple[int, int, int]:
+    """Return bytes of the current GPU: those in use by this process's arrays, those it could still take, and all."""
+    cupy = importlib.import_module("cupy")
+    pool, (free, total) = cupy.get_default_memory_pool(), cupy.cuda.runtime.memGetInfo()
+    return pool.used_bytes(), free + pool.free_bytes(), total
+
+
+def is_out_of_gpu_memory(error: BaseException) -> bool:
+    """Whether it is CuPy that had no memory left."""
+    return any(kind.__module__.startswith("cupy.") for kind in type(error).__mro__)
 
 
 # ---- kernels ---------------------------------------------------------------------------------------------------------

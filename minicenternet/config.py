@@ -163,6 +163,8 @@ class UseConfig:
     """Round coordinates and scores to two decimals in what is measured and written, as the released code does."""
     batch_size: int = 8
     """Images that go through the network together."""
+    device: str = "auto"
+    """auto (a GPU where one can be used), cpu, cuda, or, of several GPUs, cuda:0, cuda:1 and so on."""
 
 
 @dataclass(frozen=True, kw_only=True)

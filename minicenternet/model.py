@@ -15,7 +15,8 @@ import numpy as np
 
 from .autograd import Tensor
 from .backbones import BACKBONES
-from .backend import Array, get_xp
+from .backend import Array, beside, get_xp
+from .device import choose
 from .errors import InputError
 from .nn.folding import fold
 from .nn.layers import together
@@ -122,6 +123,13 @@ class CenterNet(Module):
             self._check_unfolded("trained")
         return super().train(training)
 
+    def to(self, device: str) -> CenterNet:
+        """Move the network to a device, auto, cpu, cuda or cuda:N (see device.choose), in place, and return it.
+
+        It then takes images there: `predict` and `evaluate` bring their own.  Raises InputError as device.choose does.
+        """
+        return super().to(choose(device)[0])
+
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
         """Copy arrays in, see Module.load_state_dict.  Raises InputError when folded, or when they do not fit."""
         self._check_unfolded("given other weights")
@@ -216,7 +224,7 @@ class CenterNet(Module):
                 "Use an earlier checkpoint"
             )
         for key in loaded:
-            own[key][...] = given[key]
+            own[key][...] = beside(own[key], given[key])
         return report
 
     def save(self, path: str | os.PathLike, metrics: Mapping[str, float] | None = None) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from .backend import Array, get_xp
+from .backend import Array, beside, get_xp
 from .errors import InputError
 from .nn.module import Module, Parameter
 from .ops.pointwise import in_blocks
@@ -119,7 +119,7 @@ class Optimiser:
         self.steps = int(state["steps"])
         for key, array in own.items():
             if key != "steps":
-                array[...] = state[key]
+                array[...] = beside(array, state[key])
 
 
 class SGD(Optimiser):

@@ -309,10 +309,39 @@ class Function:
 # ---- devices ---------------------------------------------------------------------------------------------------------
 
 
+MEMORY = 1 << 40  # bytes, as no program of a test will need
+
+
+class OutOfMemoryError(MemoryError):
+    """What CuPy raises; nothing here does by itself."""
+
+    __module__ = "cupy.cuda.memory"
+
+
+def get_default_memory_pool() -> types.SimpleNamespace:
+    """Return a pool that knows of no array."""
+    return types.SimpleNamespace(used_bytes=lambda: 0, free_bytes=lambda: 0)
+
+
 class _Device:
-    id = 0
+    """The only one."""
+
     compute_capability = "90"
     attributes = {"MultiProcessorCount": 132, "MaxSharedMemoryPerBlockOptin": 227 << 10}
+
+    def __init__(self, number: int = 0):
+        if number != 0:
+            raise RuntimeError("cudaErrorInvalidDevice: invalid device ordinal")
+        self.id = number
+
+    def use(self) -> None:
+        pass
+
+    def __enter__(self) -> _Device:
+        return self
+
+    def __exit__(self, *error) -> None:
+        pass
 
     def synchronize(self) -> None:
         _count_host_read()
@@ -336,10 +365,12 @@ cuda = types.SimpleNamespace(
     Device=_Device,
     Stream=_Stream,
     get_current_stream=_Stream,
+    memory=types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
     runtime=types.SimpleNamespace(
         getDevice=lambda: 0,
         getDeviceCount=lambda: 1,
         getDeviceProperties=lambda device: {"name": b"stand-in"},
         deviceSynchronize=_count_host_read,
+        memGetInfo=lambda: (MEMORY, MEMORY),
     ),
 )
