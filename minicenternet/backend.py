@@ -32,6 +32,11 @@ def get_xp(*arrays: Array) -> ModuleType:
         raise TypeError(
             "arrays on the CPU (numpy) and on the GPU (cupy) in one call; move them to one device with to_gpu or to_cpu"
         )
+    return cupy_module()
+
+
+def cupy_module() -> ModuleType:
+    """Return cupy.  Raises ImportError when it is not installed."""
     return importlib.import_module("cupy")
 
 
@@ -42,7 +47,7 @@ def to_cpu(array: Array) -> np.ndarray:
 
 def to_gpu(array: Array) -> Array:
     """Return the array as a cupy array on the current GPU.  Raises ImportError when CuPy is not installed."""
-    return importlib.import_module("cupy").asarray(array)
+    return cupy_module().asarray(array)
 
 
 def beside(array: Array, values: Array) -> Array:
@@ -65,18 +70,18 @@ def mover(device: str) -> Callable[[Array], Array]:
         return to_cpu
     _, _, number = device.partition(":")
     if number:
-        importlib.import_module("cupy").cuda.Device(int(number)).use()
+        cupy_module().cuda.Device(int(number)).use()
     return lambda array: to_gpu(to_cpu(array))  # by way of the CPU, as it may lie on another GPU
 
 
 def gpu_count() -> int:
     """Return how many GPUs CuPy sees.  Raises what keeps CuPy from looking."""
-    return importlib.import_module("cupy").cuda.runtime.getDeviceCount()
+    return cupy_module().cuda.runtime.getDeviceCount()
 
 
 def try_gpu(number: int = 0) -> str:
     """Return the name of a GPU after a small kernel ran on it.  Raises what keeps CuPy from doing that."""
-    cupy = importlib.import_module("cupy")
+    cupy = cupy_module()
     with cupy.cuda.Device(number):
         cupy.add(cupy.ones(2), 1).get()
     return cupy.cuda.runtime.getDeviceProperties(number)["name"].decode()
@@ -84,7 +89,7 @@ def try_gpu(number: int = 0) -> str:
 
 def gpu_memory() -> tuple[int, int, int]:
     """Return bytes of the current GPU: those in use by this process's arrays, those it could still take, and all."""
-    cupy = importlib.import_module("cupy")
+    cupy = cupy_module()
     pool, (free, total) = cupy.get_default_memory_pool(), cupy.cuda.runtime.memGetInfo()
     return pool.used_bytes(), free + pool.free_bytes(), total
 
@@ -136,15 +141,13 @@ def kernel(file: str, expression: str) -> Kernel:
 
     file: .cu file, relative to the package.  expression: the kernel's name with its template arguments.
     """
-    return _kernel(file, expression, importlib.import_module("cupy").cuda.runtime.getDevice())
+    return _kernel(file, expression, cupy_module().cuda.runtime.getDevice())
 
 
 @functools.cache
 def _kernel(file: str, expression: str, device: int) -> Kernel:
     source = cuda_source(file)
-    module = importlib.import_module("cupy").RawModule(
-        code=source, options=("-std=c++17",), name_expressions=(expression,)
-    )
+    module = cupy_module().RawModule(code=source, options=("-std=c++17",), name_expressions=(expression,))
     return Kernel(module.get_function(expression), expression, parameters(source, expression))
 
 

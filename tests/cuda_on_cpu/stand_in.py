@@ -120,10 +120,13 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
         out[...] = self._host
         return out
 
-    def set(self, values: np.ndarray) -> None:
-        """Copy from the host."""
+    def set(self, values: np.ndarray, stream: _Stream | None = None) -> None:
+        """Copy from the host; on a stream of its own, what is in `values` when somebody waits for that stream."""
         global uploads
         uploads += 1
+        if stream is not None:
+            stream.pending.append(functools.partial(self.set, values))
+            return
         if values.shape != self.shape or values.dtype != self.dtype:
             raise ValueError(f"set: {values.shape} {values.dtype} does not fit {self.shape} {self.dtype}")
         self._host[...] = values
@@ -348,8 +351,10 @@ class _Device:
 
 
 class _Stream:
+    """A queue; what `set` puts into it is done as late as can be: when an event after it is waited for."""
+
     def __init__(self, null: bool = False, non_blocking: bool = False):
-        pass
+        self.pending, self.done = [], 0
 
     def __enter__(self) -> _Stream:
         return self
@@ -357,13 +362,43 @@ class _Stream:
     def __exit__(self, *error) -> None:
         pass
 
+    def do(self, count: int) -> None:
+        """Do what is pending until `count` in all are done."""
+        while self.done < count:
+            self.pending.pop(0)()
+            self.done += 1
+
+    def wait_event(self, event: _Event) -> None:
+        event.wait()
+
     def synchronize(self) -> None:
         _count_host_read()
+        self.do(self.done + len(self.pending))
+
+
+class _Event:
+    """A place in a stream."""
+
+    def __init__(self):
+        self.stream, self.count = _Stream(), 0
+
+    def record(self, stream: _Stream | None = None) -> None:
+        self.stream = stream or _Stream()
+        self.count = self.stream.done + len(self.stream.pending)
+
+    def wait(self) -> None:
+        self.stream.do(self.count)
+
+    def synchronize(self) -> None:
+        _count_host_read()
+        self.wait()
 
 
 cuda = types.SimpleNamespace(
     Device=_Device,
+    Event=_Event,
     Stream=_Stream,
+    alloc_pinned_memory=bytearray,
     get_current_stream=_Stream,
     memory=types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
     runtime=types.SimpleNamespace(
