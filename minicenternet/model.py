@@ -150,17 +150,22 @@ class CenterNet(Module):
         height, width = self.input_size
         dtype = self.parameters()[0].dtype
         table = summarise(self, np.zeros((1, height, width, 3), dtype), batch)
+        if not self.folded:
+            table = replace(table, peak_bytes=self.training_peak(batch))
+        print(table)
+        return table
+
+    def training_peak(self, batch: int) -> int:
+        """Return the bytes that a training step with Adam takes on the CPU: see nn.summary.training_peak."""
+        height, width = self.input_size
+        dtype = self.parameters()[0].dtype
 
         def loss(images: int) -> Tensor:
             targets = self.task.encode(np.zeros((0, 4)), np.zeros(0, int), len(self.class_names), height, width)
             batch_of_targets = {name: np.stack([array] * images) for name, array in targets.items()}
             return self.task.loss(self(Tensor(np.zeros((images, height, width, 3), dtype))), batch_of_targets)[0]
 
-        if not self.folded:
-            most = max(2, MEASURED_PIXELS // (height * width))
-            table = replace(table, peak_bytes=training_peak(self, loss, batch, most))
-        print(table)
-        return table
+        return training_peak(self, loss, batch, max(2, MEASURED_PIXELS // (height * width)))
 
     def predict(
         self,

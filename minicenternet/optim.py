@@ -54,10 +54,8 @@ def for_parts(function: Callable[..., None], jobs: list[list[Part]], arrays: Map
     parallel_for(work, jobs)
 
 
-def scratch_like(block: Array) -> Array:
+def scratch_like(block: np.ndarray) -> np.ndarray:
     """Return an array like a block, with arbitrary content: the calling thread's own, the same memory every time."""
-    if get_xp(block) is not np:
-        return get_xp(block).empty_like(block)
     return _scratch()[: block.nbytes].view(block.dtype)
 
 
