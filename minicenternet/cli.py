@@ -189,7 +189,7 @@ def _load(options: UseConfig) -> CenterNet:
     device, why = choose(options.device)
     if options.device == "auto":
         print(why)
-    return model.to(device)
+    return model.to(device).set_precision(options.precision)
 
 
 def _evaluate(options: EvaluateConfig) -> int:

@@ -23,6 +23,7 @@ from .nn.layers import together
 from .nn.module import Module
 from .nn.summary import Summary, summarise, training_peak
 from .nn.weights import load_weights, save_weights
+from .ops.conv2d_cuda import storage
 from .predict import Detections, ImageLike, predict
 from .tasks import TASKS
 
@@ -69,7 +70,7 @@ class CenterNet(Module):
         _check_pixels(pixel_mean, pixel_std, channel_order)
         self.pixel_mean, self.pixel_std = tuple(pixel_mean), tuple(pixel_std)
         self.channel_order = channel_order
-        self.folded = False
+        self.folded, self.precision = False, "float32"
         rng = np.random.default_rng(seed)
         self.backbone = BACKBONES[backbone](rng)
         self.heads = self.backbone.heads(self.task.heads(len(self.class_names)), rng)
@@ -129,6 +130,20 @@ class CenterNet(Module):
         It then takes images there: `predict` and `evaluate` bring their own.  Raises InputError as device.choose does.
         """
         return super().to(choose(device)[0])
+
+    def set_precision(self, precision: str) -> CenterNet:
+        """Have every convolution multiply, and store its output, in a precision; return the network.
+
+        float32 everywhere; on a GPU also tf32, bf16 (needs ml_dtypes) and fp16: see ops.conv2d_cuda.  Parameters, batch
+        norm's statistics and losses stay float32.  Raises InputError for another one, and on the CPU.
+        """
+        storage(precision)
+        if precision != "float32" and get_xp(self.parameters()[0].data) is np:
+            raise InputError(f"precision {precision} needs a GPU, and the network is on the CPU; use float32")
+        for _, module in self.named_modules():
+            if hasattr(module, "precision"):
+                module.precision = precision
+        return self
 
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
         """Copy arrays in, see Module.load_state_dict.  Raises InputError when folded, or when they do not fit."""

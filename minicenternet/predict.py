@@ -287,7 +287,7 @@ def normalised(canvas: np.ndarray, model: CenterNet) -> np.ndarray:
 
 
 def run(model: CenterNet, batch: np.ndarray) -> Mapping[str, Tensor]:
-    """The raw output maps of a batch (B, h, w, 3) in evaluation mode, with nothing recorded.
+    """The raw output maps of a batch (B, h, w, 3) in evaluation mode, float32 or as the weights, with nothing recorded.
 
     Afterwards each layer is in the mode it was in.
     """
@@ -296,7 +296,8 @@ def run(model: CenterNet, batch: np.ndarray) -> Mapping[str, Tensor]:
     model.eval()
     try:
         with no_grad(), one_blas_thread():
-            return model(Tensor(get_xp(weights).asarray(batch, dtype=weights.dtype)))
+            outputs = model(Tensor(get_xp(weights).asarray(batch, dtype=weights.dtype)))
+            return {name: Tensor(maps.data.astype(weights.dtype, copy=False)) for name, maps in outputs.items()}
     finally:
         for module, training in modes:
             module.training = training

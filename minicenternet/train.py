@@ -50,7 +50,7 @@ from .files import replacing
 from .model import CenterNet
 from .nn.module import first_nonfinite
 from .nn.weights import load_weights, save_weights
-from .optim import SGD, Adam, Average, clip_gradients, gradient_norm, learning_rate
+from .optim import SGD, Adam, Average, LossScale, clip_gradients, gradient_norm, learning_rate
 from .points.losses import expected_first_loss, explain_loss
 from .predict import explain
 from .progress import Progress
@@ -157,6 +157,9 @@ class Run:
         self.device, why = choose(config.device)
         if config.device == "auto":
             say(why)
+        if self.resuming and self.device == "cpu" and config.precision != "float32":
+            say(f"the run was begun in {config.precision}; on the CPU it goes on in float32")
+            self.config = config = replace(config, precision="float32")
         size = (config.size or (128 if config.data == "shapes" else 512),) * 2
         self.train_data, self.val_data = _open_data(config, size, say)
         begun = self.resuming and (self.folder / "state.safetensors").exists()  # not killed before anything was done
@@ -168,7 +171,7 @@ class Run:
         )
         if config.weights and not begun:
             _load_pretrained(config.weights, arrays, metadata, self.model, say)
-        self.model.to(self.device)
+        self.model.to(self.device).set_precision(config.precision)
         named = self.model.named_parameters()
         if config.optimiser == "adam":
             self.optimiser = Adam(named, config.learning_rate, weight_decay=config.weight_decay)
@@ -176,6 +179,8 @@ class Run:
             self.optimiser = SGD(named, config.learning_rate, weight_decay=config.weight_decay)
         self.average = Average(self.model, config.average) if config.average else None
         weight = self.model.parameters()[0].data
+        self.scaling = LossScale(weight) if config.precision == "fp16" else None
+        self.skipped = 0  # steps of which was said that they were
         self.finite = get_xp(weight).ones((), bool)  # whether every loss since the last reading was
         self.counters, self.rows = Counters(), []
         example = TrainingExample(
@@ -233,7 +238,7 @@ class Run:
         if self.device == "cpu":
             losses = self.read(losses, batch)
         self.model.zero_grad()
-        total.backward()
+        total.backward(self.scaling.scale if self.scaling else None)
         if self.device == "cpu":
             if self.config.clip_norm:
                 clip_gradients(self.model.parameters(), self.config.clip_norm)
@@ -249,9 +254,15 @@ class Run:
         xp = get_xp(loss)
         good, factor = xp.isfinite(loss), xp.ones((), np.float32)
         self.finite &= good
+        if self.scaling or self.config.clip_norm:
+            norm = gradient_norm(self.model.parameters())
+        if self.scaling:
+            factor, finite = 1 / self.scaling.scale, xp.isfinite(norm)
+            norm, good = norm * factor, good & finite
+            self.scaling.update(finite)
         if self.config.clip_norm:
-            factor = xp.minimum(self.config.clip_norm / gradient_norm(self.model.parameters()), factor)
-        return xp.where(good, factor, np.float32(np.nan))
+            factor = factor * xp.minimum(self.config.clip_norm / norm, 1)
+        return xp.where(good, factor, np.float32(np.nan)).astype(np.float32)
 
     def read(self, losses: Mapping[str, Array], batch: Mapping[str, Array]) -> dict[str, float]:
         """Return the losses as numbers, for which this waits.  Raises InputError when one since the last time was NaN.
@@ -263,7 +274,16 @@ class Run:
         numbers = dict(zip(losses, values, strict=True))
         if not finite or not all(map(math.isfinite, values)):
             raise InputError(self._what_became_nan(Tensor(batch["image"]), numbers))
+        if self.scaling:
+            self._say_skipped()
         return numbers
+
+    def _say_skipped(self) -> None:
+        skipped, scale = int(self.scaling.skipped.item()), self.scaling.scale.item()
+        if skipped > self.skipped:
+            steps = "1 step was" if skipped == self.skipped + 1 else f"{skipped - self.skipped} steps were"
+            self.say(f"{steps} skipped, as gradients overflowed in fp16; the loss is now scaled by {scale:g}")
+            self.skipped = skipped
 
     def _is_read(self) -> bool:
         """Whether the losses of the step just done are read: each one's on a CPU, where they cost nothing."""
@@ -387,7 +407,7 @@ class Run:
         progress.end_epoch(row)
 
     def _averaged_model(self) -> CenterNet:
-        model = self._twin().to(self.device)
+        model = self._twin().to(self.device).set_precision(self.config.precision)
         model.load_state_dict(self.average.arrays)
         return model
 
@@ -417,6 +437,8 @@ class Run:
         state |= {f"optimiser.{key}": array for key, array in self.optimiser.state_dict().items()}
         if self.average:
             state |= {f"average.{key}": array for key, array in self.average.arrays.items()}
+        if self.scaling:
+            state |= {f"scaling.{key}": array for key, array in self.scaling.state_dict().items()}
         counters = self.counters
         values = {
             "epoch": counters.epoch,
@@ -456,6 +478,9 @@ class Run:
 
         self.model.load_state_dict(part("model."))
         self.optimiser.load_state_dict(part("optimiser."))
+        if self.scaling and (scaling := part("scaling.")):  # none where the run was in another precision before
+            self.scaling.load_state_dict(scaling)
+            self.skipped = int(scaling["skipped"])
         if self.average:
             for key, array in part("average.").items():
                 self.average.arrays[key][...] = beside(self.average.arrays[key], array)
@@ -611,13 +636,14 @@ def _load_pretrained(
 
 
 def _resumed(given: TrainConfig, saved: TrainConfig) -> TrainConfig:
-    """Return the run's own options, but for the device where one is given.
+    """Return the run's own options, but for device and precision where others are given.
 
     Raises InputError when other options were given beside --resume.
     """
     usual = TrainConfig()
-    if given.device != usual.device:
-        saved = replace(saved, device=given.device)
+    for name in ("device", "precision"):
+        if getattr(given, name) != getattr(usual, name):
+            saved = replace(saved, **{name: getattr(given, name)})
     for option in fields(TrainConfig):
         value, own = getattr(given, option.name), getattr(saved, option.name)
         if option.name != "resume" and value not in (own, getattr(usual, option.name)):

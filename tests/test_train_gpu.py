@@ -8,6 +8,7 @@ from test_train import TINY, quiet, weights
 from minicenternet.backend import beside, get_xp
 from minicenternet.config import TrainConfig
 from minicenternet.errors import InputError
+from minicenternet.nn.module import watching
 from minicenternet.train import FIRST_READ, Run, read_metrics
 
 
@@ -21,10 +22,13 @@ def resume(folder, device) -> Run:
     return Run(TrainConfig(resume=str(folder), device=device), quiet)
 
 
-def first_batch(run: Run) -> dict:
-    """The first batch, on the run's device."""
-    batch = next(iter(run.loader.epoch(0)))
+def upload(run: Run, batch: dict) -> dict:
+    """A batch on the run's device."""
     return {name: beside(run.model.parameters()[0].data, array) for name, array in batch.items()}
+
+
+def first_batch(run: Run) -> dict:
+    return upload(run, next(iter(run.loader.epoch(0))))
 
 
 @pytest.fixture(scope="module")
@@ -155,3 +159,101 @@ def test_auto_says_which_device_and_why(cupy, tmp_path):
     said = []
     start(tmp_path, "auto", said.append)
     assert said[0].startswith("device cuda:0: ")
+
+
+# ---- precision -------------------------------------------------------------------------------------------------------
+
+
+def stepped(folder, device, **options):
+    """The losses of one step of SGD, by name, and by how much it changed each parameter."""
+    run = start(folder, device, **options)
+    before = {key: p.numpy().copy() for key, p in run.model.named_parameters()}
+    losses = run.step(first_batch(run))
+    changes = {key: p.numpy() - before[key] for key, p in run.model.named_parameters()}
+    assert all(change.dtype == np.float32 for change in changes.values())
+    return {name: float(beside(np.empty(0), value)) for name, value in losses.items()}, changes
+
+
+@pytest.fixture(scope="module")
+def step_on_cpu(tmp_path_factory):
+    return stepped(tmp_path_factory.mktemp("step") / "run", "cpu")
+
+
+@pytest.mark.parametrize("precision, tolerance", [("float32", 1e-4), ("tf32", 1e-2), ("bf16", 1e-2), ("fp16", 1e-2)])
+def test_a_step_in_each_precision_is_the_cpus(cupy, step_on_cpu, tmp_path, precision, tolerance):
+    if precision == "bf16":
+        pytest.importorskip("ml_dtypes")
+    losses, changes = stepped(tmp_path / "run", "cuda", precision=precision)
+    for name, expected in step_on_cpu[0].items():
+        np.testing.assert_allclose(losses[name], expected, rtol=tolerance, err_msg=name)
+    for key, expected in step_on_cpu[1].items():
+        np.testing.assert_allclose(changes[key], expected, atol=tolerance, err_msg=key)
+    ours, theirs = (np.concatenate([change.ravel() for change in some.values()]) for some in (changes, step_on_cpu[1]))
+    cosine = ours @ theirs / np.linalg.norm(ours) / np.linalg.norm(theirs)
+    assert cosine > 1 - 2 * tolerance and abs(np.linalg.norm(ours) / np.linalg.norm(theirs) - 1) < 2 * tolerance
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_step_of_16_bits_keeps_maps_in_16_bits_and_reads_nothing(cupy, tmp_path, precision):
+    name = {"bf16": pytest.importorskip("ml_dtypes") and "bfloat16", "fp16": "float16"}[precision]
+    run = start(tmp_path, precision=precision, average=0.9)
+    batch, seen = first_batch(run), {}
+    run.step(batch)
+    reads = host_reads(cupy)
+    with watching(lambda module, inputs, output: seen.setdefault(type(module).__name__, output)):
+        run.step(batch)
+    assert host_reads(cupy) == reads
+    assert {seen[layer].dtype.name for layer in ("Conv2d", "BatchNorm2d", "BasicBlock", "Merge")} == {name}
+    assert {array.dtype.name for array in run.model.state_dict().values()} == {"float32", "int64"}
+
+
+def test_an_overflow_in_fp16_is_skipped_said_and_recovered_from(cupy, tmp_path):
+    said = []
+    run = start(tmp_path, precision="fp16", say=said.append)
+    batch = first_batch(run)
+    run.scaling.scale[...] = 2.0**40
+    before = {key: p.numpy().copy() for key, p in run.model.named_parameters()}
+    run.read(run.step(batch), batch)
+    assert all(np.array_equal(before[key], p.numpy()) for key, p in run.model.named_parameters())
+    assert said == ["1 step was skipped, as gradients overflowed in fp16; the loss is now scaled by 5.49756e+11"]
+    run.scaling.scale[...] = 2.0**10
+    run.read(run.step(batch), batch)
+    assert len(said) == 1
+    assert any(not np.array_equal(before[key], p.numpy()) for key, p in run.model.named_parameters())
+    run.save_state()
+    resumed = resume(tmp_path, "cuda")
+    for name, number in {"scale": 2.0**10, "good": 1, "skipped": 1}.items():
+        assert getattr(resumed.scaling, name).get() == number
+
+
+def test_a_run_in_16_bits_goes_on_in_float32_on_a_cpu(cupy, tmp_path):
+    run = start(tmp_path, precision="fp16")
+    run.step(first_batch(run))
+    run.save_state()
+    said = []
+    resumed = Run(TrainConfig(resume=str(tmp_path), device="cpu"), said.append)
+    assert resumed.model.precision == "float32" and resumed.scaling is None
+    assert said[0] == "the run was begun in fp16; on the CPU it goes on in float32"
+    resumed.step(first_batch(resumed))
+
+
+def test_16_bits_are_refused_on_a_cpu(tmp_path):
+    with pytest.raises(InputError, match="precision fp16 needs a GPU, and the network is on the CPU; use float32"):
+        start(tmp_path / "run", "cpu", precision="fp16")
+    assert not (tmp_path / "run").exists()
+
+
+# ---- determinism -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["float32", "fp16"])
+def test_the_same_seed_gives_the_same_bits(cupy, tmp_path, precision):
+    states = []
+    for name in ("one", "two"):
+        run = start(tmp_path / name, precision=precision, augment=True, optimiser="adam", average=0.9, clip_norm=1.0)
+        for epoch in range(3):
+            run.step(upload(run, next(iter(run.loader.epoch(epoch)))))
+        run.save_state()
+        states.append(weights(tmp_path / name, "state"))
+    for key, array in states[0].items():
+        assert np.array_equal(array, states[1][key]), key

@@ -87,11 +87,8 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
         raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()`")
 
     def __array_ufunc__(self, ufunc, method, *inputs, out=None, **options):
-        hosts = [_host(value) for value in inputs]
-        if out is None:
-            return _device(getattr(ufunc, method)(*hosts, **options))
-        getattr(ufunc, method)(*hosts, out=tuple(_host(array) for array in out), **options)
-        return out[0]
+        results = _on_device(getattr(ufunc, method))(*inputs, **options, **({"out": out} if out else {}))
+        return results[0] if out else results
 
     def __array_function__(self, function, types, arguments, options):
         return _on_device(function)(*arguments, **options)
@@ -162,7 +159,8 @@ def _on_device(function, reads_host: bool = False):
         if reads_host:
             _count_host_read()
         hosts = {name: _host(value) for name, value in options.items()}
-        result = function(*_host(arguments), **hosts)
+        with np.errstate(all="ignore"):  # a GPU makes infinity and NaN without a word
+            result = function(*_host(arguments), **hosts)
         return options["out"] if options.get("out") is not None else _device(result)
 
     return on_device
