@@ -13,6 +13,7 @@ from minicenternet.errors import InputError
 from minicenternet.nn.layers import BatchNorm2d, Conv2d, Sequential
 from minicenternet.nn.weights import load_weights
 from minicenternet.optim import SGD, Adam
+from minicenternet.predict import run
 
 
 @pytest.fixture
@@ -142,6 +143,30 @@ def test_detections_on_a_gpu_are_the_cpus(cupy, options):
     np.testing.assert_allclose(gpu.scores, cpu.scores, rtol=1e-4)
     np.testing.assert_allclose(gpu.boxes, cpu.boxes, atol=1e-2)
     assert np.array_equal(gpu.labels, cpu.labels)
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16", "fp16"])
+@pytest.mark.parametrize("flip", [False, True])
+def test_detections_in_fewer_bits_are_near_those_in_float32(cupy, precision, flip):
+    if precision == "bf16":
+        pytest.importorskip("ml_dtypes")
+    image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
+    model = CenterNet("small", class_names=["a", "b"], input_size=(64, 64), seed=1)
+    cpu = run(model, np.stack([image[:48, :48]]).astype(np.float32) / 255)
+    gpu = run(model.to("cuda").set_precision(precision), np.stack([image[:48, :48]]).astype(np.float32) / 255)
+    for name, maps in cpu.items():
+        assert gpu[name].dtype == np.float32
+        assert not np.array_equal(gpu[name].numpy(), maps.data)  # it is not float32 that was multiplied
+        np.testing.assert_allclose(gpu[name].numpy(), maps.data, atol=0.02 * np.abs(maps.data).max(), err_msg=name)
+    assert len(model.predict(image, min_score=0, k=5, flip=flip)) == 5
+
+
+@pytest.mark.parametrize(
+    "precision, message", [("fp8", "precision is 'fp8'; expected one of"), ("tf32", "needs a GPU")]
+)
+def test_a_precision_that_is_not_there_is_refused(precision, message):
+    with pytest.raises(InputError, match=message):
+        CenterNet("small", class_names=["a"]).set_precision(precision)
 
 
 # ---- memory ----------------------------------------------------------------------------------------------------------
