@@ -1,4 +1,4 @@
-"""Optimisers, schedules, gradient clipping and the average of weights.
+"""Optimisers, schedules, gradient clipping, loss scaling and the average of weights.
 
 With gradient g (plus weight_decay * θ), step t = 1, 2, ... and learning rate η:
 
@@ -209,9 +209,9 @@ class LossScale:
         good = xp.where(finite, self.good + 1, 0)
         grows = good >= self.PATIENCE
         change = xp.where(finite, xp.where(grows, 2, 1), 0.5)
-        self.scale = (self.scale * change).astype(np.float32)
-        self.good = xp.where(grows, 0, good).astype(np.int32)
-        self.skipped = (self.skipped + xp.where(finite, 0, 1)).astype(np.int32)
+        self.scale[...] = self.scale * change
+        self.good[...] = xp.where(grows, 0, good)
+        self.skipped[...] = self.skipped + xp.where(finite, 0, 1)
 
     def state_dict(self) -> dict[str, Array]:
         """Return all three numbers."""

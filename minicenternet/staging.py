@@ -46,7 +46,8 @@ class _Slot:
         self.pinned = {name: _pinned(array) for name, array in batch.items()}
         self.on_gpu = {name: cupy.empty(array.shape, array.dtype) for name, array in batch.items()}
         self.arrived, self.free = cupy.cuda.Event(), cupy.cuda.Event()
-        self.free.record()  # the memory may have been another array's, which kernels in the queue still read
+        # The memory may have been another array's, which kernels in the queue still read.
+        self.free.record(self.current_stream())
 
     def upload(self, batch: Mapping[str, np.ndarray], stream) -> None:
         """Copy to pinned memory, and have that copied to the GPU."""
@@ -61,7 +62,7 @@ class _Slot:
         """Yield the arrays once they have arrived."""
         self.current_stream().wait_event(self.arrived)
         yield self.on_gpu
-        self.free.record()
+        self.free.record(self.current_stream())
 
 
 def _pinned(array: np.ndarray) -> np.ndarray:
