@@ -181,7 +181,7 @@ class Run:
         weight = self.model.parameters()[0].data
         self.scaling = LossScale(weight) if config.precision == "fp16" else None
         self.skipped = 0  # steps of which was said that they were
-        self.finite = get_xp(weight).ones((), bool)  # whether every loss since the last reading was
+        self.finite = get_xp(weight).ones((), bool)  # whether every loss so far was
         self.counters, self.rows = Counters(), []
         example = TrainingExample(
             self.model.task_name,
@@ -265,7 +265,7 @@ class Run:
         return xp.where(good, factor, np.float32(np.nan)).astype(np.float32)
 
     def read(self, losses: Mapping[str, Array], batch: Mapping[str, Array]) -> dict[str, float]:
-        """Return the losses as numbers, for which this waits.  Raises InputError when one since the last time was NaN.
+        """Return the losses as numbers, for which this waits.  Raises InputError when one of any step was NaN.
 
         Of `batch` the images, with which the layer is looked for that made the NaN.
         """

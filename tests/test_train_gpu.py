@@ -193,6 +193,15 @@ def test_a_step_in_each_precision_is_the_cpus(cupy, step_on_cpu, tmp_path, preci
     assert cosine > 1 - 2 * tolerance and abs(np.linalg.norm(ours) / np.linalg.norm(theirs) - 1) < 2 * tolerance
 
 
+def test_gradients_are_clipped_at_their_own_size_not_the_scaled_ones(cupy, step_on_cpu, tmp_path):
+    whole = np.concatenate([change.ravel() for change in step_on_cpu[1].values()])
+    norm = np.linalg.norm(whole) / 1e-2  # by the learning rate
+    for max_norm in (norm / 4, 4 * norm):
+        _, changes = stepped(tmp_path / str(max_norm), "cuda", precision="fp16", clip_norm=float(max_norm))
+        clipped = np.linalg.norm(np.concatenate([change.ravel() for change in changes.values()])) / 1e-2
+        np.testing.assert_allclose(clipped, min(norm, max_norm), rtol=2e-2)
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_a_step_of_16_bits_keeps_maps_in_16_bits_and_reads_nothing(cupy, tmp_path, precision):
     name = {"bf16": pytest.importorskip("ml_dtypes") and "bfloat16", "fp16": "float16"}[precision]
