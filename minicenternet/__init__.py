@@ -7,7 +7,7 @@ Data walks one way:
 
 The floors; a file imports only from floors below its own:
 
-    F0  backend, threads, errors, files     numpy or cupy, worker threads, the user's mistakes, whole files
+    F0  backend, staging, threads, files    numpy or cupy, batches on their way, worker threads, whole files
     F1  autograd                            Tensor, @differentiable, no_grad
     F2  ops/                                one op per file: formula, forward, backward
     F3  nn/, optim                          modules, layers, initial values, weight files; optimisers

@@ -35,6 +35,11 @@ def get_xp(*arrays: Array) -> ModuleType:
         raise TypeError(
             "arrays on the CPU (numpy) and on the GPU (cupy) in one call; move them to one device with to_gpu or to_cpu"
         )
+    return cupy_module()
+
+
+def cupy_module() -> ModuleType:
+    """Return cupy.  Raises ImportError when it is not installed."""
     return importlib.import_module("cupy")
 
 
@@ -45,14 +50,56 @@ def to_cpu(array: Array) -> np.ndarray:
 
 def to_gpu(array: Array) -> Array:
     """Return the array as a cupy array on the current GPU.  Raises ImportError when CuPy is not installed."""
-    return importlib.import_module("cupy").asarray(array)
+    return cupy_module().asarray(array)
 
 
-def try_gpu() -> str:
-    """Return the name of the current GPU after a small kernel ran on it.  Raises what keeps CuPy from doing that."""
-    cupy = importlib.import_module("cupy")
-    cupy.add(cupy.ones(2), 1).get()
-    return cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode()
+def beside(array: Array, values: Array) -> Array:
+    """Return values on the device of `array`; a copy only when they lie on the other one."""
+    if hasattr(array, "__cuda_array_interface__"):
+        return values if hasattr(values, "__cuda_array_interface__") else to_gpu(values)
+    return to_cpu(values)
+
+
+# ---- devices ---------------------------------------------------------------------------------------------------------
+
+
+def mover(device: str) -> Callable[[Array], Array]:
+    """Return the function that puts an array on a device: "cpu", or "cuda" or "cuda:N".
+
+    GPU N becomes the current one of this thread, on which its kernels run.
+    Raises ImportError when CuPy is not installed, and CuPy's own error for a GPU that is not there.
+    """
+    if device == "cpu":
+        return to_cpu
+    _, _, number = device.partition(":")
+    if number:
+        cupy_module().cuda.Device(int(number)).use()
+    return lambda array: to_gpu(to_cpu(array))  # by way of the CPU, as it may lie on another GPU
+
+
+def gpu_count() -> int:
+    """Return how many GPUs CuPy sees.  Raises what keeps CuPy from looking."""
+    return cupy_module().cuda.runtime.getDeviceCount()
+
+
+def try_gpu(number: int = 0) -> str:
+    """Return the name of a GPU after a small kernel ran on it.  Raises what keeps CuPy from doing that."""
+    cupy = cupy_module()
+    with cupy.cuda.Device(number):
+        cupy.add(cupy.ones(2), 1).get()
+    return cupy.cuda.runtime.getDeviceProperties(number)["name"].decode()
+
+
+def gpu_memory() -> tuple[int, int, int]:
+    """Return bytes of the current GPU: those in use by this process's arrays, those it could still take, and all."""
+    cupy = cupy_module()
+    pool, (free, total) = cupy.get_default_memory_pool(), cupy.cuda.runtime.memGetInfo()
+    return pool.used_bytes(), free + pool.free_bytes(), total
+
+
+def is_out_of_gpu_memory(error: BaseException) -> bool:
+    """Whether it is CuPy that had no memory left."""
+    return any(kind.__module__.startswith("cupy.") for kind in type(error).__mro__)
 
 
 # ---- kernels ---------------------------------------------------------------------------------------------------------
@@ -97,15 +144,13 @@ def kernel(file: str, expression: str) -> Kernel:
 
     file: .cu file, relative to the package.  expression: the kernel's name with its template arguments.
     """
-    return _kernel(file, expression, importlib.import_module("cupy").cuda.runtime.getDevice())
+    return _kernel(file, expression, cupy_module().cuda.runtime.getDevice())
 
 
 @functools.cache
 def _kernel(file: str, expression: str, device: int) -> Kernel:
     source = cuda_source(file)
-    module = importlib.import_module("cupy").RawModule(
-        code=source, options=("-std=c++17",), name_expressions=(expression,)
-    )
+    module = cupy_module().RawModule(code=source, options=("-std=c++17",), name_expressions=(expression,))
     return Kernel(module.get_function(expression), expression, parameters(source, expression))
 
 

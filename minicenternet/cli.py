@@ -36,6 +36,7 @@ from .config import (
     ExplainConfig,
     PredictConfig,
     TrainConfig,
+    UseConfig,
     WeightsGetConfig,
     WeightsListConfig,
 )
@@ -43,6 +44,7 @@ from .errors import InputError
 from .files import replacing
 
 if TYPE_CHECKING:
+    from .model import CenterNet
     from .predict import Detections
 
 
@@ -178,14 +180,25 @@ def _train(options: TrainConfig) -> int:
     return 0
 
 
+def _load(options: UseConfig) -> CenterNet:
+    """Return the network, on the device asked for; of auto, say which it is and why."""
+    from .device import choose
+    from .model import CenterNet
+
+    model = CenterNet.load(options.weights)
+    device, why = choose(options.device)
+    if options.device == "auto":
+        print(why)
+    return model.to(device).set_precision(options.precision)
+
+
 def _evaluate(options: EvaluateConfig) -> int:
     from tqdm import tqdm
 
     from .data import open_dataset
     from .evaluate import evaluate
-    from .model import CenterNet
 
-    model = CenterNet.load(options.weights)
+    model = _load(options)
     source = {
         "source": options.data,
         "image_folder": options.images,
@@ -220,11 +233,10 @@ def _evaluate(options: EvaluateConfig) -> int:
 
 
 def _predict(options: PredictConfig) -> int:
-    from .model import CenterNet
     from .predict import Predictor, find_images
 
     paths = find_images(options.images)
-    model = CenterNet.load(options.weights).fold()
+    model = _load(options).fold()
     predictor = Predictor(
         model,
         min_score=options.min_score,

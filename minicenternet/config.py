@@ -39,7 +39,8 @@ class TrainConfig:
     output: str | None = None
     """Run folder; by default the next free runs/NAME-N."""
     resume: str | None = None
-    """Run folder to go on with, exactly where it stopped; all other options are taken from that run."""
+    """Run folder to go on with, exactly where it stopped; all other options but --device and --precision are
+    taken from that run."""
 
     backbone: str = "small"
     """small, resnet18, 34, 50, 101 or 152, resdcn18 to 152, dla34, dlav0_34 or hourglass104."""
@@ -93,6 +94,12 @@ class TrainConfig:
     """Epochs between measurements of AP on the validation images; the last epoch is always measured."""
     save_every: float = 5.0
     """Minutes between saved states within an epoch; the end of an epoch is always saved."""
+    device: str = "auto"
+    """auto (a GPU where one can be used), cpu, cuda, or, of several GPUs, cuda:0, cuda:1 and so on. A resumed run may
+    be given another."""
+    precision: Literal["float32", "tf32", "bf16", "fp16"] = "float32"
+    """What convolutions multiply on a GPU: the fewer bits, the faster. tf32 rounds only there; bf16 and fp16 also keep
+    maps in 16 bits, weights and statistics in float32, and fp16 scales the loss. A CPU has float32 alone."""
     workers: int | None = None
     """Processes that prepare batches; 0 prepares them in this one; by default one per spare core, at most 8."""
     skip_bad_images: bool = False
@@ -166,6 +173,11 @@ class UseConfig:
     """Round coordinates and scores to two decimals in what is measured and written, as the released code does."""
     batch_size: int = 8
     """Images that go through the network together."""
+    device: str = "auto"
+    """auto (a GPU where one can be used), cpu, cuda, or, of several GPUs, cuda:0, cuda:1 and so on."""
+    precision: Literal["float32", "tf32", "bf16", "fp16"] = "float32"
+    """What convolutions multiply on a GPU: the fewer bits, the faster. tf32 rounds only there; bf16 and fp16 also keep
+    maps in 16 bits, weights and statistics in float32, and fp16 scales the loss. A CPU has float32 alone."""
 
 
 @dataclass(frozen=True, kw_only=True)

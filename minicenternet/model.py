@@ -15,13 +15,15 @@ import numpy as np
 
 from .autograd import Tensor
 from .backbones import BACKBONES
-from .backend import Array, get_xp
+from .backend import Array, beside, get_xp
+from .device import choose
 from .errors import InputError
 from .nn.folding import fold
 from .nn.layers import together
 from .nn.module import Module
 from .nn.summary import Summary, summarise, training_peak
 from .nn.weights import load_weights, save_weights
+from .ops.conv2d_cuda import storage
 from .predict import Detections, ImageLike, predict
 from .tasks import TASKS
 
@@ -70,7 +72,7 @@ class CenterNet(Module):
         _check_pixels(pixel_mean, pixel_std, channel_order)
         self.pixel_mean, self.pixel_std = tuple(pixel_mean), tuple(pixel_std)
         self.channel_order = channel_order
-        self.folded = False
+        self.folded, self.precision = False, "float32"
         rng = np.random.default_rng(seed)
         self.backbone = BACKBONES[backbone](rng)
         self.heads = self.backbone.heads(self.task.heads(len(self.class_names)), rng)
@@ -137,6 +139,27 @@ class CenterNet(Module):
             self._check_unfolded("trained")
         return super().train(training)
 
+    def to(self, device: str) -> CenterNet:
+        """Move the network to a device, auto, cpu, cuda or cuda:N (see device.choose), in place, and return it.
+
+        It then takes images there: `predict` and `evaluate` bring their own.  Raises InputError as device.choose does.
+        """
+        return super().to(choose(device)[0])
+
+    def set_precision(self, precision: str) -> CenterNet:
+        """Have every convolution multiply, and store its output, in a precision; return the network.
+
+        float32 everywhere; on a GPU also tf32, bf16 (needs ml_dtypes) and fp16: see ops.conv2d_cuda.  Parameters, batch
+        norm's statistics and losses stay float32.  Raises InputError for another one, and on the CPU.
+        """
+        storage(precision)
+        if precision != "float32" and get_xp(self.parameters()[0].data) is np:
+            raise InputError(f"precision {precision} needs a GPU, and the network is on the CPU; use float32")
+        for _, module in self.named_modules():
+            if hasattr(module, "precision"):
+                module.precision = precision
+        return self
+
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
         """Copy arrays in, see Module.load_state_dict.  Raises InputError when folded, or when they do not fit."""
         self._check_unfolded("given other weights")
@@ -157,17 +180,22 @@ class CenterNet(Module):
         height, width = self.input_size
         dtype = self.parameters()[0].dtype
         table = summarise(self, np.zeros((1, height, width, 3), dtype), batch)
+        if not self.folded:
+            table = replace(table, peak_bytes=self.training_peak(batch))
+        print(table)
+        return table
+
+    def training_peak(self, batch: int) -> int:
+        """Return the bytes that a training step with Adam takes on the CPU: see nn.summary.training_peak."""
+        height, width = self.input_size
+        dtype = self.parameters()[0].dtype
 
         def loss(images: int) -> Tensor:
             targets = self.task.encode(np.zeros((0, 4)), np.zeros(0, int), len(self.class_names), height, width)
             batch_of_targets = {name: np.stack([array] * images) for name, array in targets.items()}
             return self.task.loss(self(Tensor(np.zeros((images, height, width, 3), dtype))), batch_of_targets)[0]
 
-        if not self.folded:
-            most = max(2, MEASURED_PIXELS // (height * width))
-            table = replace(table, peak_bytes=training_peak(self, loss, batch, most))
-        print(table)
-        return table
+        return training_peak(self, loss, batch, max(2, MEASURED_PIXELS // (height * width)))
 
     def predict(
         self,
@@ -231,7 +259,7 @@ class CenterNet(Module):
                 "Use an earlier checkpoint"
             )
         for key in loaded:
-            own[key][...] = given[key]
+            own[key][...] = beside(own[key], given[key])
         return report
 
     def save(self, path: str | os.PathLike, metrics: Mapping[str, float] | None = None) -> None:

@@ -7,16 +7,20 @@
 // says where in memory the P parameters, their gradients and the arrays beside them lie; parts (blocks, 3) says which
 // parameter a block works on, where it begins and how many numbers it takes. rates lies on the GPU, so that a captured
 // CUDA graph, whose arguments are fixed, can be given others: η for sgd; η' = η/(1-β1ᵗ) and s = 1/√(1-β2ᵗ) for adam.
-// rest1 and rest2 are 1-β1 and 1-β2, which a float's 1 - 0.999f would miss by 1e-5.
+// rest1 and rest2 are 1-β1 and 1-β2, which a float's 1 - 0.999f would miss by 1e-5.  factor, where given, multiplies
+// the gradients; where it is NaN, nothing is updated: so is a step skipped of which only the GPU knows that it is bad.
 
 __global__ void sgd_step(const long long* __restrict__ addresses, const int* __restrict__ parts,
-                         const float* __restrict__ rates, int parameters, float momentum, float weight_decay) {
+                         const float* __restrict__ rates, int parameters, float momentum, float weight_decay,
+                         const float* __restrict__ factor) {
   const int *part = parts + 3 * blockIdx.x, parameter = part[0];
   float* weight = (float*)addresses[parameter] + part[1];
   const float* gradient = (const float*)addresses[parameters + parameter] + part[1];
   float* velocity = (float*)addresses[2 * parameters + parameter] + part[1];
+  const float by = factor ? *factor : 1.0f;
+  if (by != by) return;
   for (int i = threadIdx.x; i < part[2]; i += blockDim.x) {
-    float g = gradient[i] + weight_decay * weight[i];
+    float g = by * gradient[i] + weight_decay * weight[i];
     velocity[i] = momentum * velocity[i] + g;
     weight[i] -= rates[0] * velocity[i];
   }
@@ -24,16 +28,27 @@ __global__ void sgd_step(const long long* __restrict__ addresses, const int* __r
 
 __global__ void adam_step(const long long* __restrict__ addresses, const int* __restrict__ parts,
                           const float* __restrict__ rates, int parameters, float beta1, float rest1, float beta2,
-                          float rest2, float epsilon, float weight_decay) {
+                          float rest2, float epsilon, float weight_decay, const float* __restrict__ factor) {
   const int *part = parts + 3 * blockIdx.x, parameter = part[0];
   float* weight = (float*)addresses[parameter] + part[1];
   const float* gradient = (const float*)addresses[parameters + parameter] + part[1];
   float* mean = (float*)addresses[2 * parameters + parameter] + part[1];
   float* variance = (float*)addresses[3 * parameters + parameter] + part[1];
+  const float by = factor ? *factor : 1.0f;
+  if (by != by) return;
   for (int i = threadIdx.x; i < part[2]; i += blockDim.x) {
-    float g = gradient[i] + weight_decay * weight[i];
+    float g = by * gradient[i] + weight_decay * weight[i];
     mean[i] = beta1 * mean[i] + rest1 * g;
     variance[i] = beta2 * variance[i] + rest2 * (g * g);
     weight[i] -= rates[0] * (mean[i] / (rates[1] * sqrtf(variance[i]) + epsilon));
   }
+}
+
+// The moving average of all arrays in one launch: average += rates[0] (present - average), see Average in optim.py.
+__global__ void average_step(const long long* __restrict__ addresses, const int* __restrict__ parts,
+                             const float* __restrict__ rates, int arrays) {
+  const int *part = parts + 3 * blockIdx.x, array = part[0];
+  float* average = (float*)addresses[array] + part[1];
+  const float* present = (const float*)addresses[arrays + array] + part[1];
+  for (int i = threadIdx.x; i < part[2]; i += blockDim.x) average[i] += rates[0] * (present[i] - average[i]);
 }

@@ -1,4 +1,4 @@
-"""Optimisers, schedules, gradient clipping and the average of weights.
+"""Optimisers, schedules, gradient clipping, loss scaling and the average of weights.
 
 With gradient g (plus weight_decay * θ), step t = 1, 2, ... and learning rate η:
 
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from .backend import Array, get_xp
+from .backend import Array, beside, get_xp
 from .errors import InputError
 from .nn.module import Module, Parameter
 from .ops.pointwise import in_blocks
@@ -77,8 +77,11 @@ class Optimiser:
         }
         self.jobs = shares({key: parameter.size for key, parameter in self.parameters.items()})
 
-    def step(self) -> None:
-        """Update every parameter that has a gradient."""
+    def step(self, factor: Array | None = None) -> None:
+        """Update every parameter that has a gradient.
+
+        factor, on a GPU alone: a float32 number there, by which all gradients are multiplied; NaN skips the update.
+        """
         self.steps += 1
         arrays, on_gpu = {}, False
         for key, parameter in self.parameters.items():
@@ -89,7 +92,7 @@ class Optimiser:
                 slots = [self.slot_arrays[name][key] for name in self.slots]
                 arrays[key] = [parameter.data, xp.asarray(parameter.grad, order="C"), *slots]
         if on_gpu:
-            self.update_on_gpu(list(arrays.values()))
+            self.update_on_gpu(list(arrays.values()), factor)
         else:
             for_parts(self.update, self.jobs, arrays)
 
@@ -97,8 +100,8 @@ class Optimiser:
         """Update one part of a parameter, and of its slots, in place."""
         raise NotImplementedError
 
-    def update_on_gpu(self, arrays: list[list[Array]]) -> None:
-        """Update all parameters in place; arrays: of each its weight, gradient and slots."""
+    def update_on_gpu(self, arrays: list[list[Array]], factor: Array | None) -> None:
+        """Update all parameters in place; arrays: of each its weight, gradient and slots; factor: see `step`."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Array]:
@@ -117,7 +120,7 @@ class Optimiser:
         self.steps = int(state["steps"])
         for key, array in own.items():
             if key != "steps":
-                array[...] = state[key]
+                array[...] = beside(array, state[key])
 
 
 class SGD(Optimiser):
@@ -137,8 +140,8 @@ class SGD(Optimiser):
         get_xp(weight).multiply(velocity, self.lr, out=change)
         weight -= change
 
-    def update_on_gpu(self, arrays):
-        self.one_launch("sgd_step", arrays, [self.lr], self.momentum, self.weight_decay)
+    def update_on_gpu(self, arrays, factor):
+        self.one_launch("sgd_step", arrays, [self.lr], self.momentum, self.weight_decay, factor)
 
 
 class Adam(Optimiser):
@@ -170,18 +173,61 @@ class Adam(Optimiser):
         change *= self.lr * correction / (1 - beta1**self.steps)
         weight -= change
 
-    def update_on_gpu(self, arrays):
+    def update_on_gpu(self, arrays, factor):
         beta1, beta2 = self.betas
         rates = [self.lr / (1 - beta1**self.steps), 1 / math.sqrt(1 - beta2**self.steps)]
-        self.one_launch("adam_step", arrays, rates, beta1, 1 - beta1, beta2, 1 - beta2, self.epsilon, self.weight_decay)
+        decays = beta1, 1 - beta1, beta2, 1 - beta2
+        self.one_launch("adam_step", arrays, rates, *decays, self.epsilon, self.weight_decay, factor)
+
+
+def gradient_norm(parameters: Iterable[Parameter]) -> Array:
+    """Return the joint Euclidean norm of all gradients, which lie on a GPU, as a number there: nobody waits for it."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    xp = get_xp(*gradients)
+    return xp.sqrt(sum(xp.vdot(gradient, gradient) for gradient in gradients))
+
+
+class LossScale:
+    """Dynamic loss scaling for float16, whose smallest number is 6e-8: small gradients would become 0.
+
+    The loss, and with it every gradient, is multiplied by `scale`. When gradients overflow the step must be skipped,
+    and the scale is halved; after PATIENCE good steps in a row it is doubled. All numbers lie on the GPU.
+    array: any on that GPU.  Source: Micikevicius et al. 2018, §3.2.
+    """
+
+    FIRST, PATIENCE = 2.0**16, 2000
+
+    def __init__(self, array: Array):
+        xp = get_xp(array)
+        self.scale = xp.full((), self.FIRST, np.float32)
+        self.good, self.skipped = xp.zeros((), np.int32), xp.zeros((), np.int32)  # in a row; in all
+
+    def update(self, finite: Array) -> None:
+        """Note whether the gradients of a step were finite, a bool on the GPU."""
+        xp = get_xp(finite)
+        good = xp.where(finite, self.good + 1, 0)
+        grows = good >= self.PATIENCE
+        change = xp.where(finite, xp.where(grows, 2, 1), 0.5)
+        self.scale[...] = self.scale * change
+        self.good[...] = xp.where(grows, 0, good)
+        self.skipped[...] = self.skipped + xp.where(finite, 0, 1)
+
+    def state_dict(self) -> dict[str, Array]:
+        """Return all three numbers."""
+        return {"scale": self.scale, "good": self.good, "skipped": self.skipped}
+
+    def load_state_dict(self, state: Mapping[str, Array]) -> None:
+        """Copy a state back."""
+        for name, array in self.state_dict().items():
+            array[...] = beside(array, state[name])
 
 
 def clip_gradients(parameters: Iterable[Parameter], max_norm: float) -> float | Array:
     """Scale all gradients so that their joint Euclidean norm is at most max_norm; return the norm before."""
     with_gradient = [parameter for parameter in parameters if parameter.grad is not None]
     xp = get_xp(*(parameter.grad for parameter in with_gradient))
-    if xp is not np:  # the norm stays on the GPU: nobody waits for it
-        norm = xp.sqrt(sum(xp.vdot(p.grad, p.grad) for p in with_gradient))
+    if xp is not np:
+        norm = gradient_norm(with_gradient)
         factor = xp.minimum(max_norm / norm, 1)
         for parameter in with_gradient:
             parameter.grad = parameter.grad * factor
@@ -211,16 +257,24 @@ class Average:
         self.decay, self.updates = decay, 0
         self.arrays = {key: array.copy() for key, array in module.state_dict().items()}
         self.jobs = shares({key: array.size for key, array in self.arrays.items()})
+        self.one_launch = OneLaunch()
 
     def update(self, module: Module) -> None:
         """Take the module's present state into the average."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         state = module.state_dict()
+        if get_xp(*state.values()) is not np:
+            floating = [key for key, array in self.arrays.items() if array.dtype.kind == "f"]
+            pairs = [(self.arrays[key], state[key]) for key in floating]
+            self.one_launch("average_step", pairs, [1 - decay])
+            for key in self.arrays.keys() - floating:
+                self.arrays[key][...] = state[key]
+            return
 
         def approach(average: Array, present: Array, step: Array) -> None:
             if average.dtype.kind == "f":
-                get_xp(average).subtract(present, average, out=step)
+                np.subtract(present, average, out=step)
                 step *= 1 - decay
                 average += step
             else:

@@ -1,4 +1,4 @@
-"""An optimiser's step on a GPU, all parameters in one launch: the kernels of optim.cu."""
+"""An optimiser's step and the average of weights on a GPU, all arrays in one launch: the kernels of optim.cu."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class OneLaunch:
         self.addresses = self.parts = self.rates = None
 
     def __call__(
-        self, expression: str, arrays: Sequence[Sequence[Array]], rates: Sequence[float], *numbers: float
+        self, expression: str, arrays: Sequence[Sequence[Array]], rates: Sequence[float], *others: Array | float | None
     ) -> None:
         """Launch a step.  arrays: of each parameter its weight, gradient and slots, contiguous, updated in place.
 
-        rates: what changes from step to step; numbers: the kernel's other arguments, see optim.cu.
+        rates: what changes from step to step; others: the kernel's other arguments, see optim.cu.
         Raises TypeError for arrays that are not float32 and contiguous.
         """
         for array in (array for of_one in arrays for array in of_one):
@@ -39,7 +39,7 @@ class OneLaunch:
             self.rates = get_xp(arrays[0][0]).empty(len(rates), "float32")
         self.rates.set(np.array(rates, np.float32))
         kernel("optim.cu", expression)(
-            len(self.parts), THREADS, self.addresses, self.parts, self.rates, len(arrays), *numbers
+            len(self.parts), THREADS, self.addresses, self.parts, self.rates, len(arrays), *others
         )
 
 

@@ -27,6 +27,7 @@ from .backend import get_xp, to_cpu
 from .data.annotation import Sample
 from .data.images import read_image, to_rgb
 from .data.transforms import apply_to_boxes, compose, invert, keep_resolution, letterbox, normalise, warp
+from .device import memory_explained
 from .errors import InputError
 from .metrics.coco import to_coco_results
 from .ops import sigmoid
@@ -202,14 +203,20 @@ class Predictor:
                 with self._timed("prepare"):
                     canvases = [warp(images[i], views[i].to_input, size) for i in members]
                     batch = np.stack([normalised(canvas, self.model) for canvas in canvases])
-                with self._timed("network"):
-                    outputs = self._maps(batch)
-                with self._timed("decode"):
-                    decoded = [to_cpu(array) for array in self.model.task.decode(outputs, self.k)]
-                    for i, boxes, scores, labels in zip(members, *decoded, strict=True):
-                        found[i].append((apply_to_boxes(views[i].to_image, boxes), scores, labels))
+                with memory_explained(self.batch_size, self._halved):
+                    with self._timed("network"):
+                        outputs = self._maps(batch)
+                    with self._timed("decode"):
+                        decoded = [to_cpu(array) for array in self.model.task.decode(outputs, self.k)]
+                for i, boxes, scores, labels in zip(members, *decoded, strict=True):
+                    found[i].append((apply_to_boxes(views[i].to_image, boxes), scores, labels))
         with self._timed("merge"):
             return [self._merge(*map(np.concatenate, zip(*parts, strict=True))) for parts in found]
+
+    def _halved(self, room: float) -> str:
+        if self.batch_size == 1:
+            return "One image is more than it can hold: use a smaller size, or the CPU"
+        return f"Try a batch size of {self.batch_size // 2}: half, as nothing more is known"
 
     def _view(self, image: np.ndarray, scale: float) -> View:
         pad = max(self.model.backbone.stride, 32) - 1
@@ -280,7 +287,7 @@ def normalised(canvas: np.ndarray, model: CenterNet) -> np.ndarray:
 
 
 def run(model: CenterNet, batch: np.ndarray) -> Mapping[str, Tensor]:
-    """The raw output maps of a batch (B, h, w, 3) in evaluation mode, with nothing recorded.
+    """The raw output maps of a batch (B, h, w, 3) in evaluation mode, float32 or as the weights, with nothing recorded.
 
     Afterwards each layer is in the mode it was in.
     """
@@ -289,7 +296,8 @@ def run(model: CenterNet, batch: np.ndarray) -> Mapping[str, Tensor]:
     model.eval()
     try:
         with no_grad(), one_blas_thread():
-            return model(Tensor(get_xp(weights).asarray(batch, dtype=weights.dtype)))
+            outputs = model(Tensor(get_xp(weights).asarray(batch, dtype=weights.dtype)))
+            return {name: Tensor(maps.data.astype(weights.dtype, copy=False)) for name, maps in outputs.items()}
     finally:
         for module, training in modes:
             module.training = training

@@ -6,6 +6,11 @@ last.safetensors   best.safetensors         weights with metadata, for predict a
 state.safetensors                           weights, optimiser and counters, for an exact resume
 targets.png   heatmaps.png   detections.png   what the network is asked, what it answers, and what that means
 curves.png                                  how it went
+
+The folder is the same whatever the device, and a run may go on on another one. On a GPU no step waits for a number: the
+losses and whether all of them were finite stay there, and are read once in READ_EVERY steps and wherever a state is
+saved. A step whose loss is not finite changes no weight, so that it may be noticed so late. Targets are made on the CPU
+by the loader's workers, on every device.
 """
 
 from __future__ import annotations
@@ -22,7 +27,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatch
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -31,24 +36,30 @@ import numpy as np
 
 from . import __version__
 from .autograd import Tensor
+from .backend import Array, beside, get_xp, to_cpu
 from .config import TrainConfig
 from .data import open_dataset
 from .data.annotation import Annotation, DataSet, Sample
 from .data.loader import Loader
 from .data.transforms import Augmentation, prepare
+from .device import GB, choose, memory_explained
+from .doctor import cupy_wheels
 from .errors import InputError
 from .evaluate import Evaluation, evaluate
 from .files import replacing
 from .model import CenterNet
 from .nn.module import first_nonfinite
 from .nn.weights import load_weights, save_weights
-from .optim import SGD, Adam, Average, clip_gradients, learning_rate
+from .optim import SGD, Adam, Average, LossScale, clip_gradients, gradient_norm, learning_rate
 from .points.losses import expected_first_loss, explain_loss
 from .predict import explain
 from .progress import Progress
+from .staging import upload_ahead
 from .tasks import TASKS
 from .threads import one_blas_thread
 
+READ_EVERY = 20  # steps on a GPU between two readings of the losses; each of the first FIRST_READ is read
+FIRST_READ = 4
 PICTURE_SECONDS = 60.0  # least time between two drawings of a run's pictures; the last epoch is always drawn
 
 
@@ -95,7 +106,7 @@ class Counters:
     epoch: int = 0
     batch: int = 0  # within the epoch
     best_ap: float = -1.0
-    sums: dict[str, float] = field(default_factory=dict)  # of the losses of this epoch's steps
+    sums: dict[str, float | Array] = field(default_factory=dict)  # of the losses of this epoch's steps
 
 
 @dataclass(frozen=True)
@@ -143,6 +154,12 @@ class Run:
             self.folder = Path(config.resume)
             config = _resumed(config, TrainConfig.load(self.folder / "config.json"))
         self.config, self.say = config, say
+        self.device, why = choose(config.device)
+        if config.device == "auto":
+            say(why)
+        if self.resuming and self.device == "cpu" and config.precision != "float32":
+            say(f"the run was begun in {config.precision}; on the CPU it goes on in float32")
+            self.config = config = replace(config, precision="float32")
         size = (config.size or (128 if config.data == "shapes" else 512),) * 2
         self.train_data, self.val_data = _open_data(config, size, say)
         begun = self.resuming and (self.folder / "state.safetensors").exists()  # not killed before anything was done
@@ -159,12 +176,17 @@ class Run:
         )
         if config.weights and not begun:
             _load_pretrained(config.weights, arrays, metadata, self.model, say)
+        self.model.to(self.device).set_precision(config.precision)
         named = self.model.named_parameters()
         if config.optimiser == "adam":
             self.optimiser = Adam(named, config.learning_rate, weight_decay=config.weight_decay)
         else:
             self.optimiser = SGD(named, config.learning_rate, weight_decay=config.weight_decay)
         self.average = Average(self.model, config.average) if config.average else None
+        weight = self.model.parameters()[0].data
+        self.scaling = LossScale(weight) if config.precision == "fp16" else None
+        self.skipped = 0  # steps of which was said that they were
+        self.finite = get_xp(weight).ones((), bool)  # whether every loss so far was
         self.counters, self.rows = Counters(), []
         example = TrainingExample(
             self.model.task_name,
@@ -204,27 +226,87 @@ class Run:
 
     # --- one step ----------------------------------------------------------------------------------------------------
 
-    def step(self, batch: dict[str, np.ndarray]) -> dict[str, float]:
-        """Do one training step and return its losses.  Raises InputError, naming the layer, when the loss is NaN."""
-        with one_blas_thread():
+    def step(self, batch: Mapping[str, Array]) -> dict[str, float | Array]:
+        """Do one training step with a batch on the run's device and return its losses.
+
+        On a GPU these are numbers that lie there; `read` waits for them.  Raises InputError, naming the layer, when the
+        loss is NaN (on a GPU `read` does that), and when a GPU's memory is too small.
+        """
+        with one_blas_thread(), memory_explained(self.batch_size, self._fitting):
             return self._step(batch)
 
-    def _step(self, batch: dict[str, np.ndarray]) -> dict[str, float]:
+    def _step(self, batch: Mapping[str, Array]) -> dict[str, float | Array]:
         self.optimiser.lr = self._learning_rate(self.optimiser.steps)
         images = Tensor(batch["image"])
         total, parts = self.model.task.loss(self.model(images), batch, denominator=self.config.denominator)
-        losses = {"loss": total.item(), **{name: part.item() for name, part in parts.items()}}
-        if not all(math.isfinite(value) for value in losses.values()):
-            raise InputError(self._what_became_nan(images, losses))
+        losses = {name: tensor.data for name, tensor in {"loss": total, **parts}.items()}
+        if self.device == "cpu":
+            losses = self.read(losses, batch)
         self.model.zero_grad()
-        total.backward()
-        if self.config.clip_norm:
-            clip_gradients(self.model.parameters(), self.config.clip_norm)
-        self.optimiser.step()
+        total.backward(self.scaling.scale if self.scaling else None)
+        if self.device == "cpu":
+            if self.config.clip_norm:
+                clip_gradients(self.model.parameters(), self.config.clip_norm)
+            self.optimiser.step()
+        else:
+            self.optimiser.step(self._factor(total.data))
         if self.average:
             self.average.update(self.model)
-        self._explain(losses, batch["heatmap"])
         return losses
+
+    def _factor(self, loss: Array) -> Array:
+        """Return, on the GPU, by what to multiply all gradients: 1, or less to clip them, or NaN not to do the step."""
+        xp = get_xp(loss)
+        good, factor = xp.isfinite(loss), xp.ones((), np.float32)
+        self.finite &= good
+        if self.scaling or self.config.clip_norm:
+            norm = gradient_norm(self.model.parameters())
+        if self.scaling:
+            factor, finite = 1 / self.scaling.scale, xp.isfinite(norm)
+            norm, good = norm * factor, good & finite
+            self.scaling.update(finite)
+        if self.config.clip_norm:
+            factor = factor * xp.minimum(self.config.clip_norm / norm, 1)
+        return xp.where(good, factor, np.float32(np.nan)).astype(np.float32)
+
+    def read(self, losses: Mapping[str, Array], batch: Mapping[str, Array]) -> dict[str, float]:
+        """Return the losses as numbers, for which this waits.  Raises InputError when one of any step was NaN.
+
+        Of `batch` the images, with which the layer is looked for that made the NaN.
+        """
+        xp = get_xp(*losses.values())
+        *values, finite = to_cpu(xp.stack([*losses.values(), self.finite.astype(np.float32)])).tolist()
+        numbers = dict(zip(losses, values, strict=True))
+        if not finite or not all(map(math.isfinite, values)):
+            raise InputError(self._what_became_nan(Tensor(batch["image"]), numbers))
+        if self.scaling:
+            self._say_skipped()
+        return numbers
+
+    def _say_skipped(self) -> None:
+        skipped, scale = int(self.scaling.skipped.item()), self.scaling.scale.item()
+        if skipped > self.skipped:
+            steps = "1 step was" if skipped == self.skipped + 1 else f"{skipped - self.skipped} steps were"
+            self.say(f"{steps} skipped, as gradients overflowed in fp16; the loss is now scaled by {scale:g}")
+            self.skipped = skipped
+
+    def _is_read(self) -> bool:
+        """Whether the losses of the step just done are read: each one's on a CPU, where they cost nothing."""
+        steps = self.optimiser.steps
+        return self.device == "cpu" or steps <= FIRST_READ or steps % READ_EVERY == 0
+
+    def _fitting(self, room: float) -> str:
+        """Say which batch size should fit into `room` bytes, by what steps of two and three images take on the CPU."""
+        twin = self._twin()
+        two, three = twin.training_peak(2), twin.training_peak(3)
+        image = three - two
+        fits = int((room - (two - 2 * image)) / image)
+        return (
+            f"A batch size of {fits} should fit, by what steps of two and three images take on the CPU in float32: "
+            f"{image / GB:.2f} GB for each image and {(two - 2 * image) / GB:.2f} GB beside"
+            if fits > 0
+            else "Not even one image should fit: choose a smaller size or backbone, or the CPU"
+        )
 
     def _learning_rate(self, step: int) -> float:
         steps = len(self.loader)
@@ -237,18 +319,19 @@ class Run:
             warm_up=min(self.config.warm_up, steps * self.config.epochs // 10),
         )
 
-    def _what_became_nan(self, images: Tensor, losses: dict[str, float]) -> str:
+    def _what_became_nan(self, images: Tensor, losses: Mapping[str, float]) -> str:
         culprit = first_nonfinite(self.model, images) or "every layer's output is finite: the loss itself overflowed"
-        bad = ", ".join(name for name, value in losses.items() if not math.isfinite(value))
+        bad = ", ".join(name for name, value in losses.items() if not math.isfinite(value)) or "an earlier loss"
         return (
             f"epoch {self.counters.epoch + 1}, step {self.optimiser.steps + 1}: {bad} is not finite. {culprit}. "
             f"The last good state is kept in {self.folder}; lower --learning-rate (now {self.optimiser.lr:.2g}), "
             "raise --warm-up or set --clip-norm"
         )
 
-    def _explain(self, losses: dict[str, float], heatmap: np.ndarray) -> None:
+    def _explain(self, losses: Mapping[str, float], heatmap: Array) -> None:
         """Say in one line what a well-known value of the loss means, once each."""
         if self.expected is None:
+            heatmap = to_cpu(heatmap)
             self.expected = expected_first_loss(heatmap, 0.1), expected_first_loss(heatmap, 0.5)
             if self.optimiser.steps > 1:  # a resumed run: the first step's value was explained before
                 self.losses = {"heatmap": [math.inf], "size": [math.inf]}
@@ -268,7 +351,7 @@ class Run:
         Ctrl-C (or SIGTERM) saves the state and raises Interrupted.
         """
         counters, config = self.counters, self.config
-        last_save = time.monotonic()
+        last_save, shown = time.monotonic(), {}
         with (
             self.loader,
             _asked_to_stop() as asked,
@@ -276,14 +359,18 @@ class Run:
         ):
             while counters.epoch < config.epochs:
                 progress.epoch(counters.epoch, counters.batch)
-                for batch in self.loader.epoch(counters.epoch, counters.batch):
+                batches = self.loader.epoch(counters.epoch, counters.batch)
+                for batch in batches if self.device == "cpu" else upload_ahead(batches):
                     if self.optimiser.steps == 0:
                         self._draw_targets(batch)
                     losses = self.step(batch)
                     counters.batch += 1
                     for name, value in losses.items():
                         counters.sums[name] = counters.sums.get(name, 0.0) + value
-                    progress.step(losses, self.optimiser.lr)
+                    if self._is_read():
+                        shown = losses if self.device == "cpu" else self.read(losses, batch)
+                        self._explain(shown, batch["heatmap"])
+                    progress.step(shown, self.optimiser.lr)
                     if asked():
                         self.save_state()
                         raise Interrupted
@@ -299,7 +386,7 @@ class Run:
         self._check_finite()  # before a good last.safetensors is replaced
         counters, config = self.counters, self.config
         number, last = counters.epoch + 1, counters.epoch + 1 == config.epochs
-        means = {name: value / len(self.loader) for name, value in counters.sums.items()}
+        means = {name: float(to_cpu(value)) / len(self.loader) for name, value in counters.sums.items()}
         model = self._averaged_model() if self.average else self.model
         measured, evaluation = {}, None
         if last or number % config.evaluate_every == 0:
@@ -325,14 +412,18 @@ class Run:
         progress.end_epoch(row)
 
     def _averaged_model(self) -> CenterNet:
-        model = CenterNet(
+        model = self._twin().to(self.device).set_precision(self.config.precision)
+        model.load_state_dict(self.average.arrays)
+        return model
+
+    def _twin(self) -> CenterNet:
+        """Return a network like the one that is trained, with other weights, on the CPU."""
+        return CenterNet(
             self.config.backbone,
             class_names=self.model.class_names,
             input_size=self.model.input_size,
             **self.pixels,
         )
-        model.load_state_dict(self.average.arrays)
-        return model
 
     # --- files -------------------------------------------------------------------------------------------------------
 
@@ -351,12 +442,14 @@ class Run:
         state |= {f"optimiser.{key}": array for key, array in self.optimiser.state_dict().items()}
         if self.average:
             state |= {f"average.{key}": array for key, array in self.average.arrays.items()}
+        if self.scaling:
+            state |= {f"scaling.{key}": array for key, array in self.scaling.state_dict().items()}
         counters = self.counters
         values = {
             "epoch": counters.epoch,
             "batch": counters.batch,
             "best_ap": counters.best_ap,
-            "sums": counters.sums,
+            "sums": {name: float(to_cpu(value)) for name, value in counters.sums.items()},
             "average_updates": self.average.updates if self.average else 0,
             "images": len(self.train_data),
             "class_names": self.train_data.class_names,
@@ -365,7 +458,9 @@ class Run:
         save_weights(self.folder / "state.safetensors", state, {"counters": json.dumps(values), **pixels})
 
     def _check_finite(self) -> None:
-        bad = [key for key, array in self.model.state_dict().items() if not np.isfinite(array).all()]
+        bad = [key for key, array in self.model.state_dict().items() if not np.isfinite(to_cpu(array)).all()]
+        if not to_cpu(self.finite):
+            bad.append("the loss")
         if bad:
             raise InputError(
                 f"{bad[0]} became NaN or infinite at step {self.optimiser.steps}; not saved. "
@@ -388,9 +483,12 @@ class Run:
 
         self.model.load_state_dict(part("model."))
         self.optimiser.load_state_dict(part("optimiser."))
+        if self.scaling and (scaling := part("scaling.")):  # none where the run was in another precision before
+            self.scaling.load_state_dict(scaling)
+            self.skipped = int(scaling["skipped"])
         if self.average:
             for key, array in part("average.").items():
-                self.average.arrays[key][...] = array
+                self.average.arrays[key][...] = beside(self.average.arrays[key], array)
             self.average.updates = values["average_updates"]
         self.counters = Counters(values["epoch"], values["batch"], values["best_ap"], values["sums"])
         self.rows = [row for row in read_metrics(self.folder) if row["epoch"] <= self.counters.epoch]
@@ -409,14 +507,14 @@ class Run:
         with replacing(self.folder / "metrics.csv") as temporary:
             temporary.write_text(text.getvalue(), encoding="utf-8")
 
-    def _draw_targets(self, batch: dict[str, np.ndarray]) -> None:
+    def _draw_targets(self, batch: Mapping[str, Array]) -> None:
         from .draw import draw_targets
 
-        images = batch["image"][:8] * np.float32(self.model.pixel_std) + np.float32(self.model.pixel_mean)
+        images = to_cpu(batch["image"][:8]) * np.float32(self.model.pixel_std) + np.float32(self.model.pixel_mean)
         images = (255 * images.clip(0, 1)).astype(np.uint8)
         if self.model.channel_order == "BGR":
             images = images[..., ::-1]
-        draw_targets(images, batch["heatmap"][:8], self.folder / "targets.png")
+        draw_targets(images, to_cpu(batch["heatmap"][:8]), self.folder / "targets.png")
 
     def _draw_progress(self, model: CenterNet, evaluation: Evaluation) -> None:
         from .draw import draw_curves, draw_grid, draw_heatmap
@@ -447,7 +545,7 @@ def versions() -> dict[str, str]:
             found[name] = version(name)
         except PackageNotFoundError:
             found[name] = "not installed"
-    return found
+    return found | {name: version(name) for name in cupy_wheels()}
 
 
 def _new_folder(config: TrainConfig) -> Path:
@@ -543,8 +641,14 @@ def _load_pretrained(
 
 
 def _resumed(given: TrainConfig, saved: TrainConfig) -> TrainConfig:
-    """Return the run's own options.  Raises InputError when others were given beside --resume."""
+    """Return the run's own options, but for device and precision where others are given.
+
+    Raises InputError when other options were given beside --resume.
+    """
     usual = TrainConfig()
+    for name in ("device", "precision"):
+        if getattr(given, name) != getattr(usual, name):
+            saved = replace(saved, **{name: getattr(given, name)})
     for option in fields(TrainConfig):
         value, own = getattr(given, option.name), getattr(saved, option.name)
         if option.name != "resume" and value not in (own, getattr(usual, option.name)):

@@ -14,6 +14,7 @@ FLOORS = {
     "threads": 0,
     "memory": 0,
     "strips": 0,
+    "staging": 0,
     "errors": 0,
     "files": 0,
     "autograd": 1,

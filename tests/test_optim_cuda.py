@@ -3,8 +3,9 @@ import pytest
 from on_gpu import host_reads
 
 from minicenternet.backend import to_cpu
+from minicenternet.nn.layers import BatchNorm2d, Conv2d, Sequential
 from minicenternet.nn.module import Parameter
-from minicenternet.optim import SGD, Adam, clip_gradients
+from minicenternet.optim import SGD, Adam, Average, LossScale, clip_gradients
 
 SHAPES = {"conv": (33, 31, 3, 3), "bias": (1,), "large": (127, 65), "unused": (3, 3)}
 
@@ -81,3 +82,60 @@ def test_clipping_equals_the_cpus_and_waits_for_nothing(cupy, max_norm):
         clipped[name] = [float(norm), *(to_cpu(made[key].grad) for key in gradients(0))]
     for gpu, cpu in zip(clipped["gpu"], clipped["cpu"], strict=True):
         np.testing.assert_allclose(gpu, cpu, rtol=1e-5)
+
+
+@pytest.mark.parametrize("make", [SGD, Adam])
+def test_a_factor_scales_gradients_and_nan_skips_the_step(cupy, make):
+    made = {name: parameters(cupy.asarray) for name in ("scaled", "plain")}
+    optimisers = {name: make(of_one.items(), lr=0.1) for name, of_one in made.items()}
+    for key, gradient in gradients(0).items():
+        made["scaled"][key].grad = cupy.asarray(4 * gradient)
+        made["plain"][key].grad = cupy.asarray(gradient)
+    reads = host_reads(cupy)
+    optimisers["scaled"].step(cupy.full((), 0.25, np.float32))
+    optimisers["plain"].step()
+    assert host_reads(cupy) == reads
+    for key in SHAPES:
+        assert np.array_equal(made["scaled"][key].numpy(), made["plain"][key].numpy()), key
+    before = {key: array.get() for key, array in optimisers["scaled"].state_dict().items() if key != "steps"}
+    optimisers["scaled"].step(cupy.full((), np.nan, np.float32))
+    for key in SHAPES:
+        assert np.array_equal(made["scaled"][key].numpy(), made["plain"][key].numpy()), key
+    assert all(np.array_equal(optimisers["scaled"].state_dict()[key].get(), array) for key, array in before.items())
+
+
+def test_the_average_of_weights_equals_the_cpus_in_one_launch(cupy):
+    kept = {}
+    for device in ("cpu", "cuda"):
+        module = Sequential(Conv2d(33, 31, 3, rng=np.random.default_rng(0)), BatchNorm2d(31)).to(device)
+        average = Average(module, 0.9)
+        reads = host_reads(cupy)
+        for step in range(3):
+            for parameter in module.parameters():
+                parameter.data = parameter.data * (2 + step)
+            module[1].num_batches_tracked += 1
+            if hasattr(cupy, "launches"):
+                cupy.launches.clear()
+            average.update(module)
+        assert host_reads(cupy) == reads
+        assert device == "cpu" or not hasattr(cupy, "launches") or len(cupy.launches) == 1
+        kept[device] = average.arrays
+    for key, expected in kept["cpu"].items():
+        np.testing.assert_allclose(to_cpu(kept["cuda"][key]), expected, rtol=1e-6, err_msg=key)
+    assert kept["cuda"]["1.num_batches_tracked"].get() == 3
+
+
+def test_the_loss_scale_halves_on_overflow_and_doubles_after_many_good_steps(cupy, monkeypatch):
+    monkeypatch.setattr(LossScale, "PATIENCE", 3)
+    scaling = LossScale(cupy.zeros(1))
+    again, history = LossScale(cupy.zeros(1)), []
+    for step, finite in enumerate([True, True, False, True, True, True, True, True, False, False]):
+        if step == 5:  # a state that was saved goes on as if nothing had been
+            again.load_state_dict({key: array.get() for key, array in scaling.state_dict().items()})
+            scaling = again
+        reads = host_reads(cupy)
+        scaling.update(cupy.asarray(finite))
+        assert host_reads(cupy) == reads
+        history.append(float(scaling.scale.get()) / LossScale.FIRST)
+    assert history == [1, 1, 0.5, 0.5, 0.5, 1, 1, 1, 0.5, 0.25]
+    assert scaling.skipped.get() == 3 and scaling.scale.dtype == np.float32

@@ -39,6 +39,7 @@ TINY = {
     "learning_rate": 2e-3,
     "average": 0.9,
     "evaluate_every": 2,
+    "device": "cpu",
 }
 
 

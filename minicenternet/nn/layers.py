@@ -19,6 +19,7 @@ class Conv2d(Module):
     Without padding given, none is added. rng: where the initial weights come from (fresh entropy when None); weight
     and bias are U(±1/√fan_in), PyTorch's default. relu: whether to rectify the output, in the same pass.
     kernels: a dict in which a layer whose weight stays as it is keeps it transformed (see nn.folding), else None.
+    precision: what is multiplied, on a GPU (see ops.conv2d); the parameters are float32 whatever it is.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class Conv2d(Module):
         bound = 1 / math.sqrt(inputs // groups * size * size)
         self.bias = Parameter(rng.uniform(-bound, bound, outputs).astype(np.float32)) if bias else None
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
-        self.relu, self.kernels = False, None
+        self.relu, self.kernels, self.precision = False, None, "float32"
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.conv2d(
@@ -53,6 +54,7 @@ class Conv2d(Module):
             relu=self.relu,
             want_dx=x.requires_grad,
             kernels=self.kernels,
+            precision=self.precision,
         )
 
     def multiply_adds(self, input_shape, output_shape) -> int:
@@ -82,7 +84,7 @@ class ConvTranspose2d(Module):
         self.bias = Parameter(rng.uniform(-bound, bound, outputs).astype(np.float32)) if bias else None
         self.stride, self.padding, self.output_padding = stride, padding, output_padding
         self.dilation, self.groups = dilation, groups
-        self.relu, self.kernels = False, None
+        self.relu, self.kernels, self.precision = False, None, "float32"
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.conv_transpose2d(
@@ -96,6 +98,7 @@ class ConvTranspose2d(Module):
             groups=self.groups,
             relu=self.relu,
             kernels=self.kernels,
+            precision=self.precision,
         )
 
     def multiply_adds(self, input_shape, output_shape) -> int:
@@ -128,7 +131,7 @@ class DeformConv2d(Module):
         )
         for parameter in self.conv_offset_mask.parameters():
             parameter.data[...] = 0
-        self.stride, self.padding, self.dilation = stride, padding, dilation
+        self.stride, self.padding, self.dilation, self.precision = stride, padding, dilation, "float32"
 
     def forward(self, x: Tensor) -> Tensor:
         offset_mask, offsets = self.conv_offset_mask(x), 2 * self.weight.shape[2] * self.weight.shape[3]
@@ -141,6 +144,7 @@ class DeformConv2d(Module):
             stride=self.stride,
             padding=self.padding,
             dilation=self.dilation,
+            precision=self.precision,
         )
 
     def multiply_adds(self, input_shape, output_shape) -> int:
@@ -254,6 +258,7 @@ def together(x: Tensor, branches: Sequence[Module]) -> list[Tensor]:
         relu=True,
         want_dx=x.requires_grad,
         kernels=firsts[0].kernels,
+        precision=firsts[0].precision,
     )
     outputs = []
     for branch, part in zip(branches, ops.split(hidden, [len(c.weight) for c in firsts]), strict=True):

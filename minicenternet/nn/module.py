@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from ..autograd import Tensor, checkpoint
-from ..backend import Array, to_cpu
+from ..backend import Array, beside, mover, to_cpu
 from ..errors import InputError
 
 _watchers: list[Callable] = []  # called after every module's forward, see watching()
@@ -121,7 +121,21 @@ class Module(metaclass=_SealAfterInit):
         if wrong:
             raise InputError(f"the weights do not fit this {type(self).__name__}:\n  " + "\n  ".join(wrong))
         for key, array in own.items():
-            array[...] = state[key]
+            array[...] = beside(array, state[key])
+
+    def to(self, device: str) -> Module:
+        """Move all parameters and buffers to a device ("cpu", "cuda" or "cuda:N") in place and return the module.
+
+        GPU N becomes the current one of this thread.  Gradients are forgotten.
+        """
+        move = mover(device)
+        for _, module in self.named_modules():
+            for name, value in vars(module).items():
+                if isinstance(value, Parameter):
+                    value.data, value.grad = move(value.data), None
+                elif not isinstance(value, Tensor) and hasattr(value, "dtype"):
+                    vars(module)[name] = move(value)
+        return self
 
     def astype(self, dtype) -> Module:
         """Convert all floating-point parameters and buffers in place and return the module."""

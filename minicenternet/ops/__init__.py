@@ -6,6 +6,9 @@
 
 Whatever else has kernels (points, optim.py) keeps them in the same three files. An op without a .cu is the same NumPy
 or CuPy code on both.
+
+The same call gives the same bits on the same device: no kernel adds atomically, every sum has an order that depends on
+shapes alone. Kernels that cannot keep to this: none.
 """
 
 from ..autograd import Tensor

@@ -44,33 +44,54 @@ LEAST_CHANNELS, LEAST_TILES = 16, 16  # below, Winograd does not pay
 
 
 @differentiable
-def conv2d(x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1, relu=False, want_dx=True, kernels=None):
+def conv2d(
+    x,
+    weight,
+    bias=None,
+    *,
+    stride=1,
+    padding=0,
+    dilation=1,
+    groups=1,
+    relu=False,
+    want_dx=True,
+    kernels=None,
+    precision="float32",
+):
     """Return the convolution of x (B, H, W, C) with weight (O, C/groups, KH, KW), plus bias (O,) or None.
 
     stride, padding, dilation: an integer or (rows, columns).  relu: rectify the output in the same pass.
     want_dx=False leaves out the gradient of x (a network's first layer: nobody asks for the image's).
     kernels: a dict that keeps transformed weights from call to call; the weight must then stay as it is.
-    Raises ValueError when shapes do not fit.
+    precision: on a GPU, what is multiplied and how y is stored, see conv2d_cuda; weights stay float32.
+    Raises ValueError when shapes do not fit, InputError for a precision that the device does not have.
     """
     geometry = Geometry.of(stride, padding, dilation, groups)
+    check_precision(x, weight, precision)
     _check(x, weight, bias, geometry)
-    y = forward(x, weight, geometry, bias, relu, kernels)
+    y = forward(x, weight, geometry, bias, relu, kernels, precision)
     rectified = y if relu else None
 
     def backward(dy):
         dy = dy if rectified is None else through_relu(dy, rectified)
-        dx = input_gradient(dy, weight, x.shape[1:3], geometry) if want_dx else None
-        dweight = weight_gradient(x, dy, weight.shape[2:], geometry)
+        dx = input_gradient(dy, weight, x.shape[1:3], geometry, precision=precision) if want_dx else None
+        dweight = weight_gradient(x, dy, weight.shape[2:], geometry, precision)
         return dx, dweight, None if bias is None else channel_sum(dy)
 
     return y, backward
 
 
+def check_precision(x: Array, weight: Array, precision: str) -> None:
+    """Raise InputError when x's device does not have the precision, ValueError when it wants x and weight alike."""
+    if get_xp(x, weight) is np and precision != "float32":
+        raise InputError(f"precision {precision} is of GPUs; on the CPU there is float32, the default")
+    if x.dtype != weight.dtype and precision in ("float32", "tf32"):
+        raise ValueError(f"a convolution needs one dtype, got x {x.dtype} and weight {weight.dtype}")
+
+
 def _check(x, weight, bias, geometry) -> None:
     if x.ndim != 4 or weight.ndim != 4:
         raise ValueError(f"conv2d needs x (B, H, W, C) and weight (O, C/groups, KH, KW), got {x.shape}, {weight.shape}")
-    if x.dtype != weight.dtype:
-        raise ValueError(f"conv2d needs one dtype, got x {x.dtype} and weight {weight.dtype}")
     channels, outputs, groups = x.shape[3], weight.shape[0], geometry.groups
     if channels != weight.shape[1] * groups or outputs % groups:
         raise ValueError(
@@ -181,10 +202,11 @@ def forward(
     bias: Array | None = None,
     relu: bool = False,
     kernels: dict | None = None,
+    precision: str = "float32",
 ) -> Array:
-    """Return y (B, OH, OW, O) of x (B, H, W, C) and weight (O, C/G, KH, KW); bias, relu, kernels: see `conv2d`."""
+    """Return y (B, OH, OW, O) of x (B, H, W, C) and weight (O, C/G, KH, KW); the rest: see `conv2d`."""
     if get_xp(x, weight) is not np:
-        return conv2d_cuda.forward(x, weight, geometry, bias=bias, relu=relu)
+        return conv2d_cuda.forward(x, weight, geometry, bias=bias, relu=relu, precision=precision)
     finish = bias_relu(bias, relu)
     if wanted_method() == "reference":
         return finished(reference_forward(x, weight, geometry), finish)
@@ -203,13 +225,14 @@ def input_gradient(
     bias: Array | None = None,
     relu: bool = False,
     kernels: dict | None = None,
+    precision: str = "float32",
 ) -> Array:
     """Return dx (B, H, W, C), H, W = size: pixels that share i mod S see the same taps, so S*S small correlations.
 
-    bias, relu, kernels: for conv_transpose2d, whose forward pass this is.
+    bias, relu, kernels, precision: for conv_transpose2d, whose forward pass this is.
     """
     if get_xp(dy, weight) is not np:
-        return conv2d_cuda.input_gradient(dy, weight, size, geometry, bias=bias, relu=relu)
+        return conv2d_cuda.input_gradient(dy, weight, size, geometry, bias=bias, relu=relu, precision=precision)
     finish = bias_relu(bias, relu)
     if wanted_method() == "reference":
         return finished(reference_input_gradient(dy, weight, size, geometry), finish)
@@ -227,10 +250,12 @@ def input_gradient(
     return dx
 
 
-def weight_gradient(x: Array, dy: Array, kernel: tuple[int, int], geometry: Geometry) -> Array:
+def weight_gradient(
+    x: Array, dy: Array, kernel: tuple[int, int], geometry: Geometry, precision: str = "float32"
+) -> Array:
     """Return dweight (O, C/G, KH, KW): what each strip saw, times its dy, summed in a fixed order."""
     if get_xp(x, dy) is not np:
-        return conv2d_cuda.weight_gradient(x, dy, kernel, geometry)
+        return conv2d_cuda.weight_gradient(x, dy, kernel, geometry, precision=precision)
     if wanted_method() == "reference":
         return reference_weight_gradient(x, dy, kernel, geometry)
     windows, groups = forward_windows(kernel, geometry), geometry.groups

@@ -29,7 +29,7 @@ __global__ void conv2d_naive_forward(const T* __restrict__ x, const T* __restric
     }
   }
   if (bias) sum += bias[o];
-  y[n] = T(relu ? fmaxf(sum, 0.f) : sum);
+  y[n] = T(relu && sum < 0 ? 0.f : sum);
 }
 
 // Each input pixel gathers from the outputs that saw it: through tap u that is output (row + P - D*u) / S, if there is
@@ -56,7 +56,7 @@ __global__ void conv2d_naive_dinput(const T* __restrict__ dy, const T* __restric
     }
   }
   if (bias) sum += bias[channel];
-  dx[n] = T(relu ? fmaxf(sum, 0.f) : sum);
+  dx[n] = T(relu && sum < 0 ? 0.f : sum);
 }
 
 // dweight[o, c, u, v] = sum over b, i, j of dy[b, i, j, o] * x[b, what (i, j) sees through (u, v), c]

@@ -70,7 +70,7 @@ __device__ __forceinline__ void write_tile(float (&value)[R][C], RowOf row, Colu
 #pragma unroll
     for (int r = 0; r < R; r++) {
       float v = value[r][c] + bias;
-      if (end.relu) v = fmaxf(v, 0.f);
+      if (end.relu && v < 0) v = 0;  // NaN stays, which fmaxf would hide
       value[r][c] = (float)T(v);  // the statistics are of what will be read
     }
   }

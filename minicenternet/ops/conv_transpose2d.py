@@ -12,7 +12,7 @@ gradient is this forward, and its forward is the input gradient here.
 from __future__ import annotations
 
 from ..autograd import differentiable
-from .conv2d import forward, input_gradient, weight_gradient
+from .conv2d import check_precision, forward, input_gradient, weight_gradient
 from .geometry import Geometry
 from .rectify import through_relu
 from .reduce import channel_sum
@@ -20,13 +20,24 @@ from .reduce import channel_sum
 
 @differentiable
 def conv_transpose2d(
-    x, weight, bias=None, *, stride=1, padding=0, output_padding=0, dilation=1, groups=1, relu=False, kernels=None
+    x,
+    weight,
+    bias=None,
+    *,
+    stride=1,
+    padding=0,
+    output_padding=0,
+    dilation=1,
+    groups=1,
+    relu=False,
+    kernels=None,
+    precision="float32",
 ):
     """Return the transposed convolution of x (B, H, W, C) with weight (C, O/groups, KH, KW), plus bias (O,) or None.
 
     stride, padding, output_padding, dilation: an integer or (rows, columns).  groups = C with O/groups = 1 is the
-    depth-wise form (a bilinear kernel in it upsamples each channel).  relu, kernels: see conv2d.
-    Raises ValueError when shapes do not fit.
+    depth-wise form (a bilinear kernel in it upsamples each channel).  relu, kernels, precision: see conv2d.
+    Raises ValueError when shapes do not fit, InputError for a precision that the device does not have.
     """
     geometry = Geometry.of(stride, padding, dilation, groups)
     if x.ndim != 4 or weight.ndim != 4 or x.shape[3] != weight.shape[0] or weight.shape[0] % groups:
@@ -34,8 +45,7 @@ def conv_transpose2d(
             f"conv_transpose2d needs x (B, H, W, C) and weight (C, O/groups, KH, KW) with C a multiple of groups, "
             f"got {x.shape}, {weight.shape}, groups={groups}"
         )
-    if x.dtype != weight.dtype:
-        raise ValueError(f"conv_transpose2d needs one dtype, got x {x.dtype} and weight {weight.dtype}")
+    check_precision(x, weight, precision)
     if bias is not None and bias.shape != (weight.shape[1] * groups,):
         raise ValueError(f"bias has shape {bias.shape}, expected ({weight.shape[1] * groups},)")
     extra = (output_padding, output_padding) if isinstance(output_padding, int) else output_padding
@@ -48,12 +58,13 @@ def conv_transpose2d(
             f"padding {padding} and output_padding {output_padding} do not fit kernel {weight.shape[2:]} and stride"
             f" {stride}: output_padding must be smaller than the stride, and the output, {size}, at least 1 x 1"
         )
-    y = input_gradient(x, weight, size, geometry, bias, relu, kernels)
+    y = input_gradient(x, weight, size, geometry, bias, relu, kernels, precision)
     rectified = y if relu else None
 
     def backward(dy):
         dy = dy if rectified is None else through_relu(dy, rectified)
-        dweight = weight_gradient(dy, x, weight.shape[2:], geometry)
-        return forward(dy, weight, geometry), dweight, None if bias is None else channel_sum(dy)
+        dx = forward(dy, weight, geometry, precision=precision)
+        dweight = weight_gradient(dy, x, weight.shape[2:], geometry, precision)
+        return dx, dweight, None if bias is None else channel_sum(dy)
 
     return y, backward

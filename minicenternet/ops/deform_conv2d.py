@@ -26,6 +26,7 @@ multiply all of a strip's columns by the weight at once.
 from __future__ import annotations
 
 import itertools
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -34,6 +35,7 @@ from ..autograd import differentiable
 from ..backend import Array, get_xp
 from ..threads import parallel_for
 from . import deform_conv2d_cuda
+from .conv2d import check_precision
 from .geometry import Geometry
 from .reduce import channel_sum
 
@@ -43,23 +45,29 @@ PARTS = 8  # partial sums of gradients, a fixed number so that the bits do not d
 
 
 @differentiable
-def deform_conv2d(x, offset, mask, weight, bias=None, *, stride=1, padding=0, dilation=1):
+def deform_conv2d(x, offset, mask, weight, bias=None, *, stride=1, padding=0, dilation=1, precision="float32"):
     """Return the deformable convolution of x (B, H, W, C) with weight (O, C, KH, KW), plus bias (O,) or None.
 
     offset (B, OH, OW, 2*KH*KW): (rows, columns) that each tap is moved by, in pixels of x, tap by tap.  mask
     (B, OH, OW, KH*KW): factor of each tap; the released networks give a sigmoid.  stride, padding, dilation: an
-    integer or (rows, columns).  Raises ValueError when shapes or dtypes do not fit.  Source: Zhu et al. 2019, and the
-    released code for the border.
+    integer or (rows, columns).  precision: on a GPU, of the product with the weight, see conv2d_cuda; y is stored as x.
+    Raises ValueError when shapes or dtypes do not fit, InputError for a precision that the device does not have.
+    Source: Zhu et al. 2019, and the released code for the border.
     """
     geometry = Geometry.of(stride, padding, dilation, groups=1)
+    check_precision(x, weight, precision)
     _check(x, offset, mask, weight, bias, geometry)
-    on_cpu = get_xp(x, offset, mask, weight) is np
-    y = (forward if on_cpu else deform_conv2d_cuda.forward)(x, offset, mask, weight, geometry)
+    if get_xp(x, offset, mask, weight) is np:
+        forth, back = forward, gradients
+    else:
+        forth = partial(deform_conv2d_cuda.forward, precision=precision)
+        back = partial(deform_conv2d_cuda.gradients, precision=precision)
+    y = forth(x, offset, mask, weight, geometry)
     if bias is not None:
-        y += bias
+        y += bias.astype(y.dtype)
 
     def backward(dy):
-        found = (gradients if on_cpu else deform_conv2d_cuda.gradients)(x, offset, mask, weight, dy, geometry)
+        found = back(x, offset, mask, weight, dy, geometry)
         return *found, None if bias is None else channel_sum(dy)
 
     return y, backward
@@ -80,7 +88,7 @@ def _check(x, offset, mask, weight, bias, geometry) -> None:
             raise ValueError(f"{name} has shape {array.shape}, expected {(len(x), *size, channels)}")
     if bias is not None and bias.shape != (len(weight),):
         raise ValueError(f"bias has shape {bias.shape}, expected ({len(weight)},)")
-    dtypes = dict(x=x.dtype, offset=offset.dtype, mask=mask.dtype, weight=weight.dtype)
+    dtypes = dict(x=x.dtype, offset=offset.dtype, mask=mask.dtype)
     if len(set(dtypes.values())) > 1:
         found = ", ".join(f"{name} {dtype}" for name, dtype in dtypes.items())
         raise ValueError(f"deform_conv2d needs one dtype, got {found}")

@@ -14,6 +14,7 @@ from ..backend import Array, get_xp
 from ..memory import empty
 from ..strips import row_blocks
 from ..threads import parallel_for
+from . import pointwise_cuda
 
 Finish = Callable[[Array, slice], None]  # finish(pixels, channels), see bias_relu
 REPEAT = 64  # pixels taken as one row: long rows are twice as fast as broadcasting a vector of O numbers
@@ -42,7 +43,7 @@ def bias_relu(bias: Array | None, relu: bool) -> Finish | None:
 def through_relu(dy: Array, y: Array) -> Array:
     """Return dy where y > 0, else 0."""
     if get_xp(dy) is not np:
-        return dy * (y > 0)
+        return pointwise_cuda.relu_backward(dy, y)
     dx = empty(dy.shape, dy.dtype)
     blocks = zip(*map(row_blocks, (dy, y, dx)), strict=True)
     parallel_for(lambda block: np.multiply(block[0], block[1] > 0, out=block[2]), blocks)

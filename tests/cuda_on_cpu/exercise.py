@@ -20,9 +20,11 @@ from on_gpu import check
 sys.modules["cupy"] = stand_in  # before the package looks for it
 
 from minicenternet import ops  # noqa: E402
+from minicenternet.backend import to_cpu  # noqa: E402
+from minicenternet.nn.layers import Conv2d  # noqa: E402
 from minicenternet.nn.module import Parameter  # noqa: E402
 from minicenternet.ops.prepare_images_cuda import prepare_images  # noqa: E402
-from minicenternet.optim import SGD, Adam  # noqa: E402
+from minicenternet.optim import SGD, Adam, Average  # noqa: E402
 from minicenternet.points import decode, losses, targets, targets_cuda  # noqa: E402
 
 
@@ -91,6 +93,19 @@ def optimisers() -> None:
         np.testing.assert_allclose(*values, rtol=2e-6, atol=1e-6)
 
 
+def average() -> None:
+    values = []
+    for device in (np.array, stand_in.array):
+        module = Conv2d(19, 11, 5)  # two blocks of numbers
+        module.weight.data = device(normal(*module.weight.shape).astype(np.float32))
+        module.bias.data = device(normal(11).astype(np.float32))
+        kept = Average(module)
+        module.weight.data = device(normal(11, 25, 19).reshape(11, 19, 5, 5).astype(np.float32))
+        kept.update(module)
+        values.append(to_cpu(kept.arrays["weight"]))
+    np.testing.assert_allclose(*values, rtol=2e-6, atol=1e-6)
+
+
 def images() -> None:
     image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
     y = prepare_images([image], np.eye(2, 3)[None], np.float32([[1, 0, 0, 0, 0, 0]]), size=(16, 17), mean=(0, 0, 0),
@@ -101,7 +116,8 @@ def images() -> None:
 EXERCISES: dict[str, Callable[[], None]] = {
     function.__name__: function
     for function in (
-        batch_norm, pooling, upsample2d, gather_points, pointwise, focal_loss, best_cells, encode, optimisers, images,
+        batch_norm, pooling, upsample2d, gather_points, pointwise, focal_loss, best_cells, encode, optimisers, average,
+        images,
     )
 }  # fmt: skip
 

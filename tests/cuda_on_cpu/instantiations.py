@@ -69,7 +69,7 @@ INSTANTIATIONS: dict[str, list[str]] = {
         "upsample2d_bilinear_forward",
         "upsample2d_bilinear_backward",
     ),
-    "optim.cu": ["sgd_step", "adam_step"],
+    "optim.cu": ["sgd_step", "adam_step", "average_step"],
     "points/decode.cu": [*for_floats("top_k_first", "decode_boxes"), "top_k_again", "top_k_cells"],
     "points/losses.cu": [*for_floats("focal_loss_forward", "focal_loss_backward"), "focal_loss_total"],
     "points/targets.cu": ["targets_encode"],

@@ -87,11 +87,8 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
         raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()`")
 
     def __array_ufunc__(self, ufunc, method, *inputs, out=None, **options):
-        hosts = [_host(value) for value in inputs]
-        if out is None:
-            return _device(getattr(ufunc, method)(*hosts, **options))
-        getattr(ufunc, method)(*hosts, out=tuple(_host(array) for array in out), **options)
-        return out[0]
+        results = _on_device(getattr(ufunc, method))(*inputs, **options, **({"out": out} if out else {}))
+        return results[0] if out else results
 
     def __array_function__(self, function, types, arguments, options):
         return _on_device(function)(*arguments, **options)
@@ -120,10 +117,13 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
         out[...] = self._host
         return out
 
-    def set(self, values: np.ndarray) -> None:
-        """Copy from the host."""
+    def set(self, values: np.ndarray, stream: _Stream | None = None) -> None:
+        """Copy from the host; on a stream of its own, what is in `values` when somebody waits for that stream."""
         global uploads
         uploads += 1
+        if stream is not None:
+            stream.pending.append(functools.partial(self.set, values))
+            return
         if values.shape != self.shape or values.dtype != self.dtype:
             raise ValueError(f"set: {values.shape} {values.dtype} does not fit {self.shape} {self.dtype}")
         self._host[...] = values
@@ -159,7 +159,8 @@ def _on_device(function, reads_host: bool = False):
         if reads_host:
             _count_host_read()
         hosts = {name: _host(value) for name, value in options.items()}
-        result = function(*_host(arguments), **hosts)
+        with np.errstate(all="ignore"):  # a GPU makes infinity and NaN without a word
+            result = function(*_host(arguments), **hosts)
         return options["out"] if options.get("out") is not None else _device(result)
 
     return on_device
@@ -309,20 +310,35 @@ class Function:
 # ---- devices ---------------------------------------------------------------------------------------------------------
 
 
+MEMORY = 1 << 40  # bytes, as no program of a test will need
+
+
+class OutOfMemoryError(MemoryError):
+    """What CuPy raises; nothing here does by itself."""
+
+    __module__ = "cupy.cuda.memory"
+
+
+def get_default_memory_pool() -> types.SimpleNamespace:
+    """Return a pool that knows of no array."""
+    return types.SimpleNamespace(used_bytes=lambda: 0, free_bytes=lambda: 0)
+
+
 class _Device:
-    id = 0
+    """The only one."""
+
     compute_capability = "90"
     attributes = {"MultiProcessorCount": 132, "MaxSharedMemoryPerBlockOptin": 227 << 10}
 
-    def synchronize(self) -> None:
-        _count_host_read()
+    def __init__(self, number: int = 0):
+        if number != 0:
+            raise RuntimeError("cudaErrorInvalidDevice: invalid device ordinal")
+        self.id = number
 
-
-class _Stream:
-    def __init__(self, null: bool = False, non_blocking: bool = False):
+    def use(self) -> None:
         pass
 
-    def __enter__(self) -> _Stream:
+    def __enter__(self) -> _Device:
         return self
 
     def __exit__(self, *error) -> None:
@@ -332,14 +348,62 @@ class _Stream:
         _count_host_read()
 
 
+class _Stream:
+    """A queue; what `set` puts into it is done as late as can be: when an event after it is waited for."""
+
+    def __init__(self, null: bool = False, non_blocking: bool = False):
+        self.pending, self.done = [], 0
+
+    def __enter__(self) -> _Stream:
+        return self
+
+    def __exit__(self, *error) -> None:
+        pass
+
+    def do(self, count: int) -> None:
+        """Do what is pending until `count` in all are done."""
+        while self.done < count:
+            self.pending.pop(0)()
+            self.done += 1
+
+    def wait_event(self, event: _Event) -> None:
+        event.wait()
+
+    def synchronize(self) -> None:
+        _count_host_read()
+        self.do(self.done + len(self.pending))
+
+
+class _Event:
+    """A place in a stream."""
+
+    def __init__(self):
+        self.stream, self.count = _Stream(), 0
+
+    def record(self, stream: _Stream | None = None) -> None:
+        self.stream = stream or _Stream()
+        self.count = self.stream.done + len(self.stream.pending)
+
+    def wait(self) -> None:
+        self.stream.do(self.count)
+
+    def synchronize(self) -> None:
+        _count_host_read()
+        self.wait()
+
+
 cuda = types.SimpleNamespace(
     Device=_Device,
+    Event=_Event,
     Stream=_Stream,
+    alloc_pinned_memory=bytearray,
     get_current_stream=_Stream,
+    memory=types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
     runtime=types.SimpleNamespace(
         getDevice=lambda: 0,
         getDeviceCount=lambda: 1,
         getDeviceProperties=lambda device: {"name": b"stand-in"},
         deviceSynchronize=_count_host_read,
+        memGetInfo=lambda: (MEMORY, MEMORY),
     ),
 )

@@ -7,6 +7,7 @@ from gradients import check_module
 
 from minicenternet import ops
 from minicenternet.autograd import Tensor, no_grad
+from minicenternet.backend import beside, to_cpu
 from minicenternet.nn.layers import (
     BatchNorm2d,
     Conv2d,
@@ -205,3 +206,36 @@ def test_together_leaves_unlike_branches_apart(other):
     x = Tensor(rng.standard_normal((1, 8, 8, 6)).astype(np.float32))
     for y, branch in zip(together(x, parts), parts, strict=True):
         np.testing.assert_allclose(y.data, branch(x).data, rtol=1e-4, atol=1e-5)
+
+
+WITH_WEIGHTS = {
+    "Conv2d": lambda: Conv2d(8, 5, 3, padding=1),
+    "ConvTranspose2d": lambda: ConvTranspose2d(8, 5, 4, stride=2, padding=1),
+    "DeformConv2d": lambda: DeformConv2d(8, 5),
+}
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("name", WITH_WEIGHTS)
+def test_layers_take_and_give_16_bits_on_a_gpu(cupy, name, precision):
+    dtype = np.dtype(np.float16 if precision == "fp16" else pytest.importorskip("ml_dtypes").bfloat16)
+    layer, rng = WITH_WEIGHTS[name](), np.random.default_rng(0)
+    x = rng.standard_normal((2, 6, 7, 8)).astype(dtype)
+    found = {}
+    for device in ("cpu", "cuda"):
+        layer.to(device)
+        if device == "cuda":
+            for _, module in layer.named_modules():
+                module.precision = precision
+        given = Tensor(beside(layer.weight.data, x.astype(np.float32)), requires_grad=True)
+        if device == "cuda":
+            given.data = given.data.astype(dtype)
+        y = layer(given)
+        dy = np.random.default_rng(1).standard_normal(y.shape).astype(dtype)
+        y.backward(beside(layer.weight.data, dy.astype(np.float32)).astype(y.dtype))
+        gradients = [parameter.grad for parameter in layer.parameters()]
+        assert all(gradient.dtype == np.float32 for gradient in gradients)
+        assert y.dtype == given.grad.dtype == (dtype if device == "cuda" else np.float32)
+        found[device] = [to_cpu(array).astype(np.float32) for array in (y.data, given.grad, *gradients)]
+    for gpu, cpu in zip(found["cuda"], found["cpu"], strict=True):
+        np.testing.assert_allclose(gpu, cpu, atol=0.02 * np.abs(cpu).max() + 1e-6)

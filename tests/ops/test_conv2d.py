@@ -8,7 +8,7 @@ from gradients import check
 
 from minicenternet.autograd import Tensor
 from minicenternet.errors import InputError
-from minicenternet.ops import conv2d, winograd
+from minicenternet.ops import conv2d, conv_transpose2d, winograd
 from minicenternet.ops.geometry import Geometry, Window
 
 module = importlib.import_module("minicenternet.ops.conv2d")  # the package's name conv2d is the op
@@ -319,3 +319,10 @@ def test_mixed_dtypes_are_refused():
 def test_a_tensor_given_by_keyword_is_refused():
     with pytest.raises(TypeError, match="bias"):
         conv2d(Tensor(np.zeros((1, 4, 4, 3))), np.zeros((2, 3, 1, 1)), bias=Tensor(np.zeros(2)))
+
+
+@pytest.mark.parametrize("op", [conv2d, conv_transpose2d])
+def test_fewer_bits_are_refused_on_a_cpu(op):
+    x, weight = np.ones((1, 4, 4, 2), np.float32), np.ones((2, 2, 1, 1), np.float32)
+    with pytest.raises(InputError, match="precision bf16 is of GPUs; on the CPU there is float32"):
+        op.raw(x, weight, precision="bf16")

@@ -458,3 +458,17 @@ def test_tuning_runs_what_it_times(cupy):
     candidates = 5  # naive, im2col and three tiles
     shapes = [call.shape for call in calls]
     assert shapes == [(2, 9, 9, 8)] * 2 * candidates + [(8, 1, 3, 3)] * candidates
+
+
+@pytest.mark.parametrize("rung, precision", ON)
+def test_relu_lets_nan_through(cupy, rung, precision):
+    """As the CPU's and PyTorch's: a NaN that became 0 would let a broken network go on in silence."""
+    x, weight = (cupy.ones(shape, dtype_of(precision)) for shape in ((1, 4, 4, 8), (8, 8, 1, 1)))
+    x[0, 1, 2, 0] = np.nan
+    choice = conv2d_cuda.candidates(rung, "correlate", "small")[0]
+    y = conv2d_cuda.forward(x, weight, Geometry.of(1, 0, 1, 1), precision=precision, relu=True, choice=choice).get()
+    assert np.isnan(y[0, 1, 2]).all() and np.count_nonzero(np.isnan(y)) == 8
+    dx = conv2d_cuda.input_gradient(
+        x, weight, (4, 4), Geometry.of(1, 0, 1, 1), precision=precision, relu=True, choice=choice
+    ).get()
+    assert np.isnan(dx[0, 1, 2]).all() and np.count_nonzero(np.isnan(dx)) == 8

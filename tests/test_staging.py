@@ -1,0 +1,63 @@
+"""Batches reach the GPU whole, in order, one ahead."""
+
+import numpy as np
+import pytest
+
+from minicenternet import staging
+from minicenternet.staging import upload_ahead
+
+
+def batches(count: int, noted: list[int] | None = None):
+    memory = np.empty((2, 3), np.float32)  # the loader, too, uses its memory again
+    for i in range(count):
+        if noted is not None:
+            noted.append(i)
+        memory[...] = i
+        yield {"image": memory, "index": np.array([i, -i])}
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 7])
+def test_batches_come_whole_and_in_order(cupy, count):
+    for i, batch in enumerate(upload_ahead(batches(count))):
+        assert type(batch["image"]) is cupy.ndarray and batch.keys() == {"image", "index"}
+        assert np.array_equal(batch["image"].get(), np.full((2, 3), i, np.float32))
+        assert np.array_equal(batch["index"].get(), [i, -i])
+    assert count == 0 or i == count - 1
+
+
+def test_the_next_batch_is_under_way_when_one_is_given(cupy):
+    noted = []
+    stream = upload_ahead(batches(5, noted))
+    next(stream)
+    assert noted == [0, 1]
+    stream.close()
+
+
+def test_a_batch_that_is_held_stays_as_it_is_until_the_one_after_next(cupy):
+    stream = upload_ahead(batches(4))
+    first = next(stream)["image"]
+    assert (first.get() == 0).all()
+    next(stream)
+    next(stream)
+    assert (first.get() == 2).all()
+    stream.close()
+
+
+def test_the_computing_stream_waits_for_the_copy(cupy, monkeypatch):
+    """The stand-in does a copy as late as it may: without this wait it comes too late."""
+    if not hasattr(cupy, "host_reads"):
+        pytest.skip("CuPy itself may copy early")
+    monkeypatch.setattr(staging._Slot, "use", lambda slot: iter([slot.on_gpu]))
+    stream = upload_ahead(batches(2))
+    assert np.isnan(next(stream)["image"].get()).all()
+    stream.close()
+
+
+def test_pinned_memory_is_not_written_before_its_copy_is_done(cupy):
+    if not hasattr(cupy, "host_reads"):
+        pytest.skip("only the stand-in tells what is pending")
+    slot, stream = staging._Slot({"x": np.zeros(1)}), cupy.cuda.Stream()
+    slot.upload({"x": np.zeros(1)}, stream)
+    assert len(stream.pending) == 1
+    slot.upload({"x": np.ones(1)}, stream)
+    assert stream.done == 1 and slot.on_gpu["x"].get() == 0
