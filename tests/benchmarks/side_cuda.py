@@ -242,7 +242,7 @@ def ceilings(gpu: GPU, side: int, megabytes: int, repeats: int) -> dict[str, flo
 
     source = cupy.zeros(megabytes << 20, np.uint8)
     target = cupy.empty_like(source)
-    found = {"copy": 2 * source.nbytes / seconds(lambda: cupy.copyto(target, source))}
+    found = {"copy": 2 * source.nbytes / seconds(partial(cupy.copyto, target, source))}
     del source, target
     numbers = np.random.default_rng(0).standard_normal((side, side), np.float32)
     for precision in available():
