@@ -116,6 +116,23 @@ def test_tuning_writes_the_fastest(clock, tmp_path, monkeypatch):
     assert found["choices"].keys() == conv2d_cuda.table()["choices"].keys()
 
 
+def test_the_command_to_tune_measures_nothing_and_says_what_changed(clock, tmp_path, monkeypatch, capsys):
+    layer = (1, 6, 6, 4), (5, 4, 3, 3), conv2d_cuda.Geometry((1, 1), (1, 1), (1, 1), 1)
+    monkeypatch.setattr(side_cuda, "layers", lambda **_: [layer])
+    monkeypatch.setattr(side_cuda, "available", lambda: ["float32"])
+    monkeypatch.setattr(side_cuda, "GPU", lambda: clock)
+    times = iter(range(1000, 0, -1))  # the last one tried is the fastest
+    monkeypatch.setattr(clock, "seconds", lambda run: run() or next(times))
+    conv2d_cuda.table()  # kept from here on
+    monkeypatch.setattr(conv2d_cuda, "TABLE", tmp_path / "table.json")
+    assert gpu.main(["--tune"]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "float32 correlate narrow tiled 128 32 16 4 4 tiled 128 128 16 8 8" in lines
+    table = json.loads((tmp_path / "table.json").read_text())
+    assert table["choices"]["float32 correlate narrow"] == ["tiled", [128, 128, 16, 8, 8]]
+    assert not any("tf32" in line or "training" in line for line in lines)
+
+
 def test_work_is_that_of_the_model():
     work = side_cuda.work("resnet18", 64, 2, 3, "tf32")
     assert work["operations"] > 2 * 2 * 64 * 64 * 1000 and work["bytes"] > 4 * 2 * 64 * 64 * 3
