@@ -17,7 +17,6 @@ import importlib
 import importlib.util
 import re
 import statistics
-import subprocess
 import sys
 import time
 import traceback
@@ -59,7 +58,7 @@ class Plan:
         return dict(backbone=self.backbone, size=self.size, batch=batch, classes=self.classes)
 
 
-QUICK = Plan(batch=8, precisions=("tf32", "bf16"), repetitions=3, seconds=0.1, product=4096, megabytes=512, minutes=3)
+QUICK = Plan(batch=8, precisions=("tf32", "bf16"), repetitions=3, seconds=0.1, product=4096, megabytes=512)
 
 # The aims: least ratio to PyTorch and what would be better still; of memory and of the parts' share, the most.
 TRAINING = {"tf32": (1.0, 1.2), "bf16": (1.0, 1.2)}
@@ -108,6 +107,7 @@ class Benchmark:
             if time.perf_counter() - self.start > 60 * self.plan.minutes:
                 self.wrong.append(f"{part.__name__} was left out: {self.plan.minutes:g} minutes had passed")
                 continue
+            begin = time.perf_counter()
             try:
                 part()
             except Exception as error:
@@ -115,6 +115,7 @@ class Benchmark:
                 self.wrong.append(f"{part.__name__} failed: {type(error).__name__}: {error}")
             for side in self.sides:
                 side.rest()
+            self.say(f"({part.__name__}: {time.perf_counter() - begin:.0f} s)")
             self.save()
         self.say(summary(self.found, self.plan, self.precisions))
         self.found["minutes"] = (time.perf_counter() - self.start) / 60
@@ -285,15 +286,6 @@ def missing() -> str:
     return ""
 
 
-def driver() -> str:
-    """Return the version of the NVIDIA driver, "unknown" where nvidia-smi does not tell."""
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")[0]
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
 def tune(plan: Plan, gpu) -> None:
     """Write the table of the fastest convolution kernels and say what changed in it."""
     before = conv2d_cuda.table()["choices"]
@@ -321,14 +313,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.tune:
         tune(plan, gpu)
         return 0
-    where = cpu.about() | {"driver": driver()}
+    where = cpu.about()
     device = re.sub(r"\W+", "-", gpu.about()["device"]).strip("-").lower()
     name = f"gpu-{'quick-' if options.quick else ''}{device}-{where['date'][:10]}.json"
     peer = importlib.import_module("side_pytorch_cuda") if importlib.util.find_spec("torch") else None
     benchmark = Benchmark(plan, gpu, peer, say, options.json or cpu.HERE / "results" / name)
     benchmark.found |= where
     versions = ", ".join(f"{name} {version}" for name, version in benchmark.found["versions"].items())
-    print(f"{where['date']}, {versions}, driver {where['driver']}")
+    print(f"{where['date']}, {versions}")
     if peer is None:
         print("PyTorch is not installed: nothing to compare with")
     benchmark.measure()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -109,7 +110,11 @@ def train(backbone: str, size: int, batch: int, classes: int, precision: str) ->
 
 def infer(backbone: str, size: int, batch: int, classes: int, precision: str) -> Callable[[], None]:
     """From images on the GPU to the best 100 boxes, with the batch norms folded."""
-    model, images = network(backbone, size, classes, folded=True), to_gpu(inputs.images(batch, size))
+    model, dtype = network(backbone, size, classes, folded=True), conv2d_cuda.storage(precision)
+    for parameter in model.parameters():
+        if parameter.ndim == 4:  # once, not in every run
+            parameter.data = parameter.data.astype(dtype, copy=False)
+    images = to_gpu(inputs.images(batch, size)).astype(dtype, copy=False)
 
     def run() -> None:
         with no_grad():
@@ -171,11 +176,11 @@ class GPU:
         self.cupy = importlib.import_module("cupy")
 
     def about(self) -> dict[str, str]:
-        """Return what is measured on; versions as CUDA numbers them, 12040 for 12.4."""
+        """Return what is measured on; the runtime's version as CUDA numbers it, 13020 for 13.2."""
         runtime = self.cupy.cuda.runtime
         return {
             "device": runtime.getDeviceProperties(runtime.getDevice())["name"].decode(),
-            "driver": str(runtime.driverGetVersion()),
+            "driver": driver(),
             "runtime": str(runtime.runtimeGetVersion()),
             "cupy": self.cupy.__version__,
         }
@@ -227,6 +232,15 @@ class GPU:
             yield
         finally:
             linalg.set_compute_type(np.float32, before)
+
+
+def driver() -> str:
+    """Return the version of the NVIDIA driver, "unknown" where nvidia-smi does not tell."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")[0]
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 # --- reports ---------------------------------------------------------------------------------------------------------

@@ -25,7 +25,11 @@ def begin() -> dict[str, str]:
     """Set the layout of all maps; return the versions."""
     side_pytorch.layout = torch.channels_last
     torch.backends.cudnn.benchmark = True
-    return {"torch": torch.__version__, "cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
+    return {
+        "torch": torch.__version__,
+        "torch_cuda": str(torch.version.cuda),
+        "cudnn": str(torch.backends.cudnn.version()),
+    }
 
 
 def within(precision: str, run: Callable[[], object]) -> Callable[[], object]:

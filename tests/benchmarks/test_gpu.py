@@ -20,6 +20,7 @@ import correctness  # noqa: E402
 import inputs  # noqa: E402
 import kernels  # noqa: E402
 import side_cuda  # noqa: E402
+from on_gpu import host_reads  # noqa: E402
 
 from minicenternet import CenterNet, ops  # noqa: E402
 from minicenternet.autograd import Tensor  # noqa: E402
@@ -68,6 +69,8 @@ def clock(cupy):
 def test_every_job_runs_on_the_gpu_alone(cupy, precision):
     if precision not in side_cuda.available():
         pytest.skip("bf16 needs ml_dtypes")
+    if not hasattr(cupy, "launches"):
+        pytest.skip("CuPy itself neither lists launches nor counts reads")
     for job in ("train", "infer"):
         run = side_cuda.JOBS[job](**NETWORK, precision=precision)
         run()
@@ -91,9 +94,9 @@ def test_precision_ends_with_its_block(cupy):
 def test_parts_of_a_step_run_and_read_nothing(cupy):
     for job in ("splat", "loss", "decode"):
         run = side_cuda.JOBS[job](size=32, batch=2, classes=3)
-        reads = cupy.host_reads
+        reads = host_reads(cupy)
         run()
-        assert cupy.host_reads == reads, job
+        assert host_reads(cupy) == reads, job
 
 
 def test_the_layers_are_those_that_the_network_runs():
@@ -112,7 +115,7 @@ def test_tuning_writes_the_fastest(clock, tmp_path, monkeypatch):
     monkeypatch.setattr(side_cuda, "layers", lambda: [layer])
     path = tmp_path / "table.json"
     found = side_cuda.tune(clock, {}, ["float32"], path)
-    assert json.loads(path.read_text())["measured_on"] == found["measured_on"] == "stand-in"
+    assert json.loads(path.read_text())["measured_on"] == found["measured_on"] != ""
     assert found["choices"].keys() == conv2d_cuda.table()["choices"].keys()
 
 
@@ -122,7 +125,7 @@ def test_the_command_to_tune_measures_nothing_and_says_what_changed(clock, tmp_p
     monkeypatch.setattr(side_cuda, "available", lambda: ["float32"])
     monkeypatch.setattr(side_cuda, "GPU", lambda: clock)
     times = iter(range(1000, 0, -1))  # the last one tried is the fastest
-    monkeypatch.setattr(clock, "seconds", lambda run: run() or next(times))
+    monkeypatch.setattr(clock, "seconds", lambda run: (run(), next(times))[1])
     conv2d_cuda.table()  # kept from here on
     monkeypatch.setattr(conv2d_cuda, "TABLE", tmp_path / "table.json")
     assert gpu.main(["--tune"]) == 0
