@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import inputs
 import kernels
@@ -148,22 +148,25 @@ def errors(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> tup
     return abs(float(found["loss"]) / float(expected["loss"]) - 1), (off / size) ** 0.5
 
 
-def check_step(backbone: str, size: int, batch: int, precisions: list[str], theirs: Callable | None) -> list[dict]:
-    """Compare the loss and gradients of one step with NumPy's in float32, and with PyTorch's.
+def check_step(
+    backbone: str, size: int, batch: int, precisions: Sequence[str], theirs: Callable | None
+) -> Iterator[dict]:
+    """Compare the loss and gradients of one step with NumPy's in float32, and with PyTorch's; yield row by row.
 
     theirs: side_pytorch_cuda.gradients.  In fewer bits, PyTorch's float32 is the truth, from which ours may be
     AS_PYTORCH times as far as what PyTorch makes of the same bits.
     """
     model = CenterNet(backbone, class_names=["a", "b", "c"], input_size=(size, size))
     images, targets = inputs.images(batch, size), inputs.targets(batch, size, 3)
-    found = []
 
-    def row(name: str, actual: tuple[float, float], allowed: tuple[float, float]) -> None:
+    def row(name: str, actual: tuple[float, float], allowed: tuple[float, float]) -> dict:
         right = all(a <= b for a, b in zip(actual, allowed, strict=True))  # false for NaN, too
-        found.append({"name": name, "errors": actual, "allowed": allowed, "right": right})
+        return {"name": name, "errors": actual, "allowed": allowed, "right": right}
 
     numpy_step = our_gradients(model, images, targets, None)
-    row("float32 and NumPy", errors(our_gradients(model, images, targets, "float32"), numpy_step), (LOSS, GRADIENT))
+    yield row(
+        "float32 and NumPy", errors(our_gradients(model, images, targets, "float32"), numpy_step), (LOSS, GRADIENT)
+    )
     if theirs is not None:
         truth = theirs(model, images, targets, "float32")
         for precision in precisions:
@@ -171,5 +174,5 @@ def check_step(backbone: str, size: int, batch: int, precisions: list[str], thei
             if precision != "float32":
                 rounding = errors(theirs(model, images, targets, precision), truth)
                 allowed = max(LAST_BIT[precision], AS_PYTORCH * rounding[0]), max(GRADIENT, AS_PYTORCH * rounding[1])
-            row(f"{precision} and PyTorch", errors(our_gradients(model, images, targets, precision), truth), allowed)
-    return found
+            ours = our_gradients(model, images, targets, precision)
+            yield row(f"{precision} and PyTorch", errors(ours, truth), allowed)

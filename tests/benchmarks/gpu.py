@@ -20,8 +20,9 @@ import statistics
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import cpu  # it also makes the sides and the package importable
@@ -102,25 +103,40 @@ class Benchmark:
 
     def measure(self) -> dict:
         """Do all of it; what fails, or would begin too late, is noted and does not keep the rest from being done."""
-        parts = (self.kernels, self.step, self.ceilings, self.training, self.memory, self.inference, self.parts)
-        for part in (*parts, self.breakdown):
-            if time.perf_counter() - self.start > 60 * self.plan.minutes:
-                self.wrong.append(f"{part.__name__} was left out: {self.plan.minutes:g} minutes had passed")
-                continue
+        for name, part in self.parts():
             begin = time.perf_counter()
+            if begin - self.start > 60 * self.plan.minutes:
+                self.wrong.append(f"{name}: left out, {self.plan.minutes:g} minutes had passed")
+                continue
             try:
                 part()
             except Exception as error:
                 traceback.print_exc()
-                self.wrong.append(f"{part.__name__} failed: {type(error).__name__}: {error}")
+                self.wrong.append(f"{name}: failed with {type(error).__name__}: {error}")
             for side in self.sides:
                 side.rest()
-            self.say(f"({part.__name__}: {time.perf_counter() - begin:.0f} s)")
+            self.say(f"({name}: {time.perf_counter() - begin:.0f} s)")
             self.save()
         self.say(summary(self.found, self.plan, self.precisions))
         self.found["minutes"] = (time.perf_counter() - self.start) / 60
         self.save()
         return self.found
+
+    def parts(self) -> Iterator[tuple[str, Callable[[], None]]]:
+        """Yield the name and the function of each part."""
+        yield "kernels", self.kernels
+        yield "a step", self.step
+        yield "ceilings", self.ceilings
+        for precision in self.precisions:
+            yield f"training, {precision}", partial(self.turns, "train", self.plan.batch, precision)
+            yield f"memory, {precision}", partial(self.memory, precision)  # now cuDNN has made its choices
+        for batch in (1, self.plan.batch):
+            for precision in self.precisions:
+                yield f"inference, batch {batch}, {precision}", partial(self.turns, "infer", batch, precision)
+        for job in ("splat", "loss", "decode"):  # what only a detector has to do
+            yield job, partial(self.part, job)
+        for precision in self.precisions:
+            yield f"breakdown, {precision}", partial(self.breakdown, precision)
 
     def save(self) -> None:
         if self.path:
@@ -135,11 +151,12 @@ class Benchmark:
         self.wrong += [f"{name}: {verdict}" for name, verdict in found.items() if verdict != "equal"]
 
     def step(self) -> None:
-        theirs = self.peer.gradients if self.peer else None
-        found = correctness.check_step(self.plan.backbone, self.plan.check_size, 2, self.precisions, theirs)
-        self.found["step"] = found
-        self.say(step_table(found))
-        self.wrong += [f"a training step, {row['name']}: not equal" for row in found if not row["right"]]
+        theirs, found = self.peer.gradients if self.peer else None, self.found.setdefault("step", [])
+        for row in correctness.check_step(self.plan.backbone, self.plan.check_size, 2, self.precisions, theirs):
+            found.append(row)
+            self.say(step_table([row]))
+            if not row["right"]:
+                self.wrong.append(f"a step, {row['name']}: not equal")
 
     # --- how fast is it? ---
 
@@ -147,49 +164,32 @@ class Benchmark:
         plan = self.plan
         self.found["ceilings"] = side_cuda.ceilings(self.gpu, plan.product, plan.megabytes, plan.repetitions)
 
-    def training(self) -> None:
-        self._turns("train", (self.plan.batch,))
+    def turns(self, job: str, batch: int, precision: str) -> None:
+        seconds = cpu.take_turns(self.sides, job, self.plan.network(batch) | {"precision": precision}, self.plan)
+        self.found.setdefault(job, []).append({"batch": batch, "precision": precision, "seconds": seconds})
+        images = ", ".join(f"{name} {batch / statistics.median(s):.1f}" for name, s in seconds.items())
+        self.say(f"{job}, batch {batch}, {precision}: {images} images/s")
 
-    def inference(self) -> None:
-        self._turns("infer", (1, self.plan.batch))
+    def memory(self, precision: str) -> None:
+        options, found = self.plan.network(self.plan.batch) | {"precision": precision}, {}
+        for side, module in zip(self.sides, (self.gpu, self.peer), strict=False):
+            side.rest()
+            found[side.name] = module.peak(partial(three, side, options))
+        self.found.setdefault("memory", {})[precision] = found
 
-    def _turns(self, job: str, batches: Sequence[int]) -> None:
-        found = self.found[job] = []
-        for batch in batches:
-            for precision in self.precisions:
-                options = self.plan.network(batch) | {"precision": precision}
-                seconds = cpu.take_turns(self.sides, job, options, self.plan)
-                found.append({"batch": batch, "precision": precision, "seconds": seconds})
-                images = ", ".join(f"{name} {batch / statistics.median(s):.1f}" for name, s in seconds.items())
-                self.say(f"{job}, batch {batch}, {precision}: {images} images/s")
-
-    def memory(self) -> None:
-        found = self.found["memory"] = {}
-        for precision in self.precisions:
-            found[precision] = {}
-            options = self.plan.network(self.plan.batch) | {"precision": precision}
-            for side, module in zip(self.sides, (self.gpu, self.peer), strict=False):
-                found[precision][side.name] = module.peak(lambda side=side, options=options: three(side, options))
-                side.rest()
-
-    def parts(self) -> None:
-        """What only a detector's training step and inference have to do."""
+    def part(self, job: str) -> None:
         options = dict(size=self.plan.size, batch=self.plan.batch, classes=self.plan.classes)
-        self.found["parts"] = {
-            job: cpu.take_turns([self.ours], job, options, self.plan)[self.ours.name]
-            for job in ("splat", "loss", "decode")
-        }
+        seconds = cpu.take_turns([self.ours], job, options, self.plan)
+        self.found.setdefault("parts", {})[job] = seconds[self.ours.name]
 
-    def breakdown(self) -> None:
-        self.found["breakdown"], self.found["work"] = {}, {}
-        for precision in self.precisions:
-            options = self.plan.network(self.plan.batch) | {"precision": precision}
-            found = self.found["breakdown"][precision] = side_cuda.breakdown(self.gpu, options, self.plan.steps)
-            self.found["work"][precision] = side_cuda.work(**options)
-            self.gpu.free()
-            self.say(cpu.breakdown_table(found, f"batch {self.plan.batch}, {precision}"))
-            if precision in self.found.get("ceilings", {}):
-                self.say(cpu.convolution_table(found, 1e-9 * self.found["ceilings"][precision], f", {precision}"))
+    def breakdown(self, precision: str) -> None:
+        options = self.plan.network(self.plan.batch) | {"precision": precision}
+        self.found.setdefault("work", {})[precision] = side_cuda.work(**options)
+        found = side_cuda.breakdown(self.gpu, options, self.plan.steps)
+        self.found.setdefault("breakdown", {})[precision] = found
+        self.say(cpu.breakdown_table(found, f"batch {self.plan.batch}, {precision}"))
+        if precision in self.found.get("ceilings", {}):
+            self.say(cpu.convolution_table(found, 1e-9 * self.found["ceilings"][precision], f", {precision}"))
 
 
 def three(side: Here, options: dict) -> None:
@@ -238,7 +238,7 @@ def summary(found: dict, plan: Plan, precisions: Sequence[str]) -> str:
     parts = {name: statistics.median(seconds) for name, seconds in found.get("parts", {}).items()}
     rows += [(f"{name} of a batch", f"{1000 * seconds:.3f} ms", "", "", "", "") for name, seconds in parts.items()]
     for precision in precisions:
-        if parts and precision in steps:
+        if len(parts) == 3 and precision in steps:
             share = sum(parts.values()) / steps[precision]
             reached = "reached" if share < PARTS else "not reached"
             name = f"these three, of a step in {precision}"
