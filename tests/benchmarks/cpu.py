@@ -159,13 +159,20 @@ def serve(program: str, layout: str, threads: int) -> None:
         print(json.dumps(answer), file=answers, flush=True)
 
 
-def median_seconds(run: Callable[[], object], seconds: float) -> float:
-    """Return the median time of a run, repeated until `seconds` have passed."""
+def wall_seconds(run: Callable[[], object]) -> float:
+    """Return the time of a run."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def median_seconds(
+    run: Callable[[], object], seconds: float, clock: Callable[[Callable[[], object]], float] = wall_seconds
+) -> float:
+    """Return the median time of a run, repeated until `seconds` have passed; clock: returns the time of one."""
     times = []
     while not times or sum(times) < seconds:
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
+        times.append(clock(run))
     return statistics.median(times)
 
 
@@ -318,7 +325,7 @@ def ceiling_table(ceiling: dict[str, dict[str, float]]) -> str:
     return aligned("Matrix product", [("", *columns), *rows])
 
 
-def breakdown_table(ops: Sequence[dict]) -> str:
+def breakdown_table(ops: Sequence[dict], step: str = "batch 4") -> str:
     """Return the milliseconds of a training step by op, the most first."""
     total = sum(op["forward"] + op["backward"] for op in ops)
     rows = []
@@ -331,10 +338,10 @@ def breakdown_table(ops: Sequence[dict]) -> str:
         for time_, name, calls, forward, backward in sorted(rows, reverse=True)
     ]
     head = ("", "calls", "forward", "backward", "both", "share")
-    return aligned(f"A training step, batch 4: {total:.0f} ms by op", [head, *cells])
+    return aligned(f"A training step, {step}: {total:.0f} ms by op", [head, *cells])
 
 
-def convolution_table(ops: Sequence[dict], gflops: float) -> str:
+def convolution_table(ops: Sequence[dict], gflops: float, note: str = " (Winograd can exceed it)") -> str:
     """Return what each convolution reaches of the ceiling (Winograd counts as what it saves: it may exceed 100 %)."""
     rows = [("", "calls", "forward", "GFLOP/s", "of ceiling", "backward", "GFLOP/s", "of ceiling")]
     for op in ops:
@@ -344,7 +351,7 @@ def convolution_table(ops: Sequence[dict], gflops: float) -> str:
                 reached = 1e-6 * op[f"{way}_flop"] / op[way]
                 cells += [f"{op[way]:.1f} ms", f"{reached:.0f}", f"{100 * reached / gflops:.0f} %"]
             rows.append((f"{op['name']} {op['shape']}", str(op["calls"]), *cells))
-    return aligned(f"Convolutions, beside a matrix product's {gflops:.0f} GFLOP/s (Winograd can exceed it)", rows)
+    return aligned(f"Convolutions, beside a matrix product's {gflops:.0f} GFLOP/s{note}", rows)
 
 
 def overhead_table(microseconds: dict[str, float], aim: float = 30) -> str:

@@ -166,9 +166,14 @@ def breakdown(backbone: str, size: int, batch: int, classes: int, steps: int) ->
     """
     step = train(backbone, size, batch, classes)
     step()
+    return by_op(step, steps, Stopwatch)
+
+
+def by_op(step: Callable[[], None], steps: int, stopwatch: Callable[[], Stopwatch]) -> list[dict]:
+    """Return each Op of a training step as a dict, see `breakdown`."""
     watched = []
     for _ in range(steps):
-        with _Stopwatch() as watch:
+        with stopwatch() as watch:
             step()
         watched.append(watch.ops())
     groups = defaultdict(list)
@@ -178,32 +183,39 @@ def breakdown(backbone: str, size: int, batch: int, classes: int, steps: int) ->
     return [Op(*key, *map(sum, list(zip(*ops, strict=True))[2:]))._asdict() for key, ops in groups.items()]
 
 
-class _Stopwatch:
+class Stopwatch:
     """Inside, one training step is run, and every op that it records on the tape is timed, forward and backward."""
 
-    def __enter__(self) -> _Stopwatch:
-        self.records, self.sums, self.original = [], 0.0, autograd.Node
+    def __enter__(self) -> Stopwatch:
+        self.records, self.sums, self.original = [], [], autograd.Node
         autograd.Node = self.node
-        self.last = time.perf_counter()
+        self.last = self.now()
         return self
 
     def __exit__(self, *_) -> None:
         self.rest = self.lap()
         autograd.Node = self.original
 
-    def lap(self) -> float:
-        """Return the milliseconds since the last call."""
-        before, self.last = self.last, time.perf_counter()
-        return 1000 * (self.last - before)
+    def now(self):
+        """Return this moment; of two moments `milliseconds` tells the time between, when the step is done."""
+        return time.perf_counter()
+
+    def milliseconds(self, begin, end) -> float:
+        return 1000 * (end - begin)
+
+    def lap(self) -> tuple:
+        """Return the moment of the last call and this one."""
+        before, self.last = self.last, self.now()
+        return before, self.last
 
     def node(self, name: str, backward: Callable, parents: list, outputs: int) -> autograd.Node:
         """Stand in for autograd.Node, which is made as soon as an op's forward is done."""
-        record = {"name": name, "forward": self.lap(), "backward": 0.0, "output": ()}
+        record = {"name": name, "forward": self.lap(), "backward": None, "output": ()}
         record["inputs"] = [None if parent is None else parent.shape for parent in parents]
         self.records.append(record)
 
         def timed(*gradients: np.ndarray | None) -> tuple:
-            self.sums += self.lap()
+            self.sums.append(self.lap())
             parts = backward(*gradients)
             record["backward"], record["output"] = self.lap(), gradients[0].shape
             return parts
@@ -218,8 +230,11 @@ class _Stopwatch:
             if record["name"] in CONVOLUTIONS:
                 shape, flop = _convolution(record["name"], *record["inputs"][:2], record["output"])
                 passes = 1 if record["inputs"][0] is None else 2  # nobody asks for the gradient of the images
-            found.append(Op(record["name"], shape, 1, record["forward"], record["backward"], flop, passes * flop))
-        return [*found, Op("sums of gradients", "", 1, 0, self.sums, 0, 0), Op("optimiser", "", 1, self.rest, 0, 0, 0)]
+            forward = self.milliseconds(*record["forward"])
+            backward = self.milliseconds(*record["backward"]) if record["backward"] else 0.0
+            found.append(Op(record["name"], shape, 1, forward, backward, flop, passes * flop))
+        sums, rest = sum(self.milliseconds(*lap) for lap in self.sums), self.milliseconds(*self.rest)
+        return [*found, Op("sums of gradients", "", 1, 0, sums, 0, 0), Op("optimiser", "", 1, rest, 0, 0, 0)]
 
 
 def _convolution(name: str, x: tuple | None, weight: tuple, y: tuple) -> tuple[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import inputs
 import numpy as np
@@ -16,6 +17,7 @@ from torch_twin_released import DLA34, DeformConv, ResDCN18
 
 LAYOUTS = {"channels_last": torch.channels_last, "nchw": torch.contiguous_format}
 layout = torch.contiguous_format  # of this process, see begin
+forward_in: Callable = nullcontext  # what the forward passes of training run in; see side_pytorch_cuda
 
 
 def train(backbone: str, size: int, batch: int, classes: int) -> Callable[[], None]:
@@ -27,7 +29,8 @@ def train(backbone: str, size: int, batch: int, classes: int) -> Callable[[], No
     optimiser = torch.optim.Adam(network.parameters(), 1e-4, fused=True)
 
     def step() -> None:
-        total = loss(network(images), targets)
+        with forward_in():
+            total = loss(network(images), targets)
         optimiser.zero_grad(set_to_none=True)
         total.backward()
         optimiser.step()

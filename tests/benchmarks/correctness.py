@@ -1,0 +1,178 @@
+"""Is what is measured on a GPU right?  Every kernel family against NumPy, a training step also against PyTorch."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+
+import inputs
+import kernels
+import numpy as np
+import side_cuda
+
+from minicenternet import CenterNet
+from minicenternet.autograd import Tensor
+from minicenternet.backend import to_cpu, to_gpu
+from minicenternet.ops import conv2d_cuda, deform_conv2d_cuda
+from minicenternet.ops.geometry import Geometry
+
+conv2d = importlib.import_module("minicenternet.ops.conv2d")  # the package's name conv2d is the op
+deform_conv2d = importlib.import_module("minicenternet.ops.deform_conv2d")
+
+CONVOLUTIONS = [  # kernel, size of the map, channels, outputs, options
+    ((1, 1), (9, 7), 20, 67, {}),
+    ((3, 3), (13, 11), 20, 67, dict(padding=1)),
+    ((7, 7), (33, 18), 3, 64, dict(stride=2, padding=3)),
+    ((4, 4), (10, 12), 64, 20, dict(stride=2, padding=1)),
+    ((3, 3), (9, 7), 16, 32, dict(padding=2, dilation=2, groups=2)),
+]
+TOLERANCES = {"float32": 1e-5, "tf32": 3e-3, "fp16": 5e-3, "bf16": 4e-2}  # of the largest number
+LOSS, GRADIENT = 1e-4, 1e-3  # relative, of a float32 step: sums in another order, a ReLU here and there
+AS_PYTORCH = 2  # how many times PyTorch's own rounding errors a step in fewer bits may make
+LAST_BIT = {"tf32": 2**-10, "fp16": 2**-10, "bf16": 2**-7}  # which a loss may be off, PyTorch's happening to be exact
+
+
+def convolution(cupy, precision: str) -> None:
+    """Raise AssertionError unless all rungs and tiles do the three passes as the definition does in float64."""
+    dtype = conv2d_cuda.storage(precision)
+    for kernel_size, size, channels, outputs, options in CONVOLUTIONS:
+        geometry = Geometry.of(*({"stride": 1, "padding": 0, "dilation": 1, "groups": 1} | options).values())
+        rng, groups = np.random.default_rng(0), geometry.groups
+        shapes = (2, *size, channels), (outputs, channels // groups, *kernel_size)
+        shapes = *shapes, (2, *geometry.output_size(*size, kernel_size), outputs)
+        arrays = [rng.standard_normal(shape, np.float32).astype(dtype) for shape in shapes]
+        x, weight, dy = (array.astype(np.float64) for array in arrays)
+        expected = (
+            conv2d.reference_forward(x, weight, geometry),
+            conv2d.reference_input_gradient(dy, weight, size, geometry),
+            conv2d.reference_weight_gradient(x, dy, kernel_size, geometry),
+        )
+        x, weight, dy = map(cupy.asarray, arrays)
+        for rung in conv2d_cuda.RUNGS:
+            if not conv2d_cuda.can(rung, precision, groups, channels // groups, outputs // groups):
+                continue
+            for correlate, dweight in zip(
+                *(conv2d_cuda.candidates(rung, kind, "small") for kind in ("correlate", "dweight")), strict=True
+            ):
+                given = dict(precision=precision, choice=correlate)
+                found = (
+                    conv2d_cuda.forward(x, weight, geometry, **given),
+                    conv2d_cuda.input_gradient(dy, weight, size, geometry, **given),
+                    conv2d_cuda.weight_gradient(x, dy, kernel_size, geometry, precision=precision, choice=dweight),
+                )
+                for ours, theirs in zip(found, expected, strict=True):
+                    _assert_near(ours, theirs, precision, f"{rung} {correlate.tile}, {kernel_size}, {options}")
+
+
+def deformable(cupy, precision: str) -> None:
+    """Raise AssertionError unless the deformable convolution and its gradients are the definition's."""
+    dtype, geometry, rng = conv2d_cuda.storage(precision), Geometry.of(1, 1, 1, 1), np.random.default_rng(0)
+    offset = rng.integers(-2, 3, (2, 7, 6, 18)) + rng.integers(1, 8, (2, 7, 6, 18)) / 8
+    others = [rng.standard_normal(shape) for shape in ((2, 7, 6, 5), (4, 5, 3, 3), (2, 7, 6, 4))]
+    x, weight, dy, offset, mask = (
+        array.astype(dtype) for array in (*others, offset, rng.uniform(0.1, 1, (2, 7, 6, 9)))
+    )
+    given = [x, offset, mask, weight]
+    exact = [array.astype(np.float64) for array in given]
+    expected = [deform_conv2d.reference_forward(*exact, geometry)]
+    expected += deform_conv2d.reference_gradients(*exact, dy.astype(np.float64), geometry)
+    on_gpu = [cupy.asarray(array) for array in given]
+    found = [deform_conv2d_cuda.forward(*on_gpu, geometry, precision=precision)]
+    found += deform_conv2d_cuda.gradients(*on_gpu, cupy.asarray(dy), geometry, precision=precision)
+    for ours, theirs in zip(found, expected, strict=True):
+        _assert_near(ours, theirs, precision, "deformable convolution")
+
+
+def _assert_near(found, expected: np.ndarray, precision: str, what: str) -> None:
+    error = np.abs(found.get().astype(np.float64) - expected).max() / np.abs(expected).max()
+    assert error <= TOLERANCES[precision], f"{what}: off by {error:.1e}, allowed {TOLERANCES[precision]:.1e}"
+
+
+def families() -> list[tuple[str, Callable, str]]:
+    """Return (name, check, its dtype or precision) of all kernel families; bfloat16 where ml_dtypes is installed."""
+    precisions = side_cuda.available()
+    dtypes = [name for name in kernels.DTYPES if name != "bfloat16" or "bf16" in precisions]
+    found = [
+        (f"{check.__name__.replace('_', ' ')}, {dtype}", check, dtype)
+        for check, made_for in kernels.EXERCISES.items()
+        for dtype in made_for
+        if dtype in dtypes
+    ]
+    found += [(f"convolution, {name}", convolution, name) for name in precisions]
+    return [*found, *((f"deformable convolution, {name}", deformable, name) for name in precisions)]
+
+
+def check_families(cupy) -> dict[str, str]:
+    """Return, for each kernel family, "equal" or what is wrong with it."""
+    found = {}
+    for name, check, dtype in families():
+        try:
+            check(cupy, dtype)
+            found[name] = "equal"
+        except Exception as error:  # what a kernel can do wrong has no end, and the others are to be checked
+            found[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return found
+
+
+# --- a training step -------------------------------------------------------------------------------------------------
+
+
+def our_gradients(model: CenterNet, images, targets: dict, precision: str | None) -> dict[str, np.ndarray]:
+    """Return the loss, "loss", and all gradients of one step on the GPU; on the CPU where precision is None."""
+    model = copy.deepcopy(model)
+
+    def step() -> dict[str, np.ndarray]:
+        total, _ = model.task.loss(
+            model(Tensor(given(images))), {name: given(array) for name, array in targets.items()}
+        )
+        total.backward()
+        found = {name: to_cpu(parameter.grad) for name, parameter in model.named_parameters()}
+        return {"loss": total.numpy(), **found}
+
+    if precision is None:
+        given = np.asarray
+        return step()
+    given = to_gpu
+    model.to("cuda").set_precision(precision)
+    return step()
+
+
+def errors(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> tuple[float, float]:
+    """Return the relative error of the loss and, all taken together, of the gradients."""
+    off, size = 0.0, 0.0
+    for name, gradient in expected.items():
+        if name != "loss":
+            off += float(np.square(found[name] - gradient, dtype=np.float64).sum())
+            size += float(np.square(gradient, dtype=np.float64).sum())
+    return abs(float(found["loss"]) / float(expected["loss"]) - 1), (off / size) ** 0.5
+
+
+def check_step(
+    backbone: str, size: int, batch: int, precisions: Sequence[str], theirs: Callable | None
+) -> Iterator[dict]:
+    """Compare the loss and gradients of one step with NumPy's in float32, and with PyTorch's; yield row by row.
+
+    theirs: side_pytorch_cuda.gradients.  In fewer bits, PyTorch's float32 is the truth, from which ours may be
+    AS_PYTORCH times as far as what PyTorch makes of the same bits.
+    """
+    model = CenterNet(backbone, class_names=["a", "b", "c"], input_size=(size, size))
+    images, targets = inputs.images(batch, size), inputs.targets(batch, size, 3)
+
+    def row(name: str, actual: tuple[float, float], allowed: tuple[float, float]) -> dict:
+        right = all(a <= b for a, b in zip(actual, allowed, strict=True))  # false for NaN, too
+        return {"name": name, "errors": actual, "allowed": allowed, "right": right}
+
+    numpy_step = our_gradients(model, images, targets, None)
+    yield row(
+        "float32 and NumPy", errors(our_gradients(model, images, targets, "float32"), numpy_step), (LOSS, GRADIENT)
+    )
+    if theirs is not None:
+        truth = theirs(model, images, targets, "float32")
+        for precision in precisions:
+            allowed = LOSS, GRADIENT
+            if precision != "float32":
+                rounding = errors(theirs(model, images, targets, precision), truth)
+                allowed = max(LAST_BIT[precision], AS_PYTORCH * rounding[0]), max(GRADIENT, AS_PYTORCH * rounding[1])
+            ours = our_gradients(model, images, targets, precision)
+            yield row(f"{precision} and PyTorch", errors(ours, truth), allowed)

@@ -1,0 +1,282 @@
+"""minicenternet's side of the benchmark on a GPU: each job prepares a function that does the measured work once.
+
+What only this side answers: the ceilings of the GPU, where the time of a training step goes, and which of the
+convolution's kernels are the fastest.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from unittest.mock import patch
+
+import inputs
+import numpy as np
+import roofline
+import side_minicenternet
+
+from minicenternet import CenterNet, ops
+from minicenternet.autograd import Tensor, no_grad
+from minicenternet.backend import Array, to_gpu
+from minicenternet.ops import conv2d_cuda
+from minicenternet.ops.geometry import Geometry
+from minicenternet.optim import Adam
+from minicenternet.points import targets_cuda
+
+SLOW = 0.05  # seconds of one call, above which tuning does not repeat it
+
+
+def network(backbone: str, size: int, classes: int, precision: str = "float32", folded: bool = False) -> CenterNet:
+    """Return a network on the GPU."""
+    names = [str(label) for label in range(classes)]
+    model = CenterNet(backbone, class_names=names, input_size=(size, size))
+    return (model.fold() if folded else model).to("cuda").set_precision(precision)
+
+
+# --- jobs ------------------------------------------------------------------------------------------------------------
+
+
+def train(backbone: str, size: int, batch: int, classes: int, precision: str) -> Callable[[], None]:
+    """A training step with Adam, its batch on the GPU."""
+    model = network(backbone, size, classes, precision)
+    images, targets = to_gpu(inputs.images(batch, size)), targets_of(batch, size, classes)
+    optimiser = Adam(model.named_parameters(), 1e-4)
+
+    def step() -> None:
+        total, _ = model.task.loss(model(Tensor(images)), targets)
+        model.zero_grad()
+        total.backward()
+        optimiser.step()
+
+    return step
+
+
+def infer(backbone: str, size: int, batch: int, classes: int, precision: str) -> Callable[[], None]:
+    """From images on the GPU to the best 100 boxes, with the batch norms folded."""
+    model, images = network(backbone, size, classes, precision, folded=True), to_gpu(inputs.images(batch, size))
+
+    def run() -> None:
+        with no_grad():
+            model.task.decode(model(Tensor(images)))
+
+    return run
+
+
+def splat(size: int, batch: int, classes: int) -> Callable[[], None]:
+    """The targets of a batch, 128 objects in each image."""
+    rng, cells = np.random.default_rng(3), size // inputs.STRIDE
+    corners = rng.uniform(0, size / 2, (batch, inputs.OBJECTS, 2))
+    boxes = np.concatenate([corners, corners + rng.uniform(4, size / 2, corners.shape)], 2).astype(np.float32)
+    on_device = to_gpu(boxes), to_gpu(rng.integers(0, classes, boxes.shape[:2]))
+    return lambda: targets_cuda.encode(*on_device, classes, cells, cells, inputs.STRIDE)
+
+
+def loss(size: int, batch: int, classes: int) -> Callable[[], None]:
+    """The losses of a batch's maps and their gradients."""
+    task, targets = network("small", 32, classes).task, targets_of(batch, size, classes)
+    maps = {name: Tensor(array, requires_grad=True) for name, array in maps_of(size, batch, classes).items()}
+
+    def run() -> None:
+        for tensor in maps.values():
+            tensor.grad = None
+        task.loss(maps, targets)[0].backward()
+
+    return run
+
+
+def decode(size: int, batch: int, classes: int) -> Callable[[], None]:
+    """From a batch's maps to the best 100 boxes of each image."""
+    task = network("small", 32, classes).task
+    maps = {name: Tensor(array) for name, array in maps_of(size, batch, classes).items()}
+    return lambda: task.decode(maps)
+
+
+def targets_of(batch: int, size: int, classes: int) -> dict[str, Array]:
+    """Return the targets of a batch, on the GPU."""
+    return {name: to_gpu(array) for name, array in inputs.targets(batch, size, classes).items()}
+
+
+def maps_of(size: int, batch: int, classes: int) -> dict[str, Array]:
+    """Return the maps of a batch, on the GPU: the same for every image."""
+    maps = inputs.maps(size // inputs.STRIDE, classes)
+    return {name: to_gpu(np.repeat(array, batch, axis=0)) for name, array in maps.items()}
+
+
+JOBS = {"train": train, "infer": infer, "splat": splat, "loss": loss, "decode": decode}
+
+
+# --- the GPU ---------------------------------------------------------------------------------------------------------
+
+
+class GPU:
+    """The current GPU through CuPy: its clock and its memory. PyTorch computes on the same stream, the default one."""
+
+    def __init__(self):
+        self.cupy = importlib.import_module("cupy")
+
+    def about(self) -> dict[str, str]:
+        """Return what is measured on; the runtime's version as CUDA numbers it, 13020 for 13.2."""
+        runtime = self.cupy.cuda.runtime
+        return {
+            "device": runtime.getDeviceProperties(runtime.getDevice())["name"].decode(),
+            "driver": driver(),
+            "runtime": str(runtime.runtimeGetVersion()),
+            "cupy": self.cupy.__version__,
+        }
+
+    def now(self):
+        """Return an event that the GPU notes when it has done all that was asked of it so far."""
+        event = self.cupy.cuda.Event()
+        event.record()
+        return event
+
+    def seconds_between(self, begin, end) -> float:
+        """Return the time between two events; waits for the second."""
+        end.synchronize()
+        return self.cupy.cuda.get_elapsed_time(begin, end) / 1000
+
+    def seconds(self, run: Callable[[], object]) -> float:
+        """Return the time of one run."""
+        begin = self.now()
+        run()
+        return self.seconds_between(begin, self.now())
+
+    def free(self) -> None:
+        """Give back the memory of arrays that nobody holds any more."""
+        gc.collect()
+        self.cupy.get_default_memory_pool().free_all_blocks()
+
+    def peak(self, run: Callable[[], object]) -> dict[str, int]:
+        """Return the bytes in use at the peak of a run, and those that the memory pool then held."""
+        self.free()
+        pool = self.cupy.get_default_memory_pool()
+
+        class Watch(self.cupy.cuda.MemoryHook):
+            name, most = "peak", pool.used_bytes()
+
+            def malloc_postprocess(self, **_) -> None:
+                self.most = max(self.most, pool.used_bytes())
+
+        with Watch() as watch:
+            run()
+        return {"in use": watch.most, "held": pool.total_bytes()}
+
+    @contextmanager
+    def tf32_products(self) -> Iterator[None]:
+        """Inside, CuPy's float32 products round to tf32, as with CUPY_TF32=1 in the environment."""
+        linalg = importlib.import_module("cupy._core._routines_linalg")
+        before = linalg.get_compute_type(np.float32)
+        linalg.set_compute_type(np.float32, linalg.COMPUTE_TYPE_TF32)
+        try:
+            yield
+        finally:
+            linalg.set_compute_type(np.float32, before)
+
+
+def driver() -> str:
+    """Return the version of the NVIDIA driver, "unknown" where nvidia-smi does not tell."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")[0]
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+# --- reports ---------------------------------------------------------------------------------------------------------
+
+
+def ceilings(gpu: GPU, side: int, megabytes: int, repeats: int) -> dict[str, float]:
+    """Bytes a second of a copy on the GPU (read and written), "copy"; operations a second of cuBLAS by precision."""
+    cupy = gpu.cupy
+
+    def seconds(run: Callable[[], object]) -> float:
+        run()
+        return float(np.median([gpu.seconds(run) for _ in range(repeats)]))
+
+    source = cupy.zeros(megabytes << 20, np.uint8)
+    target = cupy.empty_like(source)
+    found = {"copy": 2 * source.nbytes / seconds(partial(cupy.copyto, target, source))}
+    del source, target
+    numbers = np.random.default_rng(0).standard_normal((side, side), np.float32)
+    for precision in available():
+        a = to_gpu(numbers.astype(conv2d_cuda.storage(precision)))
+        product = partial(cupy.matmul, a, a, out=cupy.empty_like(a))
+        if precision == "tf32":
+            with gpu.tf32_products():
+                found[precision] = 2 * side**3 / seconds(product)
+        else:
+            found[precision] = 2 * side**3 / seconds(product)
+    return found
+
+
+def available() -> list[str]:
+    """Return the precisions of the convolution that can be had: bf16 needs ml_dtypes."""
+    return [name for name in conv2d_cuda.PRECISIONS if name != "bf16" or importlib.util.find_spec("ml_dtypes")]
+
+
+def work(backbone: str, size: int, batch: int, classes: int, precision: str) -> dict[str, float]:
+    """The operations of a training step and the bytes that it must move, counted by roofline.py: no measurement."""
+    names = [str(label) for label in range(classes)]
+    model = CenterNet(backbone, class_names=names, input_size=(size, size))
+    works = roofline.step(model, batch, precision)
+    return {"operations": sum(each.operations for each in works), "bytes": sum(each.bytes for each in works)}
+
+
+def breakdown(gpu: GPU, options: dict, steps: int) -> list[dict]:
+    """Where a training step's time goes on the GPU: each side_minicenternet.Op as a dict.
+
+    The events are read when the step is done, so that the host may run ahead as it does in training.
+    """
+
+    class Stopwatch(side_minicenternet.Stopwatch):
+        def now(self):
+            return gpu.now()
+
+        def milliseconds(self, begin, end) -> float:
+            return 1000 * gpu.seconds_between(begin, end)
+
+    step = train(**options)
+    for _ in range(2):
+        step()
+    return side_minicenternet.by_op(step, steps, Stopwatch)
+
+
+def layers(backbone: str, size: int, batch: int, classes: int) -> list[tuple[tuple, tuple, Geometry]]:
+    """Return the convolutions that the network runs, each kind once, as conv2d_cuda.tune takes them.
+
+    A transposed convolution is the adjoint of the convolution that makes its input of its output.
+    """
+    found = {}
+
+    def noting(op: Callable, transposed: bool) -> Callable:
+        def noted(x: Tensor, weight: Tensor, bias: Tensor | None = None, **options) -> Tensor:
+            y = op(x, weight, bias, **options)
+            usual = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+            geometry = Geometry.of(*(options.get(name, value) for name, value in usual.items()))
+            found[(batch, *(y if transposed else x).shape[1:]), weight.shape, geometry] = None
+            return y
+
+        return noted
+
+    names = [str(label) for label in range(classes)]
+    model = CenterNet(backbone, class_names=names, input_size=(size, size))
+    convolutions = {name: noting(getattr(ops, name), "transpose" in name) for name in ("conv2d", "conv_transpose2d")}
+    with patch.multiple(ops, **convolutions), no_grad():
+        model(Tensor(inputs.images(1, size)))
+    return list(found)
+
+
+def tune(gpu: GPU, options: dict, precisions: Sequence[str], path: Path) -> dict:
+    """Time the convolution's kernels on the network's layers; write the table of the fastest and return it."""
+
+    def seconds(call: Callable[[], object]) -> float:
+        call()  # compiles it
+        first = gpu.seconds(call)
+        return first if first > SLOW else float(np.median([first, *(gpu.seconds(call) for _ in range(6))]))
+
+    return conv2d_cuda.tune(layers(**options), precisions, path, seconds)

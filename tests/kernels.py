@@ -1,0 +1,123 @@
+"""Every kernel family on small, odd shapes against the CPU; on CuPy itself, or on its stand-in.
+
+Each function takes the module and a dtype, and raises AssertionError where the devices differ. Nothing but NumPy and
+the package is needed, for the exercises under sanitizers and for the benchmark on a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from on_gpu import DTYPES, as_dtype, assert_close, check
+
+from minicenternet import ops
+from minicenternet.backend import to_cpu
+from minicenternet.nn.layers import Conv2d
+from minicenternet.nn.module import Parameter
+from minicenternet.ops.prepare_images_cuda import prepare_images
+from minicenternet.optim import SGD, Adam, Average
+from minicenternet.points import decode, losses, targets, targets_cuda
+
+
+def normal(*shape: int) -> np.ndarray:
+    return np.random.default_rng(shape).standard_normal(shape)
+
+
+def batch_norm(cupy, dtype: str) -> None:
+    for channels in (33, 8):
+        vectors = np.abs(normal(4, channels)).astype(np.float32)
+        for training in (True, False):
+            check(cupy, ops.batch_norm, normal(1, 9, 9, channels), *vectors, normal(1, 9, 9, channels), relu=True,
+                  training=training, dtype=dtype, scale=8)  # fmt: skip
+
+
+def pooling(cupy, dtype: str) -> None:
+    for channels in (5, 8):
+        check(cupy, ops.max_pool2d, normal(1, 7, 9, channels), dtype=dtype)
+    check(cupy, ops.avg_pool2d, normal(1, 7, 9, 5), dtype=dtype)
+
+
+def upsample2d(cupy, dtype: str) -> None:
+    for mode in ("nearest", "bilinear"):
+        check(cupy, ops.upsample2d, normal(1, 3, 5, 7), mode=mode, dtype=dtype)
+
+
+def gather_points(cupy, dtype: str) -> None:
+    index = np.random.default_rng(0).integers(0, 9, (2, 11))  # some are equal
+    check(cupy, ops.gather_points, normal(2, 3, 5, 3), index, dtype=dtype, scale=4)
+
+
+def pointwise(cupy, dtype: str) -> None:
+    check(cupy, ops.relu, normal(3, 31), dtype=dtype)
+    check(cupy, ops.sigmoid, normal(3, 31), dtype=dtype, scale=4)
+
+
+def focal_loss(cupy, dtype: str) -> None:
+    heatmap = np.maximum(normal(1, 9, 11, 3), 0).clip(0, 1).astype(np.float32)  # two blocks of numbers
+    check(cupy, losses.focal_loss, normal(1, 9, 11, 3), heatmap, dtype=dtype, scale=4)
+
+
+def best_cells(cupy, dtype: str) -> None:
+    arrays = [normal(1, 33, 32, n).astype(as_dtype(dtype)) for n in (2, 2, 2)]  # two blocks of cells
+    on_cpu = [array.astype(np.float32) for array in arrays]
+    for found, expected in zip(decode.decode(*map(cupy.asarray, arrays), 9), decode.decode(*on_cpu, 9), strict=True):
+        assert np.array_equal(found.get(), expected)
+
+
+def encode(cupy, dtype: str) -> None:
+    boxes = np.float32([[[4, 4, 40, 30], [0, 0, 0, 9], [10, 20, 50, 60], [11, 20, 50, 60], [70, 0, 99, 12]]])
+    labels = np.array([[0, 1, 1, 1, -1]])
+    found = targets_cuda.encode(cupy.asarray(boxes), cupy.asarray(labels), 2, 17, 19)
+    expected = targets.encode(boxes[0, :4], labels[0, :4], 2, 17, 19)
+    for gpu, cpu in zip(found, expected, strict=True):
+        np.testing.assert_allclose(gpu.get()[0], cpu, rtol=1e-6)
+
+
+def optimisers(cupy, dtype: str) -> None:
+    for make in (SGD, Adam):
+        values = []
+        for device in (np.array, cupy.array):
+            parameter = Parameter(device(normal(3, 1711).astype(np.float32)))  # two blocks of numbers
+            parameter.grad = device(normal(1711, 3).reshape(3, 1711).astype(np.float32))
+            make([("weight", parameter)], lr=0.1).step()
+            values.append(parameter.numpy())
+        np.testing.assert_allclose(*values, rtol=2e-6, atol=1e-6)
+
+
+def average(cupy, dtype: str) -> None:
+    values = []
+    for device in (np.array, cupy.array):
+        module = Conv2d(19, 11, 5)  # two blocks of numbers
+        module.weight.data = device(normal(*module.weight.shape).astype(np.float32))
+        module.bias.data = device(normal(11).astype(np.float32))
+        kept = Average(module)
+        module.weight.data = device(normal(11, 25, 19).reshape(11, 19, 5, 5).astype(np.float32))
+        kept.update(module)
+        values.append(to_cpu(kept.arrays["weight"]))
+    np.testing.assert_allclose(*values, rtol=2e-6, atol=1e-6)
+
+
+def images(cupy, dtype: str) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+    y = prepare_images([image], np.eye(2, 3)[None], np.float32([[1, 0, 0, 0, 0, 0]]), size=(16, 17), mean=(0, 0, 0),
+                       std=(1, 1, 1), dtype=as_dtype(dtype))  # fmt: skip
+    expected = np.zeros((1, 16, 17, 3))
+    expected[0, :5, :7] = image / 255
+    assert_close(y, expected, dtype)
+
+
+FLOAT32 = DTYPES[:1]
+EXERCISES: dict[Callable, tuple[str, ...]] = {  # and the dtypes that its kernels are made for
+    batch_norm: DTYPES,
+    pooling: DTYPES,
+    upsample2d: DTYPES,
+    gather_points: DTYPES,
+    pointwise: DTYPES,
+    focal_loss: DTYPES,
+    best_cells: DTYPES,
+    encode: FLOAT32,
+    optimisers: FLOAT32,
+    average: FLOAT32,
+    images: DTYPES,
+}
