@@ -28,9 +28,8 @@ from .predict import Detections, ImageLike, predict
 from .tasks import TASKS
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # RGB, of pixels in 0..1
-MEASURED_PIXELS = (
-    2 * 512 * 512
-)  # of the images with which `summary` measures memory; by then, scratch is at its largest
+# Of the images with which `summary` measures memory; by then, scratch is at its largest.
+MEASURED_PIXELS = 4 * 512 * 512
 CLASSIFIERS = ("fc.", "base.fc.")  # of networks trained on ImageNet; no detector computes with it
 
 
