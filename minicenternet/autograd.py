@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -117,9 +118,10 @@ class Tensor:
         """Return a Tensor with the same data and no history."""
         return Tensor(self.data)
 
-    def backward(self, gradient: Array | None = None) -> None:
+    def backward(self, gradient: Array | None = None, ready: Callable[[Tensor], None] | None = None) -> None:
         """Add d(self)/d(leaf) to `.grad` of every leaf that asked for it; a scalar needs no `gradient` (1 is meant).
 
+        ready: called with each leaf as soon as the pass is done with all its uses, while the rest is still to come.
         Each closure is dropped after use, which frees activations while the pass runs.
         Raises RuntimeError when nothing was recorded or when the graph was used before, ValueError when the
         gradient's shape is not the Tensor's.
@@ -135,10 +137,10 @@ class Tensor:
         if gradient.shape != self.shape:
             raise ValueError(f"gradient has shape {gradient.shape}, expected {self.shape}")
         with one_blas_thread():
-            _go_back(self, gradient)
+            _go_back(self, gradient, ready)
 
 
-def _go_back(root: Tensor, gradient: Array) -> None:
+def _go_back(root: Tensor, gradient: Array, ready: Callable[[Tensor], None] | None) -> None:
     """Run the closures from root backwards, adding up the gradients of each Tensor's uses."""
     gradients, sums = {id(root): gradient}, set()  # sums: those of which the array was made here, read by nobody else
     tensors, outputs = _oldest_first([root]), []
@@ -149,6 +151,8 @@ def _go_back(root: Tensor, gradient: Array) -> None:
         if node is None:  # a leaf
             if gradient is not None and tensor.requires_grad:  # not so if a checkpoint gave its constant back
                 tensor.grad = gradient if tensor.grad is None else tensor.grad + gradient
+                if ready:
+                    ready(tensor)
             continue
         if node.backward is None:
             raise RuntimeError(
@@ -187,15 +191,31 @@ def _sum(a: Array, b: Array, into_first: bool) -> Array:
 
 
 def _oldest_first(roots: list[Tensor]) -> list[Tensor]:
-    """Return `roots` and the recorded Tensors that they depend on, every Tensor after those it was computed from."""
-    found, stack = {id(root): root for root in roots}, list(roots)
+    """Return `roots` and the recorded Tensors that they depend on, every Tensor after those it was computed from.
+
+    A leaf stands just before the oldest op that uses it, so that its gradient is complete as early as can be: before a
+    checkpoint that did not run again yet, which may use any.
+    """
+    found, stack, oldest_use = {id(root): root for root in roots}, list(roots), {}
     while stack:
         tensor = stack.pop()
-        for parent in tensor.node.inputs if tensor.node else ():
-            if parent is not None and id(parent) not in found:
+        if tensor.node is None:
+            continue
+        for parent in tensor.node.inputs:
+            if parent is None:
+                continue
+            if parent.node is None:
+                oldest_use[id(parent)] = min(oldest_use.get(id(parent), tensor.node.order), tensor.node.order)
+            if id(parent) not in found:
                 found[id(parent)] = parent
                 stack.append(parent)
-    return sorted(found.values(), key=lambda tensor: tensor.node.order if tensor.node else -1)
+    checkpoints = [tensor.node.order for tensor in found.values() if tensor.node and tensor.node.again]
+    oldest = min(checkpoints, default=math.inf)
+
+    def place(tensor: Tensor) -> float:
+        return tensor.node.order if tensor.node else min(oldest_use.get(id(tensor), 0), oldest) - 0.5
+
+    return sorted(found.values(), key=place)
 
 
 @contextmanager

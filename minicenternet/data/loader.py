@@ -48,6 +48,7 @@ class Loader:
         drop_last       leave out an epoch's last batch where it is smaller than the others
         prefetch        batches that each worker prepares ahead, those of the next epoch included
         on_bad_image    "raise", or "skip": the next good image of the data set takes its place, with one warning
+        rank, ranks     of several programs that share each batch, which one this is: it prepares every ranks-th image
 
     `skipped` lists what was wrong with each image skipped. Raises InputError for an image that cannot be prepared,
     naming it, for examples of unequal shapes and for a worker that died; RuntimeError, with a traceback, where the data
@@ -66,6 +67,8 @@ class Loader:
         drop_last: bool = False,
         prefetch: int = 2,
         on_bad_image: str = "raise",
+        rank: int = 0,
+        ranks: int = 1,
     ):
         for name, value, least in [("batch_size", batch_size, 1), ("workers", workers, 0), ("prefetch", prefetch, 1)]:
             if value < least:
@@ -79,9 +82,12 @@ class Loader:
                 f"the data set has {len(dataset)} images, fewer than one batch of {batch_size}, and incomplete batches "
                 "are dropped (drop_last); make the batch smaller"
             )
+        if not 0 <= rank < ranks or batch_size % ranks:
+            raise InputError(f"rank {rank} of {ranks} cannot take its equal share of a batch of {batch_size} images")
         self.workers, self.prefetch = workers, prefetch
         self.skipped: list[str] = []
-        self._batches = _Batches(dataset, example, batch_size, seed, shuffle, drop_last, on_bad_image == "skip")
+        skip = on_bad_image == "skip"
+        self._batches = _Batches(dataset, example, batch_size, seed, shuffle, drop_last, skip, rank, ranks)
         self._pool: _Pool | None = None
 
     def __len__(self) -> int:
@@ -134,28 +140,29 @@ class _Batches:
     A batch lies in one buffer of `nbytes` bytes, which `arrays` views as the arrays of `layout`.
     """
 
-    def __init__(self, dataset, example: Example, batch_size, seed, shuffle, drop_last, skip_bad_images):
+    def __init__(self, dataset, example: Example, batch_size, seed, shuffle, drop_last, skip_bad_images, rank, ranks):
         self.dataset, self.example, self.batch_size, self.seed = dataset, example, batch_size, seed
         self.shuffle, self.drop_last, self.skip_bad_images = shuffle, drop_last, skip_bad_images
+        self.rank, self.ranks, self.rows = rank, ranks, batch_size // ranks
         first = self._example(0, 0, [])
         self.layout = _shapes(first)
         if any(dtype.hasobject for dtype, _ in self.layout.values()):
             raise InputError(f"an example is a dict of arrays of numbers, not {first}")
-        self.nbytes = sum(_padded(batch_size * array.nbytes) for array in map(np.asarray, first.values()))
+        self.nbytes = sum(_padded(self.rows * array.nbytes) for array in map(np.asarray, first.values()))
 
     def __len__(self) -> int:
         return (len(self.dataset) + (0 if self.drop_last else self.batch_size - 1)) // self.batch_size
 
     def indices(self, epoch: int, batch: int) -> np.ndarray:
-        """The images of a batch."""
+        """The images of a batch, or of this rank's share of it."""
         order = _order(len(self.dataset), self.seed, epoch) if self.shuffle else np.arange(len(self.dataset))
-        return order[batch * self.batch_size : (batch + 1) * self.batch_size]
+        return order[batch * self.batch_size : (batch + 1) * self.batch_size][self.rank :: self.ranks]
 
     def arrays(self, buffer: np.ndarray) -> dict[str, np.ndarray]:
-        """The arrays of a batch, (batch_size, ...) each, as views of its buffer."""
+        """The arrays of a batch, (rows, ...) each, as views of its buffer."""
         arrays, start = {}, 0
         for key, (dtype, shape) in self.layout.items():
-            arrays[key] = np.ndarray((self.batch_size, *shape), dtype, buffer, start)
+            arrays[key] = np.ndarray((self.rows, *shape), dtype, buffer, start)
             start += _padded(arrays[key].nbytes)
         return arrays
 

@@ -155,6 +155,7 @@ class BatchNorm2d(Module):
     """Batch normalisation with running statistics: weight, bias, running_mean, running_var (C,).
 
     relu: whether a ReLU follows, done in the same pass over memory; so is the sum with a residual given to `forward`.
+    world: None, or the ranks whose batches are normalised as one, see distributed.py.
     """
 
     def __init__(self, channels: int, *, relu: bool = False, momentum: float = 0.1, epsilon: float = 1e-5):
@@ -163,7 +164,7 @@ class BatchNorm2d(Module):
         self.running_mean = np.zeros(channels, np.float32)
         self.running_var = np.ones(channels, np.float32)
         self.num_batches_tracked = np.zeros((), np.int64)
-        self.relu, self.momentum, self.epsilon = relu, momentum, epsilon
+        self.relu, self.momentum, self.epsilon, self.world = relu, momentum, epsilon, None
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         counts = self.training and not running_again()  # the same batch is counted once
@@ -180,6 +181,7 @@ class BatchNorm2d(Module):
             training=self.training,
             momentum=self.momentum if counts else 0,
             epsilon=self.epsilon,
+            world=self.world,
         )
 
 

@@ -43,11 +43,14 @@ def batch_norm(
     training=False,
     momentum=0.1,
     epsilon=1e-5,
+    world=None,
 ):
     """Return x normalised per channel, plus residual where given, through ReLU where asked.
 
     running_mean, running_var (C,): while training updated in place, new = (1 - momentum) * old + momentum * batch, the
     variance unbiased (n - 1), as PyTorch keeps them; eval uses them instead of the batch's.
+    world: where given, a distributed.World whose ranks' batches are normalised as one; all must call together, in
+    backward too. Gradients of weight and bias remain each rank's own.
     Raises ValueError when shapes do not fit, or when training on a single value per channel (its variance is 0).
     """
     count = x.size // x.shape[-1]
@@ -59,6 +62,8 @@ def batch_norm(
         )  # fmt: skip
     if training:
         mean, variance = statistics(x)
+        if world:
+            count, mean, variance = _of_all_ranks(count, mean, variance, world)
         running_mean += momentum * (mean - running_mean)
         running_var += momentum * (variance * (count / (count - 1)) - running_var)
     else:
@@ -71,9 +76,10 @@ def batch_norm(
     def backward(dy):
         g, dbias, g_by_x = _through_relu(dy, rectified, x, origin)
         dweight = (g_by_x + (origin - mean) * dbias) * inverse
+        every_dweight, every_dbias = world.sum(np.stack([dweight, dbias])) if world and training else (dweight, dbias)
         # γ/√ (g - mean(g) - x̂ mean(g x̂)), multiplied out to one affine map of g and x - origin
-        slope = -scale * inverse * dweight / count if training else 0 * scale
-        shift = -scale * dbias / count + (origin - mean) * slope if training else 0 * scale
+        slope = -scale * inverse * every_dweight / count if training else 0 * scale
+        shift = -scale * every_dbias / count + (origin - mean) * slope if training else 0 * scale
         dx = _input_gradient(g, x, origin, scale, slope, shift, in_place=g is not dy and not has_residual)
         return dx, dweight, dbias, None, None, g if has_residual else None
 
@@ -112,9 +118,22 @@ def statistics(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     parallel_for(measure, range(len(blocks)))
     counts = np.array([block.size // channels for block in blocks])[:, None]
-    mean = (counts * means).sum(0) / counts.sum()
-    variance = (squares + counts * (means - mean) ** 2).sum(0) / counts.sum()
+    mean, variance = _combined(counts, means, squares)
     return mean.astype(x.dtype), variance.astype(x.dtype)
+
+
+def _combined(counts: np.ndarray, means: np.ndarray, squares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and variance (C,) of n parts: their counts (n, 1), means and sums of squares around them (n, C)."""
+    mean = (counts * means).sum(0) / counts.sum()
+    return mean, (squares + counts * (means - mean) ** 2).sum(0) / counts.sum()
+
+
+def _of_all_ranks(count: int, mean: np.ndarray, variance: np.ndarray, world) -> tuple[int, np.ndarray, np.ndarray]:
+    """Return the count, the mean and the variance of all ranks' batches together."""
+    parts = world.collect(np.stack([np.full(len(mean), count), mean, variance]).astype(np.float64))  # (ranks, 3, C)
+    counts, means, variances = parts[:, 0, :1], parts[:, 1], parts[:, 2]
+    every_mean, every_variance = _combined(counts, means, counts * variances)
+    return int(counts.sum()), every_mean.astype(mean.dtype), every_variance.astype(mean.dtype)
 
 
 def _sum_of_products(a: np.ndarray, b: np.ndarray, channels: int) -> np.ndarray:

@@ -120,11 +120,13 @@ def detection_loss(
     size_weight: float = 0.1,
     offset_weight: float = 1.0,
     denominator: str = "paper",
+    shares: Mapping[str, float | Array] | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """E7, paper (4): heatmap loss + size_weight * size loss + offset_weight * offset loss.
 
     outputs: "hm" (B, H, W, C) logits, "wh" (B, H, W, 2) sizes and "reg" (B, H, W, 2) offsets, both in cells.
     targets: with a batch axis in front of each field, arrays on the outputs' device.  denominator: see l1_loss.
+    shares: of a batch that several ranks have parts of, what to multiply each part's loss by, see `shares_of`.
     Returns the total, a scalar, and its unweighted parts "heatmap", "size" and "offset".
     The paper regresses sizes in input pixels; here they are in cells, with the same weight, as in the released code.
     """
@@ -133,7 +135,25 @@ def detection_loss(
         "size": l1_loss(gather_points(outputs["wh"], targets.index), targets.size, targets.mask, denominator),
         "offset": l1_loss(gather_points(outputs["reg"], targets.index), targets.offset, targets.mask, denominator),
     }
+    if shares:
+        parts = {name: loss * shares[name] for name, loss in parts.items()}
     return parts["heatmap"] + size_weight * parts["size"] + offset_weight * parts["offset"], parts
+
+
+def shares_of(counts: Array, all_counts: Array, denominator: str = "paper") -> dict[str, Array]:
+    """Return by what to multiply each loss of one rank's part of a batch, so that the ranks' sum is the batch's loss.
+
+    counts, all_counts: (2,) floats, the peaks of the heatmap and the objects, of this rank's part and of the batch.
+    A loss is divided by the number in its own part; what it should be divided by is the batch's.
+    """
+    xp = get_xp(counts, all_counts)
+    divisors = [xp.maximum(numbers, 1) for numbers in (counts, all_counts)]
+    if denominator == "released":
+        regression = [2 * numbers[1] + 1e-4 for numbers in (counts, all_counts)]
+    else:
+        regression = [numbers[1] for numbers in divisors]
+    of_regression = regression[0] / regression[1]
+    return {"heatmap": divisors[0][0] / divisors[1][0], "size": of_regression, "offset": of_regression}
 
 
 def expected_first_loss(heatmap: Array, prior: float = 0.1, alpha: float = 2, beta: float = 4) -> float:

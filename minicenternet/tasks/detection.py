@@ -50,6 +50,7 @@ def loss(
     targets: Mapping[str, np.ndarray],
     *,
     denominator: str = "paper",
+    shares: Mapping[str, np.ndarray] | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return (total, named parts) of a batch: see points.losses.detection_loss.
 
@@ -57,8 +58,8 @@ def loss(
     """
     targets = Targets(**{name: targets[name] for name in Targets._fields})
     if isinstance(outputs, Mapping):
-        return detection_loss(outputs, targets, denominator=denominator)
-    losses = [detection_loss(maps, targets, denominator=denominator) for maps in outputs]
+        return detection_loss(outputs, targets, denominator=denominator, shares=shares)
+    losses = [detection_loss(maps, targets, denominator=denominator, shares=shares) for maps in outputs]
     parts = {name: _mean([parts[name] for _, parts in losses]) for name in losses[0][1]}
     return _mean([total for total, _ in losses]), parts
 

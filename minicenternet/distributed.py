@@ -1,0 +1,224 @@
+"""Several processes, called ranks, that train one network together, each on its share of every batch.
+
+    mpirun -n 8 minicenternet train ...      (or srun, under Slurm: whatever starts MPI programs)
+
+    world = join()                           the ranks that were started together; one alone without a launcher
+    world.sum(array)                         on every rank the sum of what each of them gave
+    GradientSum(world, parameters)           sums gradients, bucket by bucket, while the backward pass still runs
+    with ending_together(world): ...         an error on one rank names it and ends them all
+
+Every rank has all of the weights and takes the same steps: what it adds to a step is the gradient of its own images.
+MPI (mpi4py) starts the ranks and carries the arrays.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .errors import InputError
+
+if TYPE_CHECKING:
+    from .autograd import Tensor
+    from .nn.module import Parameter
+
+BUCKET = 4 << 20  # bytes of gradients that are sent together: enough for the wire to be busy, and for an early start
+LAUNCHED = ("PMI_SIZE", "PMIX_RANK", "OMPI_COMM_WORLD_SIZE")  # one of these is set by what starts MPI programs
+
+
+class World:
+    """One rank alone: what it asks of all ranks is its own."""
+
+    rank, size, local_rank = 0, 1, 0
+
+    @property
+    def name(self) -> str:
+        """What this rank is called in messages."""
+        return f"rank {self.rank} of {self.size} ({socket.gethostname()})"
+
+    def sum(self, array: np.ndarray) -> np.ndarray:
+        """Return the sum of all ranks' arrays, of one shape and dtype: the same bits on each rank."""
+        return array
+
+    def collect(self, array: np.ndarray) -> np.ndarray:
+        """Return all ranks' arrays, of one shape and dtype, stacked in the order of the ranks: (size, ...)."""
+        return array[None]
+
+    def gather(self, data: bytes) -> list[bytes]:
+        """Return what each rank gave, in the order of the ranks; on other ranks than 0 an empty list."""
+        return [data]
+
+    def share(self, text: str) -> str:
+        """Return rank 0's text on every rank."""
+        return text
+
+    def apart(self) -> World:
+        """Return the same ranks with a wire of their own, for another thread.  All ranks must ask together."""
+        return self
+
+    def abort(self) -> None:
+        """End all ranks at once; of one alone there is nobody else to end."""
+
+
+class Ranks(World):
+    """The ranks that an MPI launcher started together; a communicator of mpi4py carries what they say."""
+
+    def __init__(self, communicator):
+        self.communicator = communicator
+        self.rank, self.size = communicator.rank, communicator.size
+        self.local_rank = _rank_on_this_machine(communicator)
+
+    def sum(self, array):
+        total = np.array(array, order="C")
+        self.communicator.Allreduce(_in_place(), total)
+        return total
+
+    def collect(self, array):
+        stacked = np.empty((self.size, *array.shape), array.dtype)
+        self.communicator.Allgather(np.ascontiguousarray(array), stacked)
+        return stacked
+
+    def gather(self, data):
+        lengths = self.collect(np.array(len(data)))
+        whole = np.empty(lengths.sum() if self.rank == 0 else 0, np.uint8)
+        self.communicator.Gatherv(np.frombuffer(data, np.uint8), (whole, lengths))
+        ends = np.cumsum(lengths)
+        return [whole[end - n : end].tobytes() for end, n in zip(ends, lengths, strict=True)] if self.rank == 0 else []
+
+    def share(self, text):
+        data = np.frombuffer(text.encode(), np.uint8)
+        length = int(self.collect(np.array(len(data)))[0])
+        data = data.copy() if self.rank == 0 else np.empty(length, np.uint8)
+        self.communicator.Bcast(data)
+        return data.tobytes().decode()
+
+    def apart(self):
+        return Ranks(self.communicator.Dup())
+
+    def abort(self):
+        self.communicator.Abort(1)
+
+
+def join() -> World:
+    """Return the ranks that were started together with this one.  Raises InputError when mpi4py is not installed."""
+    if not any(name in os.environ for name in LAUNCHED):
+        return World()
+    try:
+        from mpi4py import MPI
+    except ImportError as error:
+        raise InputError(
+            'several ranks were started, for which mpi4py is needed: python -m pip install "minicenternet[distributed]"'
+        ) from error
+    if MPI.COMM_WORLD.size > 1 and MPI.Query_thread() < MPI.THREAD_MULTIPLE:
+        raise InputError(
+            "this MPI does not let several threads talk at once (MPI_THREAD_MULTIPLE), as summing gradients during the "
+            "backward pass needs; install another one, such as: python -m pip install mpich"
+        )
+    return Ranks(MPI.COMM_WORLD) if MPI.COMM_WORLD.size > 1 else World()
+
+
+def _in_place():
+    from mpi4py import MPI
+
+    return MPI.IN_PLACE
+
+
+def _rank_on_this_machine(communicator) -> int:
+    from mpi4py import MPI
+
+    return communicator.Split_type(MPI.COMM_TYPE_SHARED).rank
+
+
+@contextmanager
+def ending_together(world: World) -> Iterator[None]:
+    """Inside, an error on one rank is told with the rank's name, and ends all of them: none waits for the dead.
+
+    Of one rank alone, errors go where they would have gone.
+    """
+    try:
+        yield
+    except Exception as error:
+        if world.size == 1:
+            raise
+        told = str(error) if isinstance(error, InputError) else traceback.format_exc()
+        print(f"\n{world.name}: {told}", file=sys.stderr, flush=True)
+        world.abort()
+
+
+class GradientSum:
+    """Sums the gradients of all ranks in buckets, each as soon as the backward pass has made all that belongs to it.
+
+        loss.backward(ready=gradients.note)
+        gradients.finish()
+
+    Parameters are put into buckets from the last to the first, the order in which backward gets to them, and a thread
+    sends the buckets in that order: the same on every rank.
+    """
+
+    def __init__(self, world: World, parameters: Iterable[Parameter], bucket_bytes: int = BUCKET):
+        self.world, self.buckets = world.apart(), []
+        self.bucket_of: dict[int, _Bucket] = {}
+        for parameter in reversed(list(parameters)):
+            if not self.buckets or self.buckets[-1].nbytes >= bucket_bytes:
+                self.buckets.append(_Bucket())
+            self.buckets[-1].add(parameter)
+            self.bucket_of[id(parameter)] = self.buckets[-1]
+        self.sender = ThreadPoolExecutor(1, thread_name_prefix="gradients")
+        self.next = 0  # bucket to be sent
+
+    def note(self, leaf: Tensor) -> None:
+        """Send what can be sent now that this leaf's gradient is complete."""
+        bucket = self.bucket_of.get(id(leaf))
+        if bucket:
+            bucket.missing -= 1
+            while self.next < len(self.buckets) and not self.buckets[self.next].missing:
+                self._send()
+
+    def _send(self) -> None:
+        bucket = self.buckets[self.next]
+        bucket.sum = self.sender.submit(self.world.sum, bucket.gradients())
+        self.next += 1
+
+    def finish(self) -> None:
+        """Wait until every parameter's `grad` is the sum over all ranks; zeros where no rank had one."""
+        while self.next < len(self.buckets):  # some of whose parameters no gradient reached here
+            self._send()
+        for bucket in self.buckets:
+            bucket.spread()
+        self.next = 0
+
+
+class _Bucket:
+    """Parameters whose gradients are sent as one array."""
+
+    def __init__(self):
+        self.parameters: list[Parameter] = []
+        self.nbytes = self.missing = 0  # missing: how many gradients are still to come
+        self.sum: Future[np.ndarray]
+
+    def add(self, parameter: Parameter) -> None:
+        self.parameters.append(parameter)
+        self.nbytes += parameter.data.nbytes
+        self.missing += 1
+
+    def gradients(self) -> np.ndarray:
+        """Return the gradients side by side, zeros for those that are None."""
+        return np.concatenate(
+            [np.zeros(one.size, one.dtype) if one.grad is None else one.grad.reshape(-1) for one in self.parameters]
+        )
+
+    def spread(self) -> None:
+        """Give each parameter its part of the sum."""
+        total, start = self.sum.result(), 0
+        for one in self.parameters:
+            one.grad = total[start : start + one.size].reshape(one.shape)
+            start += one.size
+        self.missing = len(self.parameters)
