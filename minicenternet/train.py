@@ -42,15 +42,16 @@ from .data import open_dataset
 from .data.annotation import Annotation, DataSet, Sample
 from .data.loader import Loader
 from .data.transforms import Augmentation, prepare
-from .device import GB, choose, memory_explained
+from .device import GB, check_graph, choose, memory_explained
 from .doctor import cupy_wheels
 from .errors import InputError
 from .evaluate import Evaluation, evaluate
 from .files import replacing
+from .graph import Captured
 from .model import CenterNet
 from .nn.module import first_nonfinite
 from .nn.weights import load_weights, save_weights
-from .optim import SGD, Adam, Average, LossScale, clip_gradients, gradient_norm, learning_rate
+from .optim import SGD, Adam, Average, LossScale, clip_gradients, learning_rate
 from .points.losses import expected_first_loss, explain_loss
 from .predict import explain
 from .progress import Progress
@@ -160,6 +161,9 @@ class Run:
         if self.resuming and self.device == "cpu" and config.precision != "float32":
             say(f"the run was begun in {config.precision}; on the CPU it goes on in float32")
             self.config = config = replace(config, precision="float32")
+        if self.resuming and self.device == "cpu":
+            self.config = config = replace(config, graph=False)
+        check_graph(config.graph, self.device)
         size = (config.size or (128 if config.data == "shapes" else 512),) * 2
         self.train_data, self.val_data = _open_data(config, size, say)
         begun = self.resuming and (self.folder / "state.safetensors").exists()  # not killed before anything was done
@@ -187,6 +191,7 @@ class Run:
         self.scaling = LossScale(weight) if config.precision == "fp16" else None
         self.skipped = 0  # steps of which was said that they were
         self.finite = get_xp(weight).ones((), bool)  # whether every loss so far was
+        self.step_on_gpu = Captured(self._step_on_gpu) if config.graph else self._step_on_gpu
         self.counters, self.rows = Counters(), []
         example = TrainingExample(
             self.model.task_name,
@@ -237,22 +242,40 @@ class Run:
 
     def _step(self, batch: Mapping[str, Array]) -> dict[str, float | Array]:
         self.optimiser.lr = self._learning_rate(self.optimiser.steps)
-        images = Tensor(batch["image"])
-        total, parts = self.model.task.loss(self.model(images), batch, denominator=self.config.denominator)
-        losses = {name: tensor.data for name, tensor in {"loss": total, **parts}.items()}
         if self.device == "cpu":
-            losses = self.read(losses, batch)
+            return self._step_on_cpu(batch)
+        self.optimiser.advance()
+        if self.average:
+            self.average.advance()
+        return self.step_on_gpu(batch)
+
+    def _step_on_cpu(self, batch: Mapping[str, Array]) -> dict[str, float]:
+        total, losses = self._losses(batch)
+        numbers = self.read(losses, batch)
         self.model.zero_grad()
-        total.backward(self.scaling.scale if self.scaling else None)
-        if self.device == "cpu":
-            if self.config.clip_norm:
-                clip_gradients(self.model.parameters(), self.config.clip_norm)
-            self.optimiser.step()
-        else:
-            self.optimiser.step(self._factor(total.data))
+        total.backward()
+        if self.config.clip_norm:
+            clip_gradients(self.model.parameters(), self.config.clip_norm)
+        self.optimiser.step()
         if self.average:
             self.average.update(self.model)
+        return numbers
+
+    def _step_on_gpu(self, batch: Mapping[str, Array]) -> dict[str, Array]:
+        """Do what the GPU does alike in each step, so that a graph can: what differs, it reads from memory."""
+        total, losses = self._losses(batch)
+        self.model.zero_grad()
+        total.backward(self.scaling.scale if self.scaling else None)
+        self.optimiser.apply(self._factor(total.data))
+        if self.average:
+            self.average.apply(self.model)
         return losses
+
+    def _losses(self, batch: Mapping[str, Array]) -> tuple[Tensor, dict[str, Array]]:
+        """Return what to go back from, and the loss and its parts."""
+        maps = self.model(Tensor(batch["image"]))
+        total, parts = self.model.task.loss(maps, batch, denominator=self.config.denominator)
+        return total, {name: tensor.data for name, tensor in {"loss": total, **parts}.items()}
 
     def _factor(self, loss: Array) -> Array:
         """Return, on the GPU, by what to multiply all gradients: 1, or less to clip them, or NaN not to do the step."""
@@ -260,7 +283,7 @@ class Run:
         good, factor = xp.isfinite(loss), xp.ones((), np.float32)
         self.finite &= good
         if self.scaling or self.config.clip_norm:
-            norm = gradient_norm(self.model.parameters())
+            norm = self.optimiser.gradient_norm()
         if self.scaling:
             factor, finite = 1 / self.scaling.scale, xp.isfinite(norm)
             norm, good = norm * factor, good & finite
@@ -641,12 +664,12 @@ def _load_pretrained(
 
 
 def _resumed(given: TrainConfig, saved: TrainConfig) -> TrainConfig:
-    """Return the run's own options, but for device and precision where others are given.
+    """Return the run's own options, but for device, precision and graph where others are given.
 
     Raises InputError when other options were given beside --resume.
     """
     usual = TrainConfig()
-    for name in ("device", "precision"):
+    for name in ("device", "precision", "graph"):
         if getattr(given, name) != getattr(usual, name):
             saved = replace(saved, **{name: getattr(given, name)})
     for option in fields(TrainConfig):
