@@ -9,8 +9,7 @@ curves.png                                  how it went
 
 The folder is the same whatever the device, and a run may go on on another one. On a GPU no step waits for a number: the
 losses and whether all of them were finite stay there, and are read once in READ_EVERY steps and wherever a state is
-saved. A step whose loss is not finite changes no weight, so that it may be noticed so late. Targets are made on the CPU
-by the loader's workers, on every device.
+saved. A step whose loss is not finite changes no weight, so that it may be noticed so late.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatch
@@ -41,11 +40,11 @@ from .config import TrainConfig
 from .data import open_dataset
 from .data.annotation import Annotation, DataSet, Sample
 from .data.loader import Loader
-from .data.transforms import Augmentation, prepare
 from .device import GB, check_graph, choose, memory_explained
 from .doctor import cupy_wheels
 from .errors import InputError
 from .evaluate import Evaluation, evaluate
+from .examples import Preparation, TrainingExample, Unprepared
 from .files import replacing
 from .graph import Captured
 from .model import CenterNet
@@ -56,48 +55,11 @@ from .points.losses import expected_first_loss, explain_loss
 from .predict import explain
 from .progress import Progress
 from .staging import upload_ahead
-from .tasks import TASKS
 from .threads import one_blas_thread
 
 READ_EVERY = 20  # steps on a GPU between two readings of the losses; each of the first FIRST_READ is read
 FIRST_READ = 4
 PICTURE_SECONDS = 60.0  # least time between two drawings of a run's pictures; the last epoch is always drawn
-
-
-@dataclass(frozen=True)
-class TrainingExample:
-    """Turns a Sample into the arrays of one training example; picklable, so that worker processes can do it."""
-
-    task: str
-    num_classes: int
-    size: tuple[int, int]
-    pixel_mean: tuple[float, ...]
-    pixel_std: tuple[float, ...]
-    channel_order: str
-    augmentation: Augmentation | None
-    min_overlap: float = 0.7
-    radius_form: str = "released"
-
-    def __call__(self, sample: Sample, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """Return "image" (h, w, 3) float32 and the task's targets."""
-        prepared = prepare(
-            sample,
-            size=self.size,
-            mean=self.pixel_mean,
-            std=self.pixel_std,
-            channel_order=self.channel_order,
-            augmentation=self.augmentation,
-            rng=rng,
-        )
-        targets = TASKS[self.task].encode(
-            prepared.boxes,
-            prepared.labels,
-            self.num_classes,
-            *self.size,
-            min_overlap=self.min_overlap,
-            form=self.radius_form,
-        )
-        return {"image": prepared.image, **targets}
 
 
 @dataclass
@@ -194,21 +156,22 @@ class Run:
         self.step_on_gpu = Captured(self._step_on_gpu) if config.graph else self._step_on_gpu
         self.counters, self.rows = Counters(), []
         example = TrainingExample(
-            self.model.task_name,
-            len(self.model.class_names),
-            size,
-            self.model.pixel_mean,
-            self.model.pixel_std,
-            self.model.channel_order,
-            config.augmentation if config.augment else None,
-            config.min_overlap,
-            config.radius_form,
+            task=self.model.task_name,
+            num_classes=len(self.model.class_names),
+            size=size,
+            pixel_mean=self.model.pixel_mean,
+            pixel_std=self.model.pixel_std,
+            channel_order=self.model.channel_order,
+            augmentation=config.augmentation if config.augment else None,
+            min_overlap=config.min_overlap,
+            radius_form=config.radius_form,
         )
+        self.preparation = None if self.device == "cpu" else Preparation(example)
         self.batch_size = min(config.batch_size, len(self.train_data))
         _check_batch_norm(self.batch_size, size[0], self.model.backbone.stride)
         self.loader = Loader(
             self.train_data,
-            example,
+            example if self.device == "cpu" else Unprepared(size=size, augmentation=example.augmentation),
             self.batch_size,
             seed=config.seed,
             workers=config.num_workers,
@@ -383,7 +346,7 @@ class Run:
             while counters.epoch < config.epochs:
                 progress.epoch(counters.epoch, counters.batch)
                 batches = self.loader.epoch(counters.epoch, counters.batch)
-                for batch in batches if self.device == "cpu" else upload_ahead(batches):
+                for batch in batches if self.device == "cpu" else self._prepared_on_gpu(batches):
                     if self.optimiser.steps == 0:
                         self._draw_targets(batch)
                     losses = self.step(batch)
@@ -403,6 +366,13 @@ class Run:
                 self._end_epoch(progress)
                 last_save = time.monotonic()
         return self.rows[-1]
+
+    def _prepared_on_gpu(self, batches: Iterable[Mapping[str, np.ndarray]]) -> Iterator[dict[str, Array]]:
+        """Yield images and targets of the batches; a GPU too small for them is an InputError, as in `step`."""
+        for batch in upload_ahead(batches):
+            with memory_explained(self.batch_size, self._fitting):
+                prepared = self.preparation(batch)
+            yield prepared
 
     def _end_epoch(self, progress: Progress) -> None:
         """Measure AP where it is due, write the epoch's files, then the state."""

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from test_train_gpu import first_batch, resume, start, upload
+from test_train_gpu import first_batch, start, upload
 
 from minicenternet import CenterNet, graph
 from minicenternet.backend import cupy_module, to_cpu
@@ -162,13 +162,6 @@ def test_a_step_as_a_graph_reads_nothing_and_runs_no_kernel_by_itself(cupy, tmp_
     cupy.reset()
     run.step(batch)
     assert cupy.host_reads == 0 and cupy.uploads == 2  # the rates of the optimiser and of the average
-
-
-def test_a_run_with_graphs_trains_and_goes_on_on_a_cpu(cupy, tmp_path, launched):
-    run = start(tmp_path, graph=True, epochs=1, average=0.9)
-    row = run.train()
-    assert launched() == 1 and np.isfinite(row["loss"])
-    assert resume(tmp_path, "cpu").config.graph is False
 
 
 def test_a_batch_of_another_size_is_captured_anew(cupy, tmp_path, launched):
