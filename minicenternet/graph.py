@@ -53,6 +53,11 @@ class Captured(Generic[Result]):
         self.function = function
         self.graphs: dict[tuple, _Graph[Result] | None] = {}  # by the shapes of the inputs; None: called once
 
+    def memory(self) -> tuple[int, int]:
+        """Return bytes of all graphs' pools: in use by what is returned, and held, which is what the graphs need."""
+        pools = [graph.pool for graph in self.graphs.values() if graph]
+        return sum(pool.used_bytes() for pool in pools), sum(pool.total_bytes() for pool in pools)
+
     def __call__(self, inputs: Mapping[str, Array]) -> Result:
         """Return function(inputs).  Raises InputError for what cannot be captured."""
         key = tuple((name, array.shape, array.dtype.name) for name, array in inputs.items())
@@ -95,6 +100,7 @@ class _Graph(Generic[Result]):
             array.set(values)
 
     def launch(self, inputs: Mapping[str, Array]) -> Result:
+        """Copy the inputs to where the graph reads them, launch it, and return what it makes."""
         for name, array in inputs.items():
             self.inputs[name][...] = array
         self.graph.launch()

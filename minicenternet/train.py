@@ -35,7 +35,7 @@ import numpy as np
 
 from . import __version__
 from .autograd import Tensor
-from .backend import Array, beside, get_xp, to_cpu
+from .backend import Array, beside, get_xp, pool_memory, to_cpu
 from .config import TrainConfig
 from .data import open_dataset
 from .data.annotation import Annotation, DataSet, Sample
@@ -341,7 +341,9 @@ class Run:
         with (
             self.loader,
             _asked_to_stop() as asked,
-            Progress(len(self.loader), config.epochs, self.batch_size) as progress,
+            Progress(
+                len(self.loader), config.epochs, self.batch_size, None if self.device == "cpu" else self._gpu_memory
+            ) as progress,
         ):
             while counters.epoch < config.epochs:
                 progress.epoch(counters.epoch, counters.batch)
@@ -366,6 +368,12 @@ class Run:
                 self._end_epoch(progress)
                 last_save = time.monotonic()
         return self.rows[-1]
+
+    def _gpu_memory(self) -> tuple[int, int]:
+        """Return bytes on the GPU: of arrays in use, and held by all pools; a graph uses all that its own pool holds."""
+        used, held = pool_memory()
+        of_graphs = self.step_on_gpu.memory()[1] if self.config.graph else 0
+        return used + of_graphs, held + of_graphs
 
     def _prepared_on_gpu(self, batches: Iterable[Mapping[str, np.ndarray]]) -> Iterator[dict[str, Array]]:
         """Yield images and targets of the batches; a GPU too small for them is an InputError, as in `step`."""

@@ -162,6 +162,8 @@ def test_a_step_as_a_graph_reads_nothing_and_runs_no_kernel_by_itself(cupy, tmp_
     cupy.reset()
     run.step(batch)
     assert cupy.host_reads == 0 and cupy.uploads == 2  # the rates of the optimiser and of the average
+    used, held = run.step_on_gpu.memory()
+    assert 0 < used < held and run._gpu_memory()[1] >= held
 
 
 def test_a_batch_of_another_size_is_captured_anew(cupy, tmp_path, launched):

@@ -8,7 +8,9 @@ from .reduce_cuda import HEIGHT, LANES, parts_of_rows
 FILE = "ops/batch_norm.cu"
 
 
-def batch_norm(x, weight, bias, running_mean, running_var, residual, *, relu, training, momentum, epsilon):
+def batch_norm(
+    x, weight, bias, running_mean, running_var, residual, *, relu, training, momentum, epsilon, measured=None
+):
     """Return (y, backward) like batch_norm.raw: float32, float16 or bfloat16 x, float32 per-channel vectors."""
     xp, T, channels = get_xp(x), c_type(x.dtype), x.shape[-1]
     x, rows = xp.ascontiguousarray(x), x.size // channels
@@ -16,7 +18,12 @@ def batch_norm(x, weight, bias, running_mean, running_var, residual, *, relu, tr
     N = neighbours(channels, x.dtype)
     columns, parts, rows_of_part = parts_of_rows(rows, channels)
     mean, variance = running_mean, running_var
-    if training:
+    if training and measured:
+        mean, variance = measured["mean"], measured["variance"]
+        kernel(FILE, "batch_norm_running").each(
+            channels, mean, variance, running_mean, running_var, rows, channels, momentum
+        )
+    elif training:
         means, squares = xp.empty((2, parts, channels), "float32")
         mean, variance = xp.empty((2, channels), "float32")
         _reduce(f"batch_norm_statistics<{T}>", (columns, parts), x, means, squares, rows, channels, rows_of_part)

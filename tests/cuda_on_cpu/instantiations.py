@@ -42,6 +42,7 @@ INSTANTIATIONS: dict[str, list[str]] = {
     "ops/batch_norm.cu": [
         *for_floats("batch_norm_statistics", "batch_norm_sums"),
         "batch_norm_combine",
+        "batch_norm_running",
         "batch_norm_gradients",
         *for_neighbours("batch_norm_normalise", "batch_norm_backward"),
     ],
