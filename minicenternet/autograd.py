@@ -66,10 +66,11 @@ class Tensor:
 
     data: float32 or float64 numpy or cupy array.  grad: None, or an array like data, filled by `backward` for the
     Tensors that nobody computed (parameters, inputs).  requires_grad: whether ops on it are recorded.
+    statistics: None, or what whoever made it measured on the way, for the batch norm that follows.
     Raises TypeError when gradients are asked of anything but float32 or float64.
     """
 
-    __slots__ = ("data", "grad", "node", "output", "requires_grad")
+    __slots__ = ("data", "grad", "node", "output", "requires_grad", "statistics")
     __array_priority__ = 1000  # so that numpy_array * tensor asks the Tensor
 
     def __init__(self, data: Array, requires_grad: bool = False):
@@ -82,6 +83,7 @@ class Tensor:
         self.node: Node | None = None
         self.output = 0  # which of its node's outputs this is
         self.requires_grad = requires_grad
+        self.statistics: dict[str, Array] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:

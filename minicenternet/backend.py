@@ -97,6 +97,12 @@ def gpu_memory() -> tuple[int, int, int]:
     return pool.used_bytes(), free + pool.free_bytes(), total
 
 
+def pool_memory() -> tuple[int, int]:
+    """Return bytes of CuPy's memory pool: in use by arrays, and held, those in use included."""
+    pool = cupy_module().get_default_memory_pool()
+    return pool.used_bytes(), pool.total_bytes()
+
+
 def is_out_of_gpu_memory(error: BaseException) -> bool:
     """Whether it is CuPy that had no memory left."""
     return any(kind.__module__.startswith("cupy.") for kind in type(error).__mro__)

@@ -223,6 +223,7 @@ def _evaluate(options: EvaluateConfig) -> int:
             nms=options.nms,
             rounded=options.rounded,
             batch_size=options.batch_size,
+            graph=options.graph,
             progress=lambda done, total: bar.update(),
         )
     print(evaluation.text())
@@ -246,6 +247,7 @@ def _predict(options: PredictConfig) -> int:
         scales=options.scales,
         nms=options.nms,
         batch_size=options.batch_size,
+        graph=options.graph,
     )
     images, annotations, pictures = [], [], set()
     for number, (path, found) in enumerate(zip(paths, predictor.stream(paths), strict=True), start=1):

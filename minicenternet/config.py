@@ -39,8 +39,8 @@ class TrainConfig:
     output: str | None = None
     """Run folder; by default the next free runs/NAME-N."""
     resume: str | None = None
-    """Run folder to go on with, exactly where it stopped; all other options but --device and --precision are
-    taken from that run."""
+    """Run folder to go on with, exactly where it stopped; all other options but --device, --precision and
+    --graph are taken from that run."""
 
     backbone: str = "small"
     """small, resnet18, 34, 50, 101 or 152, resdcn18 to 152, dla34, dlav0_34 or hourglass104."""
@@ -100,6 +100,9 @@ class TrainConfig:
     precision: Literal["float32", "tf32", "bf16", "fp16"] = "float32"
     """What convolutions multiply on a GPU: the fewer bits, the faster. tf32 rounds only there; bf16 and fp16 also keep
     maps in 16 bits, weights and statistics in float32, and fp16 scales the loss. A CPU has float32 alone."""
+    graph: bool = False
+    """On a GPU, launch all kernels of a step at once, as a CUDA graph: the same weights, sooner where the CPU is what a
+    step waits for."""
     workers: int | None = None
     """Processes that prepare batches; 0 prepares them in this one; by default one per spare core, at most 8."""
     skip_bad_images: bool = False
@@ -178,6 +181,8 @@ class UseConfig:
     precision: Literal["float32", "tf32", "bf16", "fp16"] = "float32"
     """What convolutions multiply on a GPU: the fewer bits, the faster. tf32 rounds only there; bf16 and fp16 also keep
     maps in 16 bits, weights and statistics in float32, and fp16 scales the loss. A CPU has float32 alone."""
+    graph: bool = False
+    """On a GPU, launch all kernels of a batch at once, as a CUDA graph: the same boxes, sooner for small batches."""
 
 
 @dataclass(frozen=True, kw_only=True)

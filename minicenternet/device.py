@@ -47,6 +47,14 @@ def choose(wanted: str) -> tuple[str, str]:
     )
 
 
+def check_graph(wanted: bool, device: str) -> None:
+    """Raise InputError where a CUDA graph is wanted on the CPU."""
+    if wanted and device == "cpu":
+        raise InputError(
+            "graph is of GPUs, and this runs on the CPU; leave --graph out, or give --device cuda where there is one"
+        )
+
+
 @contextmanager
 def memory_explained(batch_size: int, fitting: Callable[[float], str]) -> Iterator[None]:
     """Inside, a GPU that runs out of memory is an InputError: what was asked, held and free, and what should fit.

@@ -199,6 +199,7 @@ def evaluate(
     nms: Literal["soft", "hard"] | None = None,
     rounded: bool = False,
     batch_size: int = 8,
+    graph: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Detect on every image of a data set, those without objects included, and measure AP.
@@ -230,6 +231,7 @@ def evaluate(
         scales=tuple(scales),
         nms=nms,
         batch_size=batch_size,
+        graph=graph,
     )
     detections = []
     for found in predictor.stream(dataset[i] for i in range(len(dataset))):

@@ -9,6 +9,9 @@
 // CUDA graph, whose arguments are fixed, can be given others: η for sgd; η' = η/(1-β1ᵗ) and s = 1/√(1-β2ᵗ) for adam.
 // rest1 and rest2 are 1-β1 and 1-β2, which a float's 1 - 0.999f would miss by 1e-5.  factor, where given, multiplies
 // the gradients; where it is NaN, nothing is updated: so is a step skipped of which only the GPU knows that it is bad.
+#include "ops/block_sum.cuh"
+
+constexpr int THREADS = 256;
 
 __global__ void sgd_step(const long long* __restrict__ addresses, const int* __restrict__ parts,
                          const float* __restrict__ rates, int parameters, float momentum, float weight_decay,
@@ -51,4 +54,23 @@ __global__ void average_step(const long long* __restrict__ addresses, const int*
   float* average = (float*)addresses[array] + part[1];
   const float* present = (const float*)addresses[arrays + array] + part[1];
   for (int i = threadIdx.x; i < part[2]; i += blockDim.x) average[i] += rates[0] * (present[i] - average[i]);
+}
+
+// The joint Euclidean norm of all gradients in two launches: sums[b], the squares of block b's part, then the root of
+// all, one block adding them in order.
+__global__ void gradient_squares(const long long* __restrict__ addresses, const int* __restrict__ parts, int parameters,
+                                 float* __restrict__ sums) {
+  const int* part = parts + 3 * blockIdx.x;
+  const float* gradient = (const float*)addresses[parameters + part[0]] + part[1];
+  float own = 0;
+  for (int i = threadIdx.x; i < part[2]; i += THREADS) own += gradient[i] * gradient[i];
+  float sum = block_sum<THREADS>(own);
+  if (threadIdx.x == 0) sums[blockIdx.x] = sum;
+}
+
+__global__ void gradient_norm(const float* __restrict__ sums, float* __restrict__ norm, int count) {
+  float own = 0;
+  for (int i = threadIdx.x; i < count; i += THREADS) own += sums[i];
+  float sum = block_sum<THREADS>(own);
+  if (threadIdx.x == 0) *norm = sqrtf(sum);
 }

@@ -82,19 +82,42 @@ class Optimiser:
 
         factor, on a GPU alone: a float32 number there, by which all gradients are multiplied; NaN skips the update.
         """
+        self.advance()
+        self.apply(factor)
+
+    def advance(self) -> None:
+        """Begin a step: count it, and on a GPU write the rates of this step to where the kernel reads them."""
         self.steps += 1
-        arrays, on_gpu = {}, False
-        for key, parameter in self.parameters.items():
-            if parameter.grad is not None:
-                xp = get_xp(parameter.data, parameter.grad)
-                on_gpu |= xp is not np
-                parameter.data = xp.asarray(parameter.data, order="C")  # so that parts are views
-                slots = [self.slot_arrays[name][key] for name in self.slots]
-                arrays[key] = [parameter.data, xp.asarray(parameter.grad, order="C"), *slots]
-        if on_gpu:
+        data = [parameter.data for parameter in self.parameters.values()]
+        if data and get_xp(*data) is not np:
+            self.one_launch.set_rates(self.rates(), data[0])
+
+    def apply(self, factor: Array | None = None) -> None:
+        """Do what is the same in every step, and so can be captured in a graph; see `step`."""
+        arrays = self._arrays()
+        if arrays and get_xp(*(of_one[0] for of_one in arrays.values())) is not np:
             self.update_on_gpu(list(arrays.values()), factor)
         else:
             for_parts(self.update, self.jobs, arrays)
+
+    def gradient_norm(self) -> Array:
+        """Return the joint Euclidean norm of all gradients, which lie on a GPU, as a number there: nobody waits."""
+        return self.one_launch.norm(list(self._arrays().values()))
+
+    def _arrays(self) -> dict[str, list[Array]]:
+        """Return, for each parameter that has a gradient, its weight, gradient and slots, contiguous."""
+        arrays = {}
+        for key, parameter in self.parameters.items():
+            if parameter.grad is not None:
+                xp = get_xp(parameter.data, parameter.grad)
+                # Parts are then views, and a gradient that is copied is copied once.
+                parameter.data, parameter.grad = (xp.asarray(a, order="C") for a in (parameter.data, parameter.grad))
+                arrays[key] = [parameter.data, parameter.grad, *(self.slot_arrays[name][key] for name in self.slots)]
+        return arrays
+
+    def rates(self) -> list[float]:
+        """Return the numbers of the step under way that the kernel reads from memory: see optim.cu."""
+        raise NotImplementedError
 
     def update(self, weight: Array, gradient: Array, *slots_and_scratch: Array) -> None:
         """Update one part of a parameter, and of its slots, in place."""
@@ -140,8 +163,11 @@ class SGD(Optimiser):
         get_xp(weight).multiply(velocity, self.lr, out=change)
         weight -= change
 
+    def rates(self):
+        return [self.lr]
+
     def update_on_gpu(self, arrays, factor):
-        self.one_launch("sgd_step", arrays, [self.lr], self.momentum, self.weight_decay, factor)
+        self.one_launch.step("sgd_step", arrays, self.momentum, self.weight_decay, factor)
 
 
 class Adam(Optimiser):
@@ -173,18 +199,14 @@ class Adam(Optimiser):
         change *= self.lr * correction / (1 - beta1**self.steps)
         weight -= change
 
+    def rates(self):
+        beta1, beta2 = self.betas
+        return [self.lr / (1 - beta1**self.steps), 1 / math.sqrt(1 - beta2**self.steps)]
+
     def update_on_gpu(self, arrays, factor):
         beta1, beta2 = self.betas
-        rates = [self.lr / (1 - beta1**self.steps), 1 / math.sqrt(1 - beta2**self.steps)]
         decays = beta1, 1 - beta1, beta2, 1 - beta2
-        self.one_launch("adam_step", arrays, rates, *decays, self.epsilon, self.weight_decay, factor)
-
-
-def gradient_norm(parameters: Iterable[Parameter]) -> Array:
-    """Return the joint Euclidean norm of all gradients, which lie on a GPU, as a number there: nobody waits for it."""
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    xp = get_xp(*gradients)
-    return xp.sqrt(sum(xp.vdot(gradient, gradient) for gradient in gradients))
+        self.one_launch.step("adam_step", arrays, *decays, self.epsilon, self.weight_decay, factor)
 
 
 class LossScale:
@@ -227,7 +249,8 @@ def clip_gradients(parameters: Iterable[Parameter], max_norm: float) -> float | 
     with_gradient = [parameter for parameter in parameters if parameter.grad is not None]
     xp = get_xp(*(parameter.grad for parameter in with_gradient))
     if xp is not np:
-        norm = gradient_norm(with_gradient)
+        gradients = [xp.asarray(parameter.grad, order="C") for parameter in with_gradient]
+        norm = OneLaunch().norm([[gradient, gradient] for gradient in gradients])
         factor = xp.minimum(max_norm / norm, 1)
         for parameter in with_gradient:
             parameter.grad = parameter.grad * factor
@@ -261,13 +284,24 @@ class Average:
 
     def update(self, module: Module) -> None:
         """Take the module's present state into the average."""
+        self.advance()
+        self.apply(module)
+
+    def advance(self) -> None:
+        """Begin an update: count it, and on a GPU write its rate to where the kernel reads it."""
         self.updates += 1
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        state = module.state_dict()
+        if self.arrays and get_xp(*self.arrays.values()) is not np:
+            self.one_launch.set_rates([1 - self._present_decay()], next(iter(self.arrays.values())))
+
+    def _present_decay(self) -> float:
+        return min(self.decay, (1 + self.updates) / (10 + self.updates))
+
+    def apply(self, module: Module) -> None:
+        """Do what is the same in every update, and so can be captured in a graph."""
+        decay, state = self._present_decay(), module.state_dict()
         if get_xp(*state.values()) is not np:
             floating = [key for key, array in self.arrays.items() if array.dtype.kind == "f"]
-            pairs = [(self.arrays[key], state[key]) for key in floating]
-            self.one_launch("average_step", pairs, [1 - decay])
+            self.one_launch.step("average_step", [(self.arrays[key], state[key]) for key in floating])
             for key in self.arrays.keys() - floating:
                 self.arrays[key][...] = state[key]
             return

@@ -1,4 +1,7 @@
-"""An optimiser's step and the average of weights on a GPU, all arrays in one launch: the kernels of optim.cu."""
+"""An optimiser's step, the average of weights and the norm of gradients on a GPU: the kernels of optim.cu.
+
+All arrays go in one launch, by way of a table of their addresses.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .backend import Array, get_xp, kernel, to_gpu
+from .backend import Array, get_xp, kernel
+from .graph import table
 
+FILE = "optim.cu"
 CHUNK = 4096  # numbers that a block updates
-THREADS = 256
+THREADS = 256  # THREADS in the kernels
 
 
 class OneLaunch:
@@ -19,28 +24,40 @@ class OneLaunch:
         self.places = None  # the addresses and sizes that the tables are of
         self.addresses = self.parts = self.rates = None
 
-    def __call__(
-        self, expression: str, arrays: Sequence[Sequence[Array]], rates: Sequence[float], *others: Array | float | None
-    ) -> None:
+    def set_rates(self, rates: Sequence[float], like: Array) -> None:
+        """Write what changes from step to step to the GPU of `like`, where the kernel reads it."""
+        if self.rates is None:
+            self.rates = get_xp(like).empty(len(rates), "float32")
+        self.rates.set(np.array(rates, np.float32))
+
+    def step(self, expression: str, arrays: Sequence[Sequence[Array]], *others: Array | float | None) -> None:
         """Launch a step.  arrays: of each parameter its weight, gradient and slots, contiguous, updated in place.
 
-        rates: what changes from step to step; others: the kernel's other arguments, see optim.cu.
+        others: the kernel's arguments after the rates, which `set_rates` wrote; see optim.cu.
         Raises TypeError for arrays that are not float32 and contiguous.
         """
+        self._look_up(expression, arrays)
+        kernel(FILE, expression)(len(self.parts), THREADS, self.addresses, self.parts, self.rates, len(arrays), *others)
+
+    def norm(self, arrays: Sequence[Sequence[Array]]) -> Array:
+        """Return the joint Euclidean norm of the gradients among these arrays, a number on the GPU; see `step`."""
+        self._look_up("gradient_norm", arrays)
+        xp = get_xp(arrays[0][0])
+        sums, norm = xp.empty(len(self.parts), "float32"), xp.empty((), "float32")
+        kernel(FILE, "gradient_squares")(len(self.parts), THREADS, self.addresses, self.parts, len(arrays), sums)
+        kernel(FILE, "gradient_norm")(1, THREADS, sums, norm, len(sums))
+        return norm
+
+    def _look_up(self, expression: str, arrays: Sequence[Sequence[Array]]) -> None:
+        """Have the tables say where these arrays lie."""
         for array in (array for of_one in arrays for array in of_one):
             if array.dtype.name != "float32" or not array.flags.c_contiguous:
                 raise TypeError(f"{expression} needs contiguous float32 arrays, got {array.dtype} {array.strides}")
         places = [[array.data.ptr for array in of_one] for of_one in arrays], [of_one[0].size for of_one in arrays]
         if places != self.places:
             self.places = places
-            self.addresses = to_gpu(np.array(places[0], np.int64).T.copy())  # (tensors, P)
-            self.parts = to_gpu(_parts(places[1]))
-        if self.rates is None:
-            self.rates = get_xp(arrays[0][0]).empty(len(rates), "float32")
-        self.rates.set(np.array(rates, np.float32))
-        kernel("optim.cu", expression)(
-            len(self.parts), THREADS, self.addresses, self.parts, self.rates, len(arrays), *others
-        )
+            self.addresses = table(np.array(places[0], np.int64).T.copy())  # (tensors, P)
+            self.parts = table(_parts(places[1]))
 
 
 def _parts(sizes: Sequence[int]) -> np.ndarray:

@@ -23,12 +23,13 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from .autograd import Tensor, no_grad
-from .backend import get_xp, to_cpu
+from .backend import Array, get_xp, to_cpu, to_gpu
 from .data.annotation import Sample
 from .data.images import read_image, to_rgb
 from .data.transforms import apply_to_boxes, compose, invert, keep_resolution, letterbox, normalise, warp
-from .device import memory_explained
+from .device import check_graph, memory_explained
 from .errors import InputError
+from .graph import Captured
 from .metrics.coco import to_coco_results
 from .ops import sigmoid
 from .points.decode import nms as hard_nms
@@ -150,6 +151,7 @@ class Predictor:
     scales         sizes at which the image is looked at; the boxes of several are merged by `nms`, or "soft"
     nms            None, "soft" (Gaussian) or "hard" suppression of overlapping boxes of a class
     batch_size     images read at a time; those of equal input size go through the network together
+    graph          on a GPU, launch the kernels of a batch as a CUDA graph, from the second batch of a size on
 
     Raises InputError for an option out of range.  Source: paper section 4.1, released code.
     """
@@ -162,9 +164,12 @@ class Predictor:
     scales: tuple[float, ...] = (1.0,)
     nms: Literal["soft", "hard"] | None = None
     batch_size: int = 8
+    graph: bool = False
     seconds: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self):
+        check_graph(self.graph, "cpu" if get_xp(self.model.parameters()[0].data) is np else "cuda")
+        self.captured = Captured(lambda arrays: self.model.task.decode(self._maps(arrays["image"]), self.k))
         requirements = {
             f"min_score is {self.min_score}, expected 0 to 1": 0 <= self.min_score <= 1,
             f"k is {self.k}, expected at least 1": self.k >= 1,
@@ -173,6 +178,8 @@ class Predictor:
             and all(0 < scale < np.inf for scale in self.scales),
             f"nms is {self.nms!r}, expected None, 'soft' or 'hard'": self.nms in (None, "soft", "hard"),
             f"batch_size is {self.batch_size}, expected at least 1": self.batch_size >= 1,
+            "graph wants inputs of one size; with resolution 'keep' each would have a graph of its own": not self.graph
+            or self.resolution == "fixed",
         }
         for message, holds in requirements.items():
             if not holds:
@@ -204,14 +211,21 @@ class Predictor:
                     canvases = [warp(images[i], views[i].to_input, size) for i in members]
                     batch = np.stack([normalised(canvas, self.model) for canvas in canvases])
                 with memory_explained(self.batch_size, self._halved):
-                    with self._timed("network"):
-                        outputs = self._maps(batch)
-                    with self._timed("decode"):
-                        decoded = [to_cpu(array) for array in self.model.task.decode(outputs, self.k)]
+                    decoded = self._in_input(batch)
                 for i, boxes, scores, labels in zip(members, *decoded, strict=True):
                     found[i].append((apply_to_boxes(views[i].to_image, boxes), scores, labels))
         with self._timed("merge"):
             return [self._merge(*map(np.concatenate, zip(*parts, strict=True))) for parts in found]
+
+    def _in_input(self, batch: np.ndarray) -> list[np.ndarray]:
+        """Boxes in pixels of the network input, scores and labels of a batch."""
+        if self.graph:
+            with self._timed("network and decode"):
+                return [to_cpu(array) for array in self.captured({"image": to_gpu(batch)})]
+        with self._timed("network"):
+            outputs = self._maps(batch)
+        with self._timed("decode"):
+            return [to_cpu(array) for array in self.model.task.decode(outputs, self.k)]
 
     def _halved(self, room: float) -> str:
         if self.batch_size == 1:
@@ -222,10 +236,10 @@ class Predictor:
         pad = max(self.model.backbone.stride, 32) - 1
         return view(*image.shape[:2], self.model.input_size, scale, None if self.resolution == "fixed" else pad)
 
-    def _maps(self, batch: np.ndarray) -> Mapping[str, Tensor]:
+    def _maps(self, batch: Array) -> Mapping[str, Tensor]:
         if not self.flip:
             return run(self.model, batch)
-        both = run(self.model, np.concatenate([batch, batch[:, :, ::-1]]))
+        both = run(self.model, get_xp(batch).concatenate([batch, batch[:, :, ::-1]]))
         outputs = {name: Tensor(maps.data[: len(batch)]) for name, maps in both.items()}
         mirrored = {name: Tensor(maps.data[len(batch) :]) for name, maps in both.items()}
         return average_mirrored(outputs, mirrored)
@@ -286,7 +300,7 @@ def normalised(canvas: np.ndarray, model: CenterNet) -> np.ndarray:
     return normalise(pixels, model.pixel_mean, model.pixel_std)
 
 
-def run(model: CenterNet, batch: np.ndarray) -> Mapping[str, Tensor]:
+def run(model: CenterNet, batch: Array) -> Mapping[str, Tensor]:
     """The raw output maps of a batch (B, h, w, 3) in evaluation mode, float32 or as the weights, with nothing recorded.
 
     Afterwards each layer is in the mode it was in.

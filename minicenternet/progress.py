@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 
 from tqdm import tqdm
 
+MB = 2**20
 QUIET_SECONDS = 30.0  # between plain lines when not in a terminal
 
 
@@ -21,10 +23,15 @@ def memory_mb() -> float:
 
 
 class Progress:
-    """Epoch, speed, time left, losses, learning rate and memory of a training run."""
+    """Epoch, speed, time left, losses, learning rate and memory of a training run.
 
-    def __init__(self, steps: int, epochs: int, batch_size: int):
-        self.steps, self.epochs, self.batch_size = steps, epochs, batch_size
+    gpu_memory: None, or what returns the bytes on a GPU that are in use and that are held, those in use included.
+    """
+
+    def __init__(
+        self, steps: int, epochs: int, batch_size: int, gpu_memory: Callable[[], tuple[int, int]] | None = None
+    ):
+        self.steps, self.epochs, self.batch_size, self.gpu_memory = steps, epochs, batch_size, gpu_memory
         self.in_terminal = sys.stderr.isatty()
         self.seconds, self.done = 0.0, 0  # of the steps done since the program started
         self.images_per_second = self.memory_mb = float("nan")
@@ -64,7 +71,7 @@ class Progress:
         losses = "  ".join(f"{name} {row[name]:.3f}" for name in ("loss", "heatmap", "size", "offset") if name in row)
         text = (
             f"epoch {row['epoch']}/{self.epochs}  {losses}{measured}  lr {row['learning_rate']:.1e}"
-            f"  {row['images_per_second']:.0f} images/s  {row['memory_mb']:.0f} MB"
+            f"  {row['images_per_second']:.0f} images/s  {row['memory_mb']:.0f} MB{self._on_gpu()}"
         )
         if row["epoch"] < self.epochs and self.done:
             text += f"  {self._left((self.epochs - row['epoch']) * self.steps)} left"
@@ -76,8 +83,14 @@ class Progress:
         parts = " ".join(f"{name} {value:.3g}" for name, value in losses.items())
         return (  # within 100 columns, the end of which is the least needed
             f"epoch {self.current + 1}/{self.epochs} step {self.batch}/{self.steps}  {left} left  {parts}"
-            f"  {self.images_per_second:.0f} images/s  lr {learning_rate:.1e}  {self.memory_mb:.0f} MB"
+            f"  {self.images_per_second:.0f} images/s  lr {learning_rate:.1e}  {self.memory_mb:.0f} MB" + self._on_gpu()
         )
+
+    def _on_gpu(self) -> str:
+        if self.gpu_memory is None:
+            return ""
+        used, held = self.gpu_memory()
+        return f", GPU {used / MB:.0f} of {held / MB:.0f} MB"
 
     def _left(self, steps: int) -> str:
         """How long so many steps will take, without what comes between them: minutes and seconds."""

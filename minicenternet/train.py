@@ -9,8 +9,7 @@ curves.png                                  how it went
 
 The folder is the same whatever the device, and a run may go on on another one. On a GPU no step waits for a number: the
 losses and whether all of them were finite stay there, and are read once in READ_EVERY steps and wherever a state is
-saved. A step whose loss is not finite changes no weight, so that it may be noticed so late. Targets are made on the CPU
-by the loader's workers, on every device.
+saved. A step whose loss is not finite changes no weight, so that it may be noticed so late.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatch
@@ -36,67 +35,31 @@ import numpy as np
 
 from . import __version__
 from .autograd import Tensor
-from .backend import Array, beside, get_xp, to_cpu
+from .backend import Array, beside, get_xp, pool_memory, to_cpu
 from .config import TrainConfig
 from .data import open_dataset
 from .data.annotation import Annotation, DataSet, Sample
 from .data.loader import Loader
-from .data.transforms import Augmentation, prepare
-from .device import GB, choose, memory_explained
+from .device import GB, check_graph, choose, memory_explained
 from .doctor import cupy_wheels
 from .errors import InputError
 from .evaluate import Evaluation, evaluate
+from .examples import Preparation, TrainingExample, Unprepared
 from .files import replacing
+from .graph import Captured
 from .model import CenterNet
 from .nn.module import first_nonfinite
 from .nn.weights import load_weights, save_weights
-from .optim import SGD, Adam, Average, LossScale, clip_gradients, gradient_norm, learning_rate
+from .optim import SGD, Adam, Average, LossScale, clip_gradients, learning_rate
 from .points.losses import expected_first_loss, explain_loss
 from .predict import explain
 from .progress import Progress
 from .staging import upload_ahead
-from .tasks import TASKS
 from .threads import one_blas_thread
 
 READ_EVERY = 20  # steps on a GPU between two readings of the losses; each of the first FIRST_READ is read
 FIRST_READ = 4
 PICTURE_SECONDS = 60.0  # least time between two drawings of a run's pictures; the last epoch is always drawn
-
-
-@dataclass(frozen=True)
-class TrainingExample:
-    """Turns a Sample into the arrays of one training example; picklable, so that worker processes can do it."""
-
-    task: str
-    num_classes: int
-    size: tuple[int, int]
-    pixel_mean: tuple[float, ...]
-    pixel_std: tuple[float, ...]
-    channel_order: str
-    augmentation: Augmentation | None
-    min_overlap: float = 0.7
-    radius_form: str = "released"
-
-    def __call__(self, sample: Sample, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """Return "image" (h, w, 3) float32 and the task's targets."""
-        prepared = prepare(
-            sample,
-            size=self.size,
-            mean=self.pixel_mean,
-            std=self.pixel_std,
-            channel_order=self.channel_order,
-            augmentation=self.augmentation,
-            rng=rng,
-        )
-        targets = TASKS[self.task].encode(
-            prepared.boxes,
-            prepared.labels,
-            self.num_classes,
-            *self.size,
-            min_overlap=self.min_overlap,
-            form=self.radius_form,
-        )
-        return {"image": prepared.image, **targets}
 
 
 @dataclass
@@ -160,6 +123,9 @@ class Run:
         if self.resuming and self.device == "cpu" and config.precision != "float32":
             say(f"the run was begun in {config.precision}; on the CPU it goes on in float32")
             self.config = config = replace(config, precision="float32")
+        if self.resuming and self.device == "cpu":
+            self.config = config = replace(config, graph=False)
+        check_graph(config.graph, self.device)
         size = (config.size or (128 if config.data == "shapes" else 512),) * 2
         self.train_data, self.val_data = _open_data(config, size, say)
         begun = self.resuming and (self.folder / "state.safetensors").exists()  # not killed before anything was done
@@ -187,23 +153,25 @@ class Run:
         self.scaling = LossScale(weight) if config.precision == "fp16" else None
         self.skipped = 0  # steps of which was said that they were
         self.finite = get_xp(weight).ones((), bool)  # whether every loss so far was
+        self.step_on_gpu = Captured(self._step_on_gpu) if config.graph else self._step_on_gpu
         self.counters, self.rows = Counters(), []
         example = TrainingExample(
-            self.model.task_name,
-            len(self.model.class_names),
-            size,
-            self.model.pixel_mean,
-            self.model.pixel_std,
-            self.model.channel_order,
-            config.augmentation if config.augment else None,
-            config.min_overlap,
-            config.radius_form,
+            task=self.model.task_name,
+            num_classes=len(self.model.class_names),
+            size=size,
+            pixel_mean=self.model.pixel_mean,
+            pixel_std=self.model.pixel_std,
+            channel_order=self.model.channel_order,
+            augmentation=config.augmentation if config.augment else None,
+            min_overlap=config.min_overlap,
+            radius_form=config.radius_form,
         )
+        self.preparation = None if self.device == "cpu" else Preparation(example)
         self.batch_size = min(config.batch_size, len(self.train_data))
         _check_batch_norm(self.batch_size, size[0], self.model.backbone.stride)
         self.loader = Loader(
             self.train_data,
-            example,
+            example if self.device == "cpu" else Unprepared(size=size, augmentation=example.augmentation),
             self.batch_size,
             seed=config.seed,
             workers=config.num_workers,
@@ -237,22 +205,40 @@ class Run:
 
     def _step(self, batch: Mapping[str, Array]) -> dict[str, float | Array]:
         self.optimiser.lr = self._learning_rate(self.optimiser.steps)
-        images = Tensor(batch["image"])
-        total, parts = self.model.task.loss(self.model(images), batch, denominator=self.config.denominator)
-        losses = {name: tensor.data for name, tensor in {"loss": total, **parts}.items()}
         if self.device == "cpu":
-            losses = self.read(losses, batch)
+            return self._step_on_cpu(batch)
+        self.optimiser.advance()
+        if self.average:
+            self.average.advance()
+        return self.step_on_gpu(batch)
+
+    def _step_on_cpu(self, batch: Mapping[str, Array]) -> dict[str, float]:
+        total, losses = self._losses(batch)
+        numbers = self.read(losses, batch)
         self.model.zero_grad()
-        total.backward(self.scaling.scale if self.scaling else None)
-        if self.device == "cpu":
-            if self.config.clip_norm:
-                clip_gradients(self.model.parameters(), self.config.clip_norm)
-            self.optimiser.step()
-        else:
-            self.optimiser.step(self._factor(total.data))
+        total.backward()
+        if self.config.clip_norm:
+            clip_gradients(self.model.parameters(), self.config.clip_norm)
+        self.optimiser.step()
         if self.average:
             self.average.update(self.model)
+        return numbers
+
+    def _step_on_gpu(self, batch: Mapping[str, Array]) -> dict[str, Array]:
+        """Do what the GPU does alike in each step, so that a graph can: what differs, it reads from memory."""
+        total, losses = self._losses(batch)
+        self.model.zero_grad()
+        total.backward(self.scaling.scale if self.scaling else None)
+        self.optimiser.apply(self._factor(total.data))
+        if self.average:
+            self.average.apply(self.model)
         return losses
+
+    def _losses(self, batch: Mapping[str, Array]) -> tuple[Tensor, dict[str, Array]]:
+        """Return what to go back from, and the loss and its parts."""
+        maps = self.model(Tensor(batch["image"]))
+        total, parts = self.model.task.loss(maps, batch, denominator=self.config.denominator)
+        return total, {name: tensor.data for name, tensor in {"loss": total, **parts}.items()}
 
     def _factor(self, loss: Array) -> Array:
         """Return, on the GPU, by what to multiply all gradients: 1, or less to clip them, or NaN not to do the step."""
@@ -260,7 +246,7 @@ class Run:
         good, factor = xp.isfinite(loss), xp.ones((), np.float32)
         self.finite &= good
         if self.scaling or self.config.clip_norm:
-            norm = gradient_norm(self.model.parameters())
+            norm = self.optimiser.gradient_norm()
         if self.scaling:
             factor, finite = 1 / self.scaling.scale, xp.isfinite(norm)
             norm, good = norm * factor, good & finite
@@ -355,12 +341,14 @@ class Run:
         with (
             self.loader,
             _asked_to_stop() as asked,
-            Progress(len(self.loader), config.epochs, self.batch_size) as progress,
+            Progress(
+                len(self.loader), config.epochs, self.batch_size, None if self.device == "cpu" else self._gpu_memory
+            ) as progress,
         ):
             while counters.epoch < config.epochs:
                 progress.epoch(counters.epoch, counters.batch)
                 batches = self.loader.epoch(counters.epoch, counters.batch)
-                for batch in batches if self.device == "cpu" else upload_ahead(batches):
+                for batch in batches if self.device == "cpu" else self._prepared_on_gpu(batches):
                     if self.optimiser.steps == 0:
                         self._draw_targets(batch)
                     losses = self.step(batch)
@@ -380,6 +368,19 @@ class Run:
                 self._end_epoch(progress)
                 last_save = time.monotonic()
         return self.rows[-1]
+
+    def _gpu_memory(self) -> tuple[int, int]:
+        """Return bytes on the GPU: of arrays in use, and held by all pools; a graph uses all that its own pool holds."""
+        used, held = pool_memory()
+        of_graphs = self.step_on_gpu.memory()[1] if self.config.graph else 0
+        return used + of_graphs, held + of_graphs
+
+    def _prepared_on_gpu(self, batches: Iterable[Mapping[str, np.ndarray]]) -> Iterator[dict[str, Array]]:
+        """Yield images and targets of the batches; a GPU too small for them is an InputError, as in `step`."""
+        for batch in upload_ahead(batches):
+            with memory_explained(self.batch_size, self._fitting):
+                prepared = self.preparation(batch)
+            yield prepared
 
     def _end_epoch(self, progress: Progress) -> None:
         """Measure AP where it is due, write the epoch's files, then the state."""
@@ -641,12 +642,12 @@ def _load_pretrained(
 
 
 def _resumed(given: TrainConfig, saved: TrainConfig) -> TrainConfig:
-    """Return the run's own options, but for device and precision where others are given.
+    """Return the run's own options, but for device, precision and graph where others are given.
 
     Raises InputError when other options were given beside --resume.
     """
     usual = TrainConfig()
-    for name in ("device", "precision"):
+    for name in ("device", "precision", "graph"):
         if getattr(given, name) != getattr(usual, name):
             saved = replace(saved, **{name: getattr(given, name)})
     for option in fields(TrainConfig):

@@ -15,6 +15,7 @@ from minicenternet import ops
 from minicenternet.backend import to_cpu
 from minicenternet.nn.layers import Conv2d
 from minicenternet.nn.module import Parameter
+from minicenternet.ops import reduce
 from minicenternet.ops.prepare_images_cuda import prepare_images
 from minicenternet.optim import SGD, Adam, Average
 from minicenternet.points import decode, losses, targets, targets_cuda
@@ -53,6 +54,11 @@ def pointwise(cupy, dtype: str) -> None:
     check(cupy, ops.sigmoid, normal(3, 31), dtype=dtype, scale=4)
 
 
+def channel_sum(cupy, dtype: str) -> None:
+    x = normal(2, 9, 7, 33).astype(as_dtype(dtype))  # two blocks of channels, two of rows
+    assert_close(reduce.channel_sum(cupy.asarray(x)), x.astype(np.float64).sum((0, 1, 2)), "float32")
+
+
 def focal_loss(cupy, dtype: str) -> None:
     heatmap = np.maximum(normal(1, 9, 11, 3), 0).clip(0, 1).astype(np.float32)  # two blocks of numbers
     check(cupy, losses.focal_loss, normal(1, 9, 11, 3), heatmap, dtype=dtype, scale=4)
@@ -80,8 +86,11 @@ def optimisers(cupy, dtype: str) -> None:
         for device in (np.array, cupy.array):
             parameter = Parameter(device(normal(3, 1711).astype(np.float32)))  # two blocks of numbers
             parameter.grad = device(normal(1711, 3).reshape(3, 1711).astype(np.float32))
-            make([("weight", parameter)], lr=0.1).step()
+            optimiser = make([("weight", parameter)], lr=0.1)
+            optimiser.step()
             values.append(parameter.numpy())
+        norm = float(optimiser.gradient_norm())  # on the GPU
+        assert abs(norm / np.linalg.norm(parameter.grad.get()) - 1) < 1e-6
         np.testing.assert_allclose(*values, rtol=2e-6, atol=1e-6)
 
 
@@ -114,6 +123,7 @@ EXERCISES: dict[Callable, tuple[str, ...]] = {  # and the dtypes that its kernel
     upsample2d: DTYPES,
     gather_points: DTYPES,
     pointwise: DTYPES,
+    channel_sum: DTYPES,
     focal_loss: DTYPES,
     best_cells: DTYPES,
     encode: FLOAT32,

@@ -15,6 +15,7 @@ FLOORS = {
     "memory": 0,
     "strips": 0,
     "staging": 0,
+    "graph": 0,
     "errors": 0,
     "files": 0,
     "autograd": 1,

@@ -62,6 +62,25 @@ def test_one_launch_and_tables_written_once(cupy, make):
     assert (made["bias"].numpy() < before).all() or make is Adam
 
 
+def test_the_norm_of_all_gradients_takes_two_launches_and_the_steps_own_tables(cupy):
+    made = parameters(cupy.asarray)
+    optimiser = SGD(made.items(), lr=0.1)
+    arrays = gradients(0)
+    for key, gradient in arrays.items():
+        made[key].grad = cupy.asarray(gradient)
+    exact = np.sqrt(sum((gradient.astype(np.float64) ** 2).sum() for gradient in arrays.values()))
+    np.testing.assert_allclose(float(optimiser.gradient_norm()), exact, rtol=1e-6)
+    if hasattr(cupy, "launches"):
+        cupy.reset()
+        optimiser.gradient_norm()
+        optimiser.step()
+        assert [launch.name for launch in cupy.launches] == ["gradient_squares", "gradient_norm", "sgd_step"]
+        assert cupy.uploads == 1  # the rate
+    for value in (np.inf, np.nan):
+        made["large"].grad[0, 0] = value
+        assert not np.isfinite(float(optimiser.gradient_norm()))
+
+
 def test_other_dtypes_are_refused(cupy):
     made = Parameter(cupy.ones(3, np.float64))
     made.grad = cupy.ones(3, np.float64)

@@ -35,6 +35,17 @@ def test_a_plain_line_at_the_end_of_each_epoch_says_what_is_left(monkeypatch, ca
     assert "epoch 3/3" in last and "left" not in last and "AP" not in last
 
 
+def test_memory_of_a_gpu_stands_beside_the_others(monkeypatch, capsys):
+    clock = iter(40.0 * i for i in range(100))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    with Progress(steps=2, epochs=3, batch_size=10, gpu_memory=lambda: (3 << 20, 5 << 20)) as reported:
+        reported.epoch(0, 0)
+        reported.step({"loss": 2.0}, 1e-3)
+        reported.end_epoch(ROW)
+    within, end = capsys.readouterr().out.splitlines()
+    assert within.endswith(" MB, GPU 3 of 5 MB") and " 100 MB, GPU 3 of 5 MB  " in end
+
+
 def test_long_epochs_have_plain_lines_within(monkeypatch, capsys):
     run_an_epoch(monkeypatch, 40)
     line = capsys.readouterr().out.splitlines()[0]

@@ -23,8 +23,9 @@ def resume(folder, device) -> Run:
 
 
 def upload(run: Run, batch: dict) -> dict:
-    """A batch on the run's device."""
-    return {name: beside(run.model.parameters()[0].data, array) for name, array in batch.items()}
+    """A batch of the loader as the run's step takes it."""
+    arrays = {name: beside(run.model.parameters()[0].data, array) for name, array in batch.items()}
+    return run.preparation(arrays) if run.preparation else arrays
 
 
 def first_batch(run: Run) -> dict:
@@ -51,9 +52,12 @@ def assert_same(folder, expected_folder, tolerance) -> None:
 
 
 def test_a_run_on_a_gpu_does_what_the_cpus_does(cupy, on_cpu, tmp_path):
-    run = start(tmp_path)
+    """Its steps as a graph; the runs that go on elsewhere have none."""
+    run = start(tmp_path, graph=True)
     assert get_xp(run.model.parameters()[0].data) is cupy
     run.train()
+    assert list(run.step_on_gpu.graphs.values()) != [None]
+    assert resume(tmp_path, "cpu").config.graph is False
     assert {path.name for path in tmp_path.iterdir()} == {path.name for path in on_cpu.iterdir()}
     assert_same(tmp_path, on_cpu, 1e-3)
 

@@ -1,6 +1,6 @@
 """From a Sample to a network input: one affine map per image, applied to pixels and boxes together, then colour.
 
-    prepare    =  a matrix (letterbox or a random view)  ->  warp  ->  jitter_colour  ->  normalise
+    prepare    =  choose a matrix (letterbox or a random view) and colours  ->  warp  ->  jitter_colour  ->  normalise
 
 A matrix is (2, 3) float64 and takes points of the image to points of the output:  (x', y') = matrix @ (x, y, 1).
 The convention is the released code's: the centre of the top left pixel is (0, 0), so a mirror image is x <- w - 1 - x.
@@ -68,6 +68,15 @@ class Augmentation:
     def none(cls) -> Augmentation:
         """The whole image in its own colours, as `prepare` gives it without augmentation."""
         return cls(False, shift=0, scale=0, flip=0, brightness=0, contrast=0, saturation=0, lighting=0)
+
+
+class Chosen(NamedTuple):
+    """How an image is seen and coloured, and where its objects then are."""
+
+    matrix: np.ndarray  # (2, 3) float64, image to input
+    colours: Colours  # of none, those that change nothing
+    boxes: np.ndarray  # (N, 4) float32, pixels of the input, clipped to it
+    labels: np.ndarray  # (N,) int64
 
 
 @dataclass(frozen=True)
@@ -232,6 +241,9 @@ class Colours(NamedTuple):
     shift: np.ndarray  # (3,) of R, G, B
 
 
+UNCHANGED = Colours(1.0, 0.0, 0.0, np.zeros(3))
+
+
 def random_colours(
     rng: np.random.Generator,
     brightness: float = 0.4,
@@ -279,6 +291,51 @@ def normalise(image: np.ndarray, mean: Sequence[float], std: Sequence[float]) ->
     return normalised
 
 
+def choose(
+    sample: Sample,
+    *,
+    size: tuple[int, int],
+    augmentation: Augmentation | None = None,
+    rng: np.random.Generator | None = None,
+    crowd: str = "keep",
+    difficult: str = "keep",
+) -> Chosen:
+    """The view of a sample in an input of `size` (h, w), its colours and objects: all of `prepare` but the pixels."""
+    image, annotation = sample.image, sample.annotation
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise InputError(
+            f"{annotation.file_name}: an image is (H, W, 3) uint8 RGB, not {image.shape} {image.dtype}; "
+            "convert it, for example with minicenternet.data.images.read_image"
+        )
+    for name, value in [("crowd", crowd), ("difficult", difficult)]:
+        _check_option(name, value, ("keep", "drop"))
+    if augmentation and rng is None:
+        raise InputError("augmentation needs rng, a numpy.random.Generator; give one, or leave augmentation out")
+
+    extent = (image.shape[1], image.shape[0], size[1], size[0])
+    a = augmentation
+    if a is None:
+        matrix = letterbox(*extent)
+    elif a.random_crop:
+        matrix = random_crop(rng, *extent, flip=a.flip)
+    else:
+        matrix = random_shift_scale(rng, *extent, shift=a.shift, scale=a.scale, flip=a.flip)
+    colours = random_colours(rng, a.brightness, a.contrast, a.saturation, a.lighting) if a else UNCHANGED
+
+    boxes = apply_to_boxes(matrix, annotation.boxes).clip(0, np.float32([size[1], size[0]] * 2))
+    keep = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    if crowd == "drop":
+        keep &= ~annotation.crowd
+    if difficult == "drop":
+        keep &= ~annotation.difficult
+    return Chosen(matrix, colours, boxes[keep], annotation.labels[keep])
+
+
+def _check_option(name: str, value: str, allowed: tuple[str, str]) -> None:
+    if value not in allowed:
+        raise InputError(f"{name} is {value!r}; it must be {allowed[0]!r} or {allowed[1]!r}")
+
+
 def prepare(
     sample: Sample,
     *,
@@ -297,41 +354,11 @@ def prepare(
     are dropped; crowd regions and difficult objects are kept as the released code does, or dropped with "drop".
     Raises InputError for an image that is not (H, W, 3) uint8, for an unknown option, and for augmentation without rng.
     """
-    image, annotation = sample.image, sample.annotation
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise InputError(
-            f"{annotation.file_name}: an image is (H, W, 3) uint8 RGB, not {image.shape} {image.dtype}; "
-            "convert it, for example with minicenternet.data.images.read_image"
-        )
-    for name, value, allowed in [
-        ("channel_order", channel_order, ("RGB", "BGR")),
-        ("crowd", crowd, ("keep", "drop")),
-        ("difficult", difficult, ("keep", "drop")),
-    ]:
-        if value not in allowed:
-            raise InputError(f"{name} is {value!r}; it must be {allowed[0]!r} or {allowed[1]!r}")
-    if augmentation and rng is None:
-        raise InputError("augmentation needs rng, a numpy.random.Generator; give one, or leave augmentation out")
-
-    extent = (image.shape[1], image.shape[0], size[1], size[0])
-    a = augmentation
-    if a is None:
-        matrix = letterbox(*extent)
-    elif a.random_crop:
-        matrix = random_crop(rng, *extent, flip=a.flip)
-    else:
-        matrix = random_shift_scale(rng, *extent, shift=a.shift, scale=a.scale, flip=a.flip)
-
-    pixels = np.float32(1 / 255) * warp(image, matrix, size)
-    if a is not None:
-        pixels = jitter_colour(pixels, random_colours(rng, a.brightness, a.contrast, a.saturation, a.lighting))
+    _check_option("channel_order", channel_order, ("RGB", "BGR"))
+    chosen = choose(sample, size=size, augmentation=augmentation, rng=rng, crowd=crowd, difficult=difficult)
+    pixels = np.float32(1 / 255) * warp(sample.image, chosen.matrix, size)
+    if augmentation is not None:
+        pixels = jitter_colour(pixels, chosen.colours)
     if channel_order == "BGR":
         pixels = pixels[..., ::-1]
-
-    boxes = apply_to_boxes(matrix, annotation.boxes).clip(0, np.float32([size[1], size[0]] * 2))
-    keep = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-    if crowd == "drop":
-        keep &= ~annotation.crowd
-    if difficult == "drop":
-        keep &= ~annotation.difficult
-    return Prepared(normalise(pixels, mean, std), boxes[keep], annotation.labels[keep], matrix)
+    return Prepared(normalise(pixels, mean, std), chosen.boxes, chosen.labels, chosen.matrix)

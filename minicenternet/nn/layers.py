@@ -43,7 +43,8 @@ class Conv2d(Module):
         self.relu, self.kernels, self.precision = False, None, "float32"
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.conv2d(
+        found = _statistics_wanted(self)
+        y = ops.conv2d(
             x,
             self.weight,
             self.bias,
@@ -55,7 +56,10 @@ class Conv2d(Module):
             want_dx=x.requires_grad,
             kernels=self.kernels,
             precision=self.precision,
+            statistics=found,
         )
+        y.statistics = found
+        return y
 
     def multiply_adds(self, input_shape, output_shape) -> int:
         return math.prod(output_shape[:3]) * self.weight.size
@@ -87,7 +91,8 @@ class ConvTranspose2d(Module):
         self.relu, self.kernels, self.precision = False, None, "float32"
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.conv_transpose2d(
+        found = _statistics_wanted(self)
+        y = ops.conv_transpose2d(
             x,
             self.weight,
             self.bias,
@@ -99,10 +104,21 @@ class ConvTranspose2d(Module):
             relu=self.relu,
             kernels=self.kernels,
             precision=self.precision,
+            statistics=found,
         )
+        y.statistics = found
+        return y
 
     def multiply_adds(self, input_shape, output_shape) -> int:
         return math.prod(input_shape[:3]) * self.weight.size
+
+
+def _statistics_wanted(convolution: Conv2d | ConvTranspose2d) -> dict | None:
+    """Return where to put the statistics of a convolution's output, or None.
+
+    What has no bias has a batch norm behind it, which would take it out again.
+    """
+    return {} if convolution.training and convolution.bias is None else None
 
 
 class DeformConv2d(Module):
@@ -182,6 +198,7 @@ class BatchNorm2d(Module):
             momentum=self.momentum if counts else 0,
             epsilon=self.epsilon,
             world=self.world,
+            measured=x.statistics,
         )
 
 

@@ -2,6 +2,7 @@
 //
 //   batch_norm_statistics    μ and Σ(x - μ)² of a part of the rows
 //   batch_norm_combine       of all parts: μ, σ², and the running averages
+//   batch_norm_running       the running averages, where the convolution before has found μ and σ²
 //   batch_norm_normalise     y
 //   batch_norm_sums          with g = dy where y > 0: Σ g and Σ g (x - μ) of a part of the rows
 //   batch_norm_gradients     of all parts: dβ = Σ g, dγ = Σ g x̂
@@ -78,6 +79,16 @@ __global__ void batch_norm_combine(const float* __restrict__ means, const float*
   variance[channel] = moments.squares / rows;
   running_mean[channel] += momentum * (moments.mean - running_mean[channel]);
   running_var[channel] += momentum * (moments.squares / (rows - 1) - running_var[channel]);
+}
+
+__global__ void batch_norm_running(const float* __restrict__ mean, const float* __restrict__ variance,
+                                   float* __restrict__ running_mean, float* __restrict__ running_var, int rows,
+                                   int channels, float momentum) {
+  int channel = blockIdx.x * blockDim.x + threadIdx.x;
+  if (channel >= channels) return;
+  float unbiased = variance[channel] * ((float)rows / (rows - 1));
+  running_mean[channel] += momentum * (mean[channel] - running_mean[channel]);
+  running_var[channel] += momentum * (unbiased - running_var[channel]);
 }
 
 // N neighbours per thread; channels is a multiple of N.

@@ -44,6 +44,7 @@ def batch_norm(
     momentum=0.1,
     epsilon=1e-5,
     world=None,
+    measured=None,
 ):
     """Return x normalised per channel, plus residual where given, through ReLU where asked.
 
@@ -51,6 +52,8 @@ def batch_norm(
     variance unbiased (n - 1), as PyTorch keeps them; eval uses them instead of the batch's.
     world: where given, a distributed.World whose ranks' batches are normalised as one; all must call together, in
     backward too. Gradients of weight and bias remain each rank's own.
+    measured: on a GPU, {"mean", "variance"} of x where the convolution before has found them (see conv2d), which
+    saves a pass over x; None or {}: it has not.
     Raises ValueError when shapes do not fit, or when training on a single value per channel (its variance is 0).
     """
     count = x.size // x.shape[-1]
@@ -58,7 +61,7 @@ def batch_norm(
     if get_xp(x, weight) is not np:
         return batch_norm_cuda.batch_norm(
             x, weight, bias, running_mean, running_var, residual,
-            relu=relu, training=training, momentum=momentum, epsilon=epsilon,
+            relu=relu, training=training, momentum=momentum, epsilon=epsilon, measured=measured,
         )  # fmt: skip
     if training:
         mean, variance = statistics(x)

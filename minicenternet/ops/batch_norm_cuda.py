@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from ..backend import Array, c_type, get_xp, kernel, neighbours
+from .reduce_cuda import HEIGHT, LANES, parts_of_rows
 
 FILE = "ops/batch_norm.cu"
-LANES, HEIGHT = 32, 8  # of a block: channels and rows
-BLOCKS = 1024  # wanted for a reduction over rows, enough to fill a large GPU; its bits depend on the shape alone
-LEAST_ROWS = 64  # that a part of the rows has
 
 
-def batch_norm(x, weight, bias, running_mean, running_var, residual, *, relu, training, momentum, epsilon):
+def batch_norm(
+    x, weight, bias, running_mean, running_var, residual, *, relu, training, momentum, epsilon, measured=None
+):
     """Return (y, backward) like batch_norm.raw: float32, float16 or bfloat16 x, float32 per-channel vectors."""
     xp, T, channels = get_xp(x), c_type(x.dtype), x.shape[-1]
     x, rows = xp.ascontiguousarray(x), x.size // channels
     residual = None if residual is None else xp.ascontiguousarray(residual)
     N = neighbours(channels, x.dtype)
-    columns, parts, rows_of_part = _parts(rows, channels)
+    columns, parts, rows_of_part = parts_of_rows(rows, channels)
     mean, variance = running_mean, running_var
-    if training:
+    if training and measured:
+        mean, variance = measured["mean"], measured["variance"]
+        kernel(FILE, "batch_norm_running").each(
+            channels, mean, variance, running_mean, running_var, rows, channels, momentum
+        )
+    elif training:
         means, squares = xp.empty((2, parts, channels), "float32")
         mean, variance = xp.empty((2, channels), "float32")
         _reduce(f"batch_norm_statistics<{T}>", (columns, parts), x, means, squares, rows, channels, rows_of_part)
@@ -46,14 +51,6 @@ def batch_norm(x, weight, bias, running_mean, running_var, residual, *, relu, tr
         return dx, dweight, dbias, None, None, dresidual
 
     return y, backward
-
-
-def _parts(rows: int, channels: int) -> tuple[int, int, int]:
-    """Return how many blocks side by side take the channels, how many parts the rows, and the rows of each part."""
-    columns = -(-channels // LANES)
-    wanted = max(1, BLOCKS // columns)
-    rows_of_part = -(-max(LEAST_ROWS, -(-rows // wanted)) // LEAST_ROWS) * LEAST_ROWS
-    return columns, -(-rows // rows_of_part), rows_of_part
 
 
 def _reduce(expression: str, grid, *arguments: Array | float | None) -> None:

@@ -57,6 +57,7 @@ def conv2d(
     want_dx=True,
     kernels=None,
     precision="float32",
+    statistics=None,
 ):
     """Return the convolution of x (B, H, W, C) with weight (O, C/groups, KH, KW), plus bias (O,) or None.
 
@@ -64,12 +65,13 @@ def conv2d(
     want_dx=False leaves out the gradient of x (a network's first layer: nobody asks for the image's).
     kernels: a dict that keeps transformed weights from call to call; the weight must then stay as it is.
     precision: on a GPU, what is multiplied and how y is stored, see conv2d_cuda; weights stay float32.
+    statistics: a dict, to which a GPU adds mean and variance of y's channels where it finds them on the way.
     Raises ValueError when shapes do not fit, InputError for a precision that the device does not have.
     """
     geometry = Geometry.of(stride, padding, dilation, groups)
     check_precision(x, weight, precision)
     _check(x, weight, bias, geometry)
-    y = forward(x, weight, geometry, bias, relu, kernels, precision)
+    y = forward(x, weight, geometry, bias, relu, kernels, precision, statistics)
     rectified = y if relu else None
 
     def backward(dy):
@@ -203,10 +205,13 @@ def forward(
     relu: bool = False,
     kernels: dict | None = None,
     precision: str = "float32",
+    statistics: dict | None = None,
 ) -> Array:
     """Return y (B, OH, OW, O) of x (B, H, W, C) and weight (O, C/G, KH, KW); the rest: see `conv2d`."""
     if get_xp(x, weight) is not np:
-        return conv2d_cuda.forward(x, weight, geometry, bias=bias, relu=relu, precision=precision)
+        return conv2d_cuda.forward(
+            x, weight, geometry, bias=bias, relu=relu, precision=precision, statistics=statistics
+        )
     finish = bias_relu(bias, relu)
     if wanted_method() == "reference":
         return finished(reference_forward(x, weight, geometry), finish)
@@ -226,13 +231,16 @@ def input_gradient(
     relu: bool = False,
     kernels: dict | None = None,
     precision: str = "float32",
+    statistics: dict | None = None,
 ) -> Array:
     """Return dx (B, H, W, C), H, W = size: pixels that share i mod S see the same taps, so S*S small correlations.
 
-    bias, relu, kernels, precision: for conv_transpose2d, whose forward pass this is.
+    bias, relu, kernels, precision, statistics: for conv_transpose2d, whose forward pass this is.
     """
     if get_xp(dy, weight) is not np:
-        return conv2d_cuda.input_gradient(dy, weight, size, geometry, bias=bias, relu=relu, precision=precision)
+        return conv2d_cuda.input_gradient(
+            dy, weight, size, geometry, bias=bias, relu=relu, precision=precision, statistics=statistics
+        )
     finish = bias_relu(bias, relu)
     if wanted_method() == "reference":
         return finished(reference_input_gradient(dy, weight, size, geometry), finish)

@@ -95,13 +95,14 @@ def forward(
     precision: str = "float32",
     bias: Array | None = None,
     relu: bool = False,
-    statistics: bool = False,
+    statistics: dict[str, Array] | None = None,
     choice: Choice | None = None,
-) -> Array | tuple[Array, Array, Array]:
+) -> Array:
     """Return y (B, OH, OW, O) of x (B, H, W, C) and weight (O, C/G, KH, KW), all on the GPU.
 
-    bias: (O,) float32, added.  relu: max(y, 0) last.  statistics: return (y, mean, variance) with the float32 mean
-    and biased variance of each channel of y, for the batch norm that follows.  choice: by the rule where None.
+    bias: (O,) float32, added.  relu: max(y, 0) last.  statistics: a dict, which is given the "mean" and the biased
+    "variance" of each channel of y, float32, for the batch norm that follows, where the kernel finds them while it
+    writes y (tiled, tensor_cores).  choice: by the rule where None.
     Raises InputError for an unknown precision or a misspelt MINICENTERNET_CUDA_CONV.
     """
     x, weight, bias = _stored(x, precision), _stored(weight, precision), _float32(bias)
@@ -110,7 +111,7 @@ def forward(
     groups = geometry.groups
     choice = choice or choose("correlate", precision, groups, channels, outputs // groups, _pixels(y))
     if y.size == 0:
-        return _with_statistics(y, statistics)
+        return y
     if choice.rung == "naive":
         shapes = convolution(x.shape, y.shape, kernel_size, geometry)
         _launch("naive", f"forward<{c_type(x.dtype)}>").each(y.size, x, weight, bias, y, shapes, int(relu))
@@ -120,10 +121,8 @@ def forward(
     else:
         strides = (weight[: outputs // groups].size, channels * math.prod(kernel_size), math.prod(kernel_size))
         parts = _forward_correlation(x.shape, y.shape, kernel_size, geometry)
-        found = _correlate(x, weight, strides, parts, y, choice, bias, relu, statistics)
-        if found is not None:
-            return y, *found
-    return _with_statistics(y, statistics)
+        _correlate(x, weight, strides, parts, y, choice, bias, relu, statistics)
+    return y
 
 
 def input_gradient(
@@ -135,9 +134,9 @@ def input_gradient(
     precision: str = "float32",
     bias: Array | None = None,
     relu: bool = False,
-    statistics: bool = False,
+    statistics: dict[str, Array] | None = None,
     choice: Choice | None = None,
-) -> Array | tuple[Array, Array, Array]:
+) -> Array:
     """Return dx (B, H, W, C), H, W = size, of dy (B, OH, OW, O) and weight (O, C/G, KH, KW).
 
     bias (C,), relu, statistics: as in `forward`, for conv_transpose2d, whose forward pass this is.
@@ -148,7 +147,7 @@ def input_gradient(
     dx = get_xp(dy).empty((len(dy), *size, channels * groups), dy.dtype)
     choice = choice or choose("correlate", precision, groups, outputs // groups, channels, _pixels(dx))
     if dx.size == 0:
-        return _with_statistics(dx, statistics)
+        return dx
     if choice.rung == "naive":
         shapes = convolution(dx.shape, dy.shape, kernel_size, geometry)
         _launch("naive", f"dinput<{c_type(dy.dtype)}>").each(dx.size, dy, weight, bias, dx, shapes, int(relu))
@@ -158,10 +157,8 @@ def input_gradient(
     else:
         strides = (weight[: outputs // groups].size, math.prod(kernel_size), channels * math.prod(kernel_size))
         parts = _input_gradient_correlations(dy.shape, dx.shape, kernel_size, geometry)
-        found = _correlate(dy, weight, strides, parts, dx, choice, bias, relu, statistics)
-        if found is not None:
-            return dx, *found
-    return _with_statistics(dx, statistics)
+        _correlate(dy, weight, strides, parts, dx, choice, bias, relu, statistics)
+    return dx
 
 
 def weight_gradient(
@@ -358,14 +355,6 @@ def _finish(y: Array, bias: Array | None, relu: bool) -> None:
         get_xp(y).maximum(y, 0, out=y)
 
 
-def _with_statistics(y: Array, wanted: bool) -> Array | tuple[Array, Array, Array]:
-    """Return y, and mean and variance by two more passes where they are wanted and no epilogue found them."""
-    if not wanted:
-        return y
-    rows = y.reshape(-1, y.shape[3]).astype(np.float32)
-    return y, rows.mean(axis=0), rows.var(axis=0)
-
-
 # --- im2col ----------------------------------------------------------------------------------------------------------
 
 
@@ -424,8 +413,8 @@ def _im2col_weight_gradient(x: Array, dy: Array, geometry: Geometry, dweight: Ar
 # --- implicit GEMM: tiled and on tensor cores ------------------------------------------------------------------------
 
 
-def _correlate(x, weight, strides, parts, out, choice, bias, relu, statistics) -> tuple[Array, Array] | None:
-    """Write all correlations of x with the weight to `out`; return mean and variance of its channels where wanted.
+def _correlate(x, weight, strides, parts, out, choice, bias, relu, statistics) -> None:
+    """Write all correlations of x with the weight to `out`, and mean and variance of its channels to `statistics`.
 
     strides: of groups, outputs and channels (as the correlation sees them) in the weight.
     """
@@ -435,7 +424,7 @@ def _correlate(x, weight, strides, parts, out, choice, bias, relu, statistics) -
     sizes = parts["groups"] * parts["outputs"] * parts["y"]["taps"] * parts["x"]["taps"] * parts["channels"]
     parts["taps_begin"] = np.cumsum(sizes) - sizes
     taps = xp.empty(max(1, int(sizes.sum())), x.dtype)
-    statistics = statistics and len(parts) <= 4  # tiles of one launch can be merged
+    measured = statistics is not None and len(parts) <= 4  # tiles of one launch can be merged
     for begin in range(0, len(parts), 4):
         some = parts[begin : begin + 4]
         phases = np.zeros(1, PHASES)
@@ -449,17 +438,17 @@ def _correlate(x, weight, strides, parts, out, choice, bias, relu, statistics) -
         groups, outputs = int(some["groups"][0]), int(some["outputs"][0])
         tiles = -(-int((some["batch"] * some["rows"] * some["columns"]).max()) // bm)  # of the pixels of a phase
         shape = tiles * len(some), groups * outputs
-        means, squares = (xp.empty(shape, np.float32) if statistics else None for _ in range(2))
+        means, squares = (xp.empty(shape, np.float32) if measured else None for _ in range(2))
         run, threads, shared = _tile_kernel("correlate", x, choice)
         blocks = -(-outputs // bn) * groups * len(some) * tiles
         run(blocks, threads, x, taps, bias, out, means, squares, phases, int(relu), shared=shared)
-    if not statistics:
-        return None
+    if not measured:
+        return
     mean, variance = (xp.empty(groups * outputs, np.float32) for _ in range(2))
     merge = kernel("ops/conv2d_statistics.cu", "conv2d_merge_statistics")
     blocks = -(-groups * outputs // 32)
     merge(blocks, (32, 8), means, squares, mean, variance, phases, tiles, bm, groups * outputs)
-    return mean, variance
+    statistics |= {"mean": mean, "variance": variance}
 
 
 def _split_weight_gradient(x: Array, dy: Array, geometry: Geometry, dweight: Array, choice: Choice) -> None:

@@ -32,11 +32,12 @@ def conv_transpose2d(
     relu=False,
     kernels=None,
     precision="float32",
+    statistics=None,
 ):
     """Return the transposed convolution of x (B, H, W, C) with weight (C, O/groups, KH, KW), plus bias (O,) or None.
 
     stride, padding, output_padding, dilation: an integer or (rows, columns).  groups = C with O/groups = 1 is the
-    depth-wise form (a bilinear kernel in it upsamples each channel).  relu, kernels, precision: see conv2d.
+    depth-wise form (a bilinear kernel in it upsamples each channel).  relu, kernels, precision, statistics: see conv2d.
     Raises ValueError when shapes do not fit, InputError for a precision that the device does not have.
     """
     geometry = Geometry.of(stride, padding, dilation, groups)
@@ -58,7 +59,7 @@ def conv_transpose2d(
             f"padding {padding} and output_padding {output_padding} do not fit kernel {weight.shape[2:]} and stride"
             f" {stride}: output_padding must be smaller than the stride, and the output, {size}, at least 1 x 1"
         )
-    y = input_gradient(x, weight, size, geometry, bias, relu, kernels, precision)
+    y = input_gradient(x, weight, size, geometry, bias, relu, kernels, precision, statistics)
     rectified = y if relu else None
 
     def backward(dy):

@@ -29,22 +29,46 @@ def prepare_images(
     (x + 1/2, y + 1/2), to the image, whose top left pixel's centre is (1/2, 1/2) as well.  colours (B, 6): of_image,
     of_grey, of_mean and the shift of R, G, B, see Colours in data/transforms.py.  mean, std: in `channel_order`.
     """
-    count, pixels = len(images), size[0] * size[1]
     lengths = [image.size for image in images]
-    begins = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
-    sizes = np.array([image.shape[:2] for image in images], np.int32)
-    joined = to_gpu(np.concatenate([image.reshape(-1) for image in images]))
-    xp = get_xp(joined)
-    grid = (-(-pixels // THREADS), count)
+    pixels = np.zeros((len(images), max(lengths, default=0)), np.uint8)
+    for row, image in zip(pixels, images, strict=True):
+        row[: image.size] = image.reshape(-1)
+    return prepare_batch(
+        to_gpu(pixels),
+        to_gpu(np.array([image.shape[:2] for image in images], np.int32)),
+        to_gpu(np.asarray(from_output, np.float64)),
+        to_gpu(np.asarray(colours, np.float32)),
+        to_gpu(np.array([mean, std], np.float32)),
+        size=size,
+        channel_order=channel_order,
+        dtype=dtype,
+    )
+
+
+def prepare_batch(
+    pixels: Array,
+    sizes: Array,
+    from_output: Array,
+    colours: Array,
+    normalisation: Array,
+    *,
+    size: tuple[int, int],
+    channel_order: str = "RGB",
+    dtype: str = "float32",
+) -> Array:
+    """Return what `prepare_images` does, from arrays on the GPU.
+
+    pixels (B, N) uint8: of each image its pixels, then whatever; sizes (B, 2) int32: its height and width.
+    from_output (B, 2, 3) float64, colours (B, 6) float32, normalisation (2, 3) float32: mean and std.
+    """
+    xp, count, area = get_xp(pixels), len(pixels), size[0] * size[1]
+    grid = (-(-area // THREADS), count)
     warped, greys = xp.empty((count, *size, 3), "uint8"), xp.empty((count, grid[0]), "float32")
     kernel(FILE, "prepare_images_warp")(
-        grid, THREADS, joined, to_gpu(begins), to_gpu(sizes), to_gpu(np.asarray(from_output, np.float64)), warped,
-        greys, *size
-    )  # fmt: skip
+        grid, THREADS, pixels, sizes, from_output, warped, greys, pixels.shape[1], *size
+    )
     y = xp.empty((count, *size, 3), dtype)
-    normalisation = to_gpu(np.array([mean, std], np.float32))
     kernel(FILE, f"prepare_images_colour<{c_type(y.dtype)}>")(
-        grid, THREADS, warped, greys, to_gpu(np.asarray(colours, np.float32)), normalisation, y, pixels,
-        channel_order == "BGR"
-    )  # fmt: skip
+        grid, THREADS, warped, greys, colours, normalisation, y, area, channel_order == "BGR"
+    )
     return y

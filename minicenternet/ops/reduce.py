@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from ..autograd import differentiable
 from ..backend import Array, get_xp
 from ..threads import one_blas_thread
+from . import reduce_cuda
 
 
 def _stretch(reduced: Array, axis, keepdims: bool) -> Array:
@@ -13,14 +16,15 @@ def _stretch(reduced: Array, axis, keepdims: bool) -> Array:
 
 
 def channel_sum(x: Array) -> Array:
-    """Return the sum over all but the last axis, as one matrix product (several times faster than x.sum).
+    """Return the sum over all but the last axis; on a GPU, where x may have 16 bits, in float32.
 
-    It is float32 for an x of 16 bits.
+    On a CPU as one matrix product, several times faster than x.sum.
     """
+    if get_xp(x) is not np:
+        return reduce_cuda.channel_sum(x)
     rows = x.reshape(-1, x.shape[-1])
-    rows = rows.astype("float32") if rows.itemsize == 2 else rows
     with one_blas_thread():  # bound by memory: a second thread would only be waited for
-        return get_xp(x).ones(len(rows), rows.dtype) @ rows
+        return np.ones(len(rows), rows.dtype) @ rows
 
 
 @differentiable

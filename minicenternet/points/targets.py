@@ -18,6 +18,8 @@ import numpy as np
 
 from ..errors import InputError
 
+MAX_OBJECTS = 128  # slots for an image's objects, as many as the released code has
+
 
 class Targets(NamedTuple):
     """What one image asks of the network; the loader stacks each field to a batch.
@@ -103,7 +105,7 @@ def encode(
     height: int,
     width: int,
     stride: int = 4,
-    max_objects: int = 128,
+    max_objects: int = MAX_OBJECTS,
     min_overlap: float = 0.7,
     form: str = "released",
 ) -> Targets:

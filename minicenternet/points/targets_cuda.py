@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..backend import Array, get_xp, kernel
 from ..errors import InputError
-from .targets import Targets
+from .targets import MAX_OBJECTS, Targets
 
 FILE = "points/targets.cu"
 THREADS = 256
@@ -18,7 +18,7 @@ def encode(
     height: int,
     width: int,
     stride: int = 4,
-    max_objects: int = 128,
+    max_objects: int = MAX_OBJECTS,
     min_overlap: float = 0.7,
     form: str = "released",
 ) -> Targets:

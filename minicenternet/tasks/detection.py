@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ..autograd import Tensor
+from ..backend import Array
 from ..ops import sigmoid
 from ..points.decode import Decoded
 from ..points.decode import decode as decode_maps
 from ..points.losses import detection_loss
 from ..points.targets import Targets
 from ..points.targets import encode as encode_targets
+from ..points.targets_cuda import encode as encode_targets_on_gpu
 
 STRIDE = 4  # input pixels per cell of the maps, R in the paper
 
@@ -34,6 +36,29 @@ def encode(
 ) -> dict[str, np.ndarray]:
     """Return the target arrays of one network input of (height, width) pixels: see points.targets.encode."""
     return encode_targets(
+        boxes,
+        labels,
+        num_classes,
+        height // STRIDE,
+        width // STRIDE,
+        STRIDE,
+        min_overlap=min_overlap,
+        form=form,
+    )._asdict()
+
+
+def encode_batch(
+    boxes: Array,
+    labels: Array,
+    num_classes: int,
+    height: int,
+    width: int,
+    *,
+    min_overlap: float = 0.7,
+    form: str = "released",
+) -> dict[str, Array]:
+    """Return what `encode` does for all images of a batch, on a GPU: see points.targets_cuda.encode."""
+    return encode_targets_on_gpu(
         boxes,
         labels,
         num_classes,

@@ -104,6 +104,7 @@ inline float __fdividef(float a, float b) { return a / b; }
 inline float __saturatef(float x) { return fminf(fmaxf(x, 0), 1); }
 UNCHECKED inline double __dmul_rn(double a, double b) { return a * b; }  // never part of a fused multiply-add
 UNCHECKED inline double __dsub_rn(double a, double b) { return a - b; }
+UNCHECKED inline double __dadd_rn(double a, double b) { return a + b; }
 inline int __float2int_rd(float x) { return (int)floorf(x); }
 inline int __float2int_rn(float x) { return (int)nearbyintf(x); }
 inline int __float_as_int(float x) { return simulator::bits_as<int>(x); }

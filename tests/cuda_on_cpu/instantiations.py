@@ -42,6 +42,7 @@ INSTANTIATIONS: dict[str, list[str]] = {
     "ops/batch_norm.cu": [
         *for_floats("batch_norm_statistics", "batch_norm_sums"),
         "batch_norm_combine",
+        "batch_norm_running",
         "batch_norm_gradients",
         *for_neighbours("batch_norm_normalise", "batch_norm_backward"),
     ],
@@ -63,13 +64,14 @@ INSTANTIATIONS: dict[str, list[str]] = {
     "ops/max_pool2d.cu": for_neighbours("max_pool2d_forward", "max_pool2d_backward"),
     "ops/pointwise.cu": for_floats("sigmoid_forward", "relu_backward"),
     "ops/prepare_images.cu": ["prepare_images_warp", *for_floats("prepare_images_colour")],
+    "ops/reduce.cu": [*for_floats("channel_sum_parts"), "channel_sum_total"],
     "ops/upsample2d.cu": for_floats(
         "upsample2d_nearest_forward",
         "upsample2d_nearest_backward",
         "upsample2d_bilinear_forward",
         "upsample2d_bilinear_backward",
     ),
-    "optim.cu": ["sgd_step", "adam_step", "average_step"],
+    "optim.cu": ["sgd_step", "adam_step", "average_step", "gradient_squares", "gradient_norm"],
     "points/decode.cu": [*for_floats("top_k_first", "decode_boxes"), "top_k_again", "top_k_cells"],
     "points/losses.cu": [*for_floats("focal_loss_forward", "focal_loss_backward"), "focal_loss_total"],
     "points/targets.cu": ["targets_encode"],

@@ -9,7 +9,9 @@ more, and it is stricter than CuPy where CuPy is silent:
     `empty`                            full of 0xff bytes: NaN
     reading a value on the host        counted, in `host_reads`, also where it hides: bool(), a boolean mask
     copying to the device              counted, in `uploads`
-    launches                           listed, in `launches`
+    launches                           listed, in `launches`; those of a graph when it is launched
+    a stream that captures             does nothing, but notes what it is asked (see capture.py) and refuses what CuPy
+                                       or CUDA refuse then
     an instantiation that INSTANTIATIONS does not list
                                        refused (but for test_*), so that the test with NVRTC compiles all that is used
 """
@@ -17,14 +19,17 @@ more, and it is stricter than CuPy where CuPy is silent:
 from __future__ import annotations
 
 import functools
+import operator
 import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
 
 from . import build
+from .capture import CUDARuntimeError, Graph, Memory, MemoryPointer, MemoryPool, Notes
 from .instantiations import INSTANTIATIONS
 
 __version__ = "14.0.0 (stand-in)"
@@ -53,7 +58,39 @@ def reset() -> None:
 
 def _count_host_read() -> None:
     global host_reads
+    if _notes():
+        raise RuntimeError("the current stream is capturing, so synchronous API calls are disallowed")
     host_reads += 1
+
+
+def _count_upload() -> None:
+    global uploads
+    if _notes():
+        raise RuntimeError("the current stream is capturing, so H2D transfers are disallowed")
+    uploads += 1
+
+
+def _wait() -> None:
+    """Have the host wait for the device, which reads nothing but takes as long."""
+    if _notes():
+        _notes().valid = False
+        raise CUDARuntimeError("cudaErrorStreamCaptureUnsupported: operation not permitted when stream is capturing")
+    _count_host_read()
+
+
+def _notes() -> Notes | None:
+    """Return what the current stream notes down, None where it captures nothing."""
+    return cuda.get_current_stream().notes
+
+
+def _do(function: Callable, *hosts, into: np.ndarray | None = None, **options):
+    """Return function(*hosts, **options) as a GPU computes it; None, and noted for later, where a stream captures.
+
+    into: what the function writes to, where it makes nothing new.
+    """
+    with np.errstate(all="ignore"):  # a GPU makes infinity and NaN without a word
+        notes = _notes()
+        return function(*hosts, **options) if notes is None else notes.add(function, hosts, options, into)
 
 
 # ---- arrays ----------------------------------------------------------------------------------------------------------
@@ -98,10 +135,10 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
 
     def __getitem__(self, key):
         _count_masks(key)
-        return _device(self._host[_host(key)])
+        return _device(_do(operator.getitem, self._host, _host(key)))
 
     def __setitem__(self, key, value) -> None:
-        self._host[_host(key)] = _host(value)
+        _do(operator.setitem, self._host, _host(key), _host(value), into=self._host)
 
     def __iter__(self):
         return (self[i] for i in range(len(self)))
@@ -119,8 +156,7 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
 
     def set(self, values: np.ndarray, stream: _Stream | None = None) -> None:
         """Copy from the host; on a stream of its own, what is in `values` when somebody waits for that stream."""
-        global uploads
-        uploads += 1
+        _count_upload()
         if stream is not None:
             stream.pending.append(functools.partial(self.set, values))
             return
@@ -130,7 +166,7 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
 
     def fill(self, value) -> None:
         """Set every element."""
-        self._host.fill(_host(value))
+        _do(np.ndarray.fill, self._host, _host(value), into=self._host)
 
 
 def _host(value):
@@ -153,17 +189,36 @@ def _device(value):
     return value
 
 
-def _on_device(function, reads_host: bool = False):
+def _on_device(function, *, reads_host: bool = False, writes_first: bool = False):
+    """Return the function for device arrays.  writes_first: its first argument is what it changes."""
+
     @functools.wraps(function)
     def on_device(*arguments, **options):
         if reads_host:
             _count_host_read()
-        hosts = {name: _host(value) for name, value in options.items()}
-        with np.errstate(all="ignore"):  # a GPU makes infinity and NaN without a word
-            result = function(*_host(arguments), **hosts)
-        return options["out"] if options.get("out") is not None else _device(result)
+        hosts, named = _host(arguments), {name: _host(value) for name, value in options.items()}
+        if _notes():
+            _refuse_library(function, hosts)
+        out = named.get("out")
+        into = hosts[0] if writes_first else out[0] if isinstance(out, tuple) else out
+        result = _do(function, *hosts, into=into, **named)
+        return options["out"] if out is not None else _device(result)
 
     return on_device
+
+
+CUBLAS = (np.matmul, np.dot, np.ndarray.dot, np.vdot, np.tensordot, np.einsum)
+THRUST = (np.sort, np.argsort, np.ndarray.argsort, np.partition)
+
+
+def _refuse_library(function, hosts) -> None:
+    """Raise what CuPy does for functions that it leaves to libraries, or that need a table, while a stream captures."""
+    if function in CUBLAS or getattr(function, "__self__", None) is np.matmul:
+        raise NotImplementedError("calling cuBLAS API during stream capture is currently unsupported")
+    if function in THRUST:
+        raise CUDARuntimeError("cudaErrorStreamCaptureUnsupported: Thrust waits for the stream")
+    if function in (np.concatenate, np.stack, np.hstack, np.vstack) and len(hosts[0]) > 8:
+        raise RuntimeError("the current stream is capturing, so H2D transfers are disallowed")  # of the addresses
 
 
 def _count_masks(key) -> None:
@@ -204,7 +259,7 @@ class _Ufunc:
     """A universal function with `at`."""
 
     def __init__(self, ufunc: np.ufunc):
-        self._call, self.at = _on_device(ufunc), _on_device(ufunc.at)
+        self._call, self.at = _on_device(ufunc), _on_device(ufunc.at, writes_first=True)
 
     def __call__(self, *arguments, **options):
         return self._call(*arguments, **options)
@@ -216,12 +271,13 @@ for _name in (
 ).split():
     globals()[_name] = _Ufunc(getattr(np, _name))
 for _name in (
-    "all any arange argmax argsort broadcast_to clip concatenate copyto dot einsum expand_dims eye full full_like "
+    "all any arange argmax argsort broadcast_to clip concatenate dot einsum expand_dims eye full full_like "
     "hstack linspace matmul max mean min moveaxis ones ones_like pad partition prod ravel repeat reshape roll "
     "searchsorted sort split squeeze stack sum swapaxes take take_along_axis tensordot tile transpose tril triu vdot "
     "vstack where zeros zeros_like"
 ).split():
     globals()[_name] = _on_device(getattr(np, _name))
+copyto = _on_device(np.copyto, writes_first=True)
 for _name in "argwhere flatnonzero nonzero unique".split():  # the host must read how long the result is
     globals()[_name] = _on_device(getattr(np, _name), reads_host=True)
 for _name in "bool_ float16 float32 float64 inf int16 int32 int64 int8 nan newaxis pi uint32 uint8 dtype".split():
@@ -230,17 +286,17 @@ for _name in "bool_ float16 float32 float64 inf int16 int32 int64 int8 nan newax
 
 def array(values, dtype=None, copy=True, order="C") -> ndarray:
     """Return a new device array; from the host, an upload."""
-    global uploads
-    if not isinstance(values, ndarray):
-        uploads += 1
-    return ndarray(np.array(getattr(values, "_host", values), dtype, copy=True, order=order))
+    if isinstance(values, ndarray):
+        return _on_device(np.array)(values, dtype, copy=True, order=order)
+    _count_upload()
+    return ndarray(np.array(values, dtype, copy=True, order=order))
 
 
 def asarray(values, dtype=None, order=None) -> ndarray:
     """Return a device array, the same one where nothing changes."""
     if isinstance(values, ndarray):
-        host = np.asarray(values._host, dtype, order=order)
-        return values if host is values._host else ndarray(host)
+        found = _on_device(np.asarray)(values, dtype, order=order)
+        return values if found._host is values._host else found
     return array(values, dtype, order=order or "K")
 
 
@@ -256,6 +312,8 @@ def asnumpy(values) -> np.ndarray:
 
 def empty(shape, dtype=float, order="C") -> ndarray:
     """Return an array of 0xff bytes: what is read before it is written is NaN."""
+    if _notes():
+        return ndarray(_notes().empty(shape, np.dtype(dtype)))
     host = np.empty(shape, dtype, order)
     host.reshape(-1).view(np.uint8)[...] = 0xFF
     return ndarray(host)
@@ -303,8 +361,13 @@ class Function:
         for i, argument in enumerate(arguments):
             if isinstance(argument, ndarray) and not argument.flags.c_contiguous:
                 raise ValueError(f"{self.name}: argument {i} is not contiguous, its strides are {argument.strides}")
-        launches.append(Launched(self.name, tuple(grid), tuple(block), shared_mem))
-        self._library.launch(self.name, grid, block, _host(list(arguments)), shared_mem)
+        # A struct goes by value: what its array holds later does not matter.
+        hosts = [host.copy() if getattr(host, "dtype", np.dtype("f4")).names else host for host in _host(arguments)]
+        _do(self._run, tuple(grid), tuple(block), shared_mem, *hosts, into=np.empty(0))
+
+    def _run(self, grid, block, shared_mem, *hosts) -> None:
+        launches.append(Launched(self.name, grid, block, shared_mem))
+        self._library.launch(self.name, grid, block, hosts, shared_mem)
 
 
 # ---- devices ---------------------------------------------------------------------------------------------------------
@@ -319,9 +382,22 @@ class OutOfMemoryError(MemoryError):
     __module__ = "cupy.cuda.memory"
 
 
-def get_default_memory_pool() -> types.SimpleNamespace:
-    """Return a pool that knows of no array."""
-    return types.SimpleNamespace(used_bytes=lambda: 0, free_bytes=lambda: 0)
+_default_pool = MemoryPool()
+
+
+def get_default_memory_pool() -> MemoryPool:
+    """Return a pool that knows only of the arrays that were made in a capture and yet are to be of the default pool."""
+    return _default_pool
+
+
+@contextmanager
+def _using_allocator(allocator: Callable[[int], MemoryPointer]) -> Iterator[None]:
+    """Inside, what a capture makes lies in memory of this allocator."""
+    before, Notes.allocator = Notes.allocator, staticmethod(allocator)
+    try:
+        yield
+    finally:
+        Notes.allocator = before
 
 
 class _Device:
@@ -345,20 +421,42 @@ class _Device:
         pass
 
     def synchronize(self) -> None:
-        _count_host_read()
+        _wait()
 
 
 class _Stream:
     """A queue; what `set` puts into it is done as late as can be: when an event after it is waited for."""
 
     def __init__(self, null: bool = False, non_blocking: bool = False):
-        self.pending, self.done = [], 0
+        self.pending, self.done, self.non_blocking = [], 0, non_blocking
+        self.notes: Notes | None = None
 
     def __enter__(self) -> _Stream:
+        _streams.append(self)
         return self
 
     def __exit__(self, *error) -> None:
-        pass
+        _streams.pop()
+
+    def begin_capture(self, mode: int | None = None) -> None:
+        if self is _streams[0]:
+            raise RuntimeError("cannot capture on the default (legacy) stream")
+        if not self.non_blocking:
+            raise RuntimeError("a capture on a blocking stream ends with the next call on the default stream")
+        if self.notes:
+            raise CUDARuntimeError("cudaErrorIllegalState: the stream is capturing already")
+        self.notes = Notes()
+
+    def is_capturing(self) -> bool:
+        return self.notes is not None
+
+    def end_capture(self) -> Graph:
+        if not self.notes:
+            raise CUDARuntimeError("cudaErrorIllegalState: the stream is not capturing")
+        notes, self.notes = self.notes, None
+        if not notes.valid:
+            raise CUDARuntimeError("cudaErrorStreamCaptureInvalidated: what was asked of the stream cannot be captured")
+        return Graph(notes, lambda: _notes() is not None)
 
     def do(self, count: int) -> None:
         """Do what is pending until `count` in all are done."""
@@ -370,7 +468,7 @@ class _Stream:
         event.wait()
 
     def synchronize(self) -> None:
-        _count_host_read()
+        _wait()
         self.do(self.done + len(self.pending))
 
 
@@ -388,22 +486,31 @@ class _Event:
         self.stream.do(self.count)
 
     def synchronize(self) -> None:
-        _count_host_read()
+        _wait()
         self.wait()
+
+
+_streams = [_Stream(null=True)]  # the default one; on top of it those of `with`
 
 
 cuda = types.SimpleNamespace(
     Device=_Device,
     Event=_Event,
+    Graph=Graph,
+    Memory=Memory,
+    MemoryPointer=MemoryPointer,
+    MemoryPool=MemoryPool,
     Stream=_Stream,
     alloc_pinned_memory=bytearray,
-    get_current_stream=_Stream,
+    get_current_stream=lambda: _streams[-1],
+    using_allocator=_using_allocator,
     memory=types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
     runtime=types.SimpleNamespace(
+        CUDARuntimeError=CUDARuntimeError,
         getDevice=lambda: 0,
         getDeviceCount=lambda: 1,
         getDeviceProperties=lambda device: {"name": b"stand-in"},
-        deviceSynchronize=_count_host_read,
+        deviceSynchronize=_wait,
         memGetInfo=lambda: (MEMORY, MEMORY),
     ),
 )

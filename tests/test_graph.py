@@ -1,0 +1,218 @@
+"""A CUDA graph does what the function does, for each shape, and what cannot be captured is refused."""
+
+import numpy as np
+import pytest
+from test_train_gpu import first_batch, start, upload
+
+from minicenternet import CenterNet, graph
+from minicenternet.backend import cupy_module, to_cpu
+from minicenternet.config import TrainConfig
+from minicenternet.errors import InputError
+from minicenternet.graph import Captured
+from minicenternet.predict import Predictor
+from minicenternet.train import Run
+
+
+@pytest.fixture
+def launched(cupy):
+    """A function that returns how many graphs were launched since it was called last."""
+    if not hasattr(cupy, "host_reads"):
+        pytest.skip("CuPy itself does not count")
+    seen = [cupy.cuda.Graph.launched]
+
+    def count() -> int:
+        before, seen[0] = seen[0], cupy.cuda.Graph.launched
+        return seen[0] - before
+
+    return count
+
+
+# ---- a function ------------------------------------------------------------------------------------------------------
+
+
+def test_each_shape_runs_once_is_captured_and_then_launched(cupy, launched):
+    calls, total = [], cupy.zeros(3, np.float32)
+
+    def function(inputs):
+        calls.append(inputs["x"].shape)
+        total[...] = total + inputs["x"].sum(axis=0)
+        return {"doubled": 2 * inputs["x"]}
+
+    captured, expected = Captured(function), np.zeros(3, np.float32)
+    rng = np.random.default_rng(0)
+    for rows, graphs in [(2, 0), (2, 1), (2, 1), (4, 0), (2, 1), (4, 1), (4, 1), (2, 1)]:
+        x = rng.integers(0, 9, (rows, 3)).astype(np.float32)
+        expected += x.sum(axis=0)
+        found = captured({"x": cupy.asarray(x)})
+        assert launched() == graphs
+        assert np.array_equal(found["doubled"].get(), 2 * x)
+        assert np.array_equal(total.get(), expected)
+    assert calls == [(2, 3), (2, 3), (4, 3), (4, 3)]
+
+
+def test_tables_have_their_values_when_the_graph_is_launched(cupy):
+    captured = Captured(lambda inputs: inputs["x"] + graph.table(np.float32([1, 2])))
+    for _ in range(3):
+        assert np.array_equal(captured({"x": cupy.ones(2, np.float32)}).get(), [2, 3])
+
+
+def test_memory_of_one_graph_is_no_others(cupy):
+    """What one leaves in its memory, another one of the same function does not find changed."""
+    captured = Captured(lambda inputs: (inputs["x"] * 2 + 1) * 3)
+    for n in (8, 8, 7, 7):
+        found = captured({"x": cupy.full(n, n, np.float32)})
+    other = captured({"x": cupy.zeros(8, np.float32)})
+    assert np.array_equal(found.get(), np.full(7, 45)) and np.array_equal(other.get(), np.full(8, 3))
+
+
+REFUSED = {
+    "synchronous API calls": lambda x: float(x.sum()),
+    "H2D transfers": lambda x: x + cupy_module().asarray(np.ones(3, np.float32)),
+    "cuBLAS": lambda x: x @ x,
+    "Thrust": lambda x: cupy_module().argsort(x),
+    "not permitted when stream is capturing": lambda x: cupy_module().cuda.Device().synchronize(),
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_what_cannot_be_captured_is_an_input_error_and_leaves_the_stream_usable(cupy, message):
+    captured, x = Captured(lambda inputs: REFUSED[message](inputs["x"])), {"x": cupy.ones(3, np.float32)}
+    captured(x)
+    with pytest.raises(InputError, match=f"cannot be captured as a CUDA graph .*{message}.*leave --graph out"):
+        captured(x)
+    assert not cupy.cuda.get_current_stream().is_capturing() and float((x["x"] + 1).sum()) == 6
+    assert np.array_equal(graph.table(np.ones(2)).get(), [1, 1])
+
+
+def test_errors_of_the_function_itself_come_out_as_they_are(cupy):
+    def function(inputs):
+        if seen:
+            raise ZeroDivisionError
+        seen.append(inputs)
+
+    seen, captured = [], Captured(function)
+    captured({"x": cupy.ones(3)})
+    with pytest.raises(ZeroDivisionError):
+        captured({"x": cupy.ones(3)})
+    captured = Captured(lambda inputs: inputs["x"] + 1)
+    assert [captured({"x": cupy.ones(1)}).get() for _ in range(2)] == [2, 2]
+
+
+def test_too_little_memory_is_told_as_such(cupy, monkeypatch):
+    """The pool must not give back memory that kernels in the graph use already."""
+    if not hasattr(cupy, "host_reads"):
+        pytest.skip("CuPy itself cannot be made to fail")
+
+    def refuse(size):
+        raise cupy.cuda.runtime.CUDARuntimeError("cudaErrorMemoryAllocation")
+
+    captured = Captured(lambda inputs: inputs["x"] + 1)
+    captured({"x": cupy.ones(3)})
+    monkeypatch.setattr(cupy.cuda, "Memory", refuse)
+    with pytest.raises(cupy.cuda.memory.OutOfMemoryError):
+        captured({"x": cupy.ones(3)})
+
+
+# ---- training --------------------------------------------------------------------------------------------------------
+
+STEPS = 3
+CASES = {
+    "float32": dict(optimiser="adam", schedule="cosine", warm_up=2, average=0.9, clip_norm=1.0),
+    "fp16": dict(optimiser="sgd", schedule="step", drops=(1,), weight_decay=1e-3, average=0.0, precision="fp16"),
+}
+
+
+def trained(folder, overflow_at=None, **options) -> tuple[list[list[float]], dict]:
+    """The losses of each of some steps and the state after the last."""
+    run = start(folder, epochs=4, shapes=2, batch_size=2, **options)
+    batches = [upload(run, next(iter(run.loader.epoch(epoch)))) for epoch in range(STEPS)]
+    losses = []
+    for step, batch in enumerate(batches):
+        if step == overflow_at:
+            run.scaling.scale[...] = 2.0**40
+        losses.append([float(to_cpu(value)) for value in run.step(batch).values()])
+    state = run.model.state_dict() | {f"optimiser.{key}": array for key, array in run.optimiser.state_dict().items()}
+    if run.average:
+        state |= {f"average.{key}": array for key, array in run.average.arrays.items()}
+    if run.scaling:
+        state |= {f"scaling.{key}": array for key, array in run.scaling.state_dict().items()}
+    return losses, {key: to_cpu(array).copy() for key, array in state.items()}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_steps_as_a_graph_equal_eager_ones_to_the_last_bit(cupy, tmp_path, launched, case):
+    options = CASES[case] | {"overflow_at": STEPS - 1 if case == "fp16" else None}
+    eager_losses, eager = trained(tmp_path / "eager", **options)
+    assert launched() == 0
+    losses, state = trained(tmp_path / "graph", **options, graph=True)
+    assert launched() == STEPS - 1
+    assert losses == eager_losses and len({tuple(of_step) for of_step in losses}) == STEPS
+    assert state.keys() == eager.keys()
+    for key, array in eager.items():
+        assert np.array_equal(state[key], array), key
+    if case == "fp16":
+        assert state["scaling.skipped"] == 1 and state["scaling.scale"] == 2.0**39
+
+
+def test_a_step_as_a_graph_reads_nothing_and_runs_no_kernel_by_itself(cupy, tmp_path, launched):
+    run = start(tmp_path, graph=True, average=0.9)
+    batch = first_batch(run)
+    for _ in range(2):
+        run.step(batch)
+    cupy.reset()
+    run.step(batch)
+    assert cupy.host_reads == 0 and cupy.uploads == 2  # the rates of the optimiser and of the average
+    used, held = run.step_on_gpu.memory()
+    assert 0 < used < held and run._gpu_memory()[1] >= held
+
+
+def test_a_batch_of_another_size_is_captured_anew(cupy, tmp_path, launched):
+    run = start(tmp_path, graph=True, epochs=9)
+    batch = first_batch(run)
+    half = {name: array[:2] for name, array in batch.items()}
+    for given, graphs in [(batch, 0), (half, 0), (batch, 1), (half, 1), (batch, 1)]:
+        before = run.model.parameters()[0].numpy().copy()
+        losses = run.step(given)
+        assert launched() == graphs and np.isfinite(losses["loss"].get())
+        assert not np.array_equal(before, run.model.parameters()[0].numpy())
+
+
+def test_convolutions_by_cublas_are_refused_with_the_reason(cupy, tmp_path, monkeypatch):
+    monkeypatch.setenv("MINICENTERNET_CUDA_CONV", "im2col")
+    run = start(tmp_path, graph=True)
+    batch = first_batch(run)
+    run.step(batch)
+    with pytest.raises(InputError, match="cannot be captured as a CUDA graph .*cuBLAS"):
+        run.step(batch)
+
+
+def test_a_graph_on_a_cpu_is_refused(tmp_path):
+    with pytest.raises(InputError, match="graph is of GPUs, and this runs on the CPU; leave --graph out"):
+        Run(TrainConfig(device="cpu", graph=True, output=str(tmp_path / "run")))
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(InputError, match="graph is of GPUs"):
+        Predictor(CenterNet("small", class_names=["a"], input_size=(32, 32)), graph=True)
+
+
+# ---- inference -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [dict(batch_size=1), dict(batch_size=2, flip=True, scales=(1.0, 0.5))])
+def test_detections_by_a_graph_equal_eager_ones_to_the_last_bit(cupy, launched, options):
+    model = CenterNet("small", class_names=["a", "b"], input_size=(32, 32)).to("cuda").fold()
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (20 + 4 * i, 30, 3), np.uint8) for i in range(4)]
+    eager = list(Predictor(model, min_score=0, **options).stream(images))
+    assert launched() == 0
+    found = list(Predictor(model, min_score=0, graph=True, **options).stream(images))
+    assert launched() == 3
+    for ours, theirs in zip(found, eager, strict=True):
+        assert len(ours) > 9
+        for name in ("boxes", "scores", "labels"):
+            assert np.array_equal(getattr(ours, name), getattr(theirs, name)), name
+
+
+def test_kept_resolution_has_no_graphs(cupy):
+    model = CenterNet("small", class_names=["a"], input_size=(32, 32)).to("cuda")
+    with pytest.raises(InputError, match="each would have a graph of its own"):
+        Predictor(model, resolution="keep", graph=True)
