@@ -303,7 +303,7 @@ def test_no_label_of_the_curves_is_cut_off():
 @pytest.fixture
 def displayed(monkeypatch):
     """What is displayed, as if IPython ran the code: (data, metadata) each."""
-    plt.switch_backend("agg")  # which asks IPython for more than is put here
+    plt.close(plt.figure())  # the first figure asks IPython for more than is put here
     shown = []
     ipython = types.ModuleType("IPython")
     ipython.get_ipython = object
