@@ -188,8 +188,8 @@ assert max(variance_errors["subtract, then square (yours)"]) < 1e-4 and max(vari
 assert variance_errors["mean of squares - square of mean"][-1] > 0.1
 
 # %% [markdown]
-# The dotted line falls at $\mu = 4\sigma$: below that, the package takes the one-pass formula, which then costs at most 4
-# of 24 bits, and above it subtracts first.
+# The dotted line falls at $\mu = 4\sigma$: below that, the package takes the one-pass formula, which then costs at most
+# 4 of 24 bits, and above it subtracts first.
 #
 # ### In pieces
 #
