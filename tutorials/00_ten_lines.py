@@ -15,7 +15,7 @@
 #
 # - **Goal**: detect objects in an image, see the maps they were read from, and read them off yourself.
 # - **You need**: Python and a little NumPy. Nothing about neural networks.
-# - **Minutes**: 45 to read and work / runs in about 5 s.
+# - **Minutes**: 45 to read and work / runs in about 7 s.
 # - **Equations**: none of E1 to E10 is derived here. E8 (peaks) and E9 (boxes) appear, and are derived in notebook 10.
 # - **What you should see**: six shapes found in an image of six, each with a box that overlaps the true one by more
 #   than 0.6; the same boxes from your own code, to a thousandth of a pixel; and how precision and recall trade
