@@ -206,7 +206,7 @@ assert (x, y) == (82, 41), (
 
 # %%
 boxes = np.array([box_at(row, column, offset, size) for row, column, _ in tops])
-print("largest difference from the package's boxes:", np.abs(boxes - detections.boxes).max(), "pixels")
+print(f"largest difference from the package's boxes: {np.abs(boxes - detections.boxes).max():.1e} pixels")
 assert np.abs(boxes - detections.boxes).max() < 1e-3
 
 # %% [markdown]

@@ -702,9 +702,9 @@ for name, own, tensor in zip(("w1", "b1", "w2", "b2"), ours, theirs, strict=True
     assert gap < 1e-12, f"{name} differs from the package's gradient"
 
 # %% [markdown]
-# The package differs from yours in three ways. Ops are numbered as they run, and that *is* a topological order, so no
-# search is needed. Only Tensors with `requires_grad` are recorded. And a closure is dropped as soon as it was used, so
-# that activations are freed while the pass runs. The price: the way back can be gone once.
+# The package differs from yours in three ways. Ops are numbered as they run, and that *is* a topological order: it
+# sorts by the number. Only what depends on a Tensor with `requires_grad` is recorded. And a closure is dropped as
+# soon as it was used, so that activations are freed while the pass runs. The price: one can go back only once.
 
 # %%
 try:

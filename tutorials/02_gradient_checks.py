@@ -34,7 +34,7 @@ from minicenternet import autograd, ops
 from minicenternet.draw import COLOURS, show
 from minicenternet.points.losses import focal_loss
 
-sys.path.insert(0, str(Path(minicenternet.__file__).resolve().parents[1] / "tests"))
+sys.path.append(str(Path(minicenternet.__file__).resolve().parents[1] / "tests"))
 import gradients  # tests/gradients.py, the checker behind all of the package's tests
 
 FAST = os.environ.get("MINICENTERNET_FAST") == "1"
@@ -55,9 +55,9 @@ FAST = os.environ.get("MINICENTERNET_FAST") == "1"
 # $$ \frac{f(x + hv) - f(x - hv)}{2h} . $$
 #
 # Why on both sides? By Taylor's formula
-# $f(x \pm hv) = f \pm h f' + \tfrac{h^2}{2} f'' \pm \tfrac{h^3}{6} f''' + \dots$, where the derivatives are those
-# along $v$. In the difference all even terms cancel, and the error is $\tfrac{h^2}{6} f'''$. One-sided,
-# $(f(x + hv) - f(x))/h$ has an error of $\tfrac{h}{2} f''$, which is far larger.
+# $f(x \pm hv) = f \pm h f' + \tfrac{h^2}{2} f^{(2)} \pm \tfrac{h^3}{6} f^{(3)} + \dots$, where $f^{(k)}$ is the
+# $k$-th derivative along $v$. In the difference all even terms cancel, and the error is $\tfrac{h^2}{6} f^{(3)}$.
+# One-sided, $(f(x + hv) - f(x))/h$ has an error of $\tfrac{h}{2} f^{(2)}$, which is far larger.
 #
 # **Predict**: for which functions is the two-sided quotient exact, whatever $h$ is?
 
@@ -86,7 +86,7 @@ for h in (0.5, 0.25):
     )
 
 # %% [markdown]
-# It is exact for polynomials of degree two, since $f''' = 0$.
+# It is exact for polynomials of degree two, since $f^{(3)} = 0$.
 #
 # ## 2. How small is small enough?
 #
@@ -96,7 +96,7 @@ for h in (0.5, 0.25):
 # with $\epsilon = 2^{-53}$ or $2^{-24}$. The difference of two nearly equal values keeps this error, and the division
 # by $2h$ magnifies it. So the error has two parts, one that falls with $h$ and one that rises:
 #
-# $$ E(h) = \frac{h^2}{6} |f'''| + \frac{\epsilon |f|}{h} . $$
+# $$ E(h) = \frac{h^2}{6} |f^{(3)}| + \frac{\epsilon |f|}{h} . $$
 #
 # ### Exercise 2: the best step
 #
@@ -573,8 +573,8 @@ assert colleagues_gap(normalise, x) < TOLERANCE < gaps(normalise, x)[0]
 #
 # ## Summary
 #
-# - The two-sided quotient errs by $h^2 |f'''|/6$ from curvature and by about $\epsilon |f|/h$ from rounding. The best
-#   step is the cube root of $3 \epsilon |f|/|f'''|$: near $10^{-5}$ in float64.
+# - The two-sided quotient errs by $h^2 |f^{(3)}|/6$ from curvature and by about $\epsilon |f|/h$ from rounding. The
+#   best step is the cube root of $3 \epsilon |f|/|f^{(3)}|$: near $10^{-5}$ in float64.
 # - $\langle dy, Jv \rangle = \langle J^T dy, v \rangle$ tests every entry of a gradient with two evaluations.
 # - Both `dy` and $v$ must be random, of a seed of their own, and each argument must move alone.
 # - A constant `dy` is blind to whatever sums to a constant.

@@ -70,8 +70,8 @@ plain = {name: sizes_by_depth(gain, normalised=False) for name, gain in GAINS.it
 normalised = {name: sizes_by_depth(gain, normalised=True) for name, gain in GAINS.items()}
 for name, gain in GAINS.items():
     change, power = plain[name][-1] / plain[name][0], gain**19
-    print(f"{name:15} last / first layer: plain {change:9.4f} (gain to the power of 19: {power:8.4f}),", end=" ")
-    print(f"normalised {normalised[name][-1] / normalised[name][0]:.4f}")
+    print(f"{name:15} last layer / first: {change:8.4f} (theory: {power:8.4f}),", end=" ")
+    print(f"normalised: {normalised[name][-1] / normalised[name][0]:.4f}")
     assert 1 / 3 < change / power < 3, "the plain signal should change like a power of the gain"
     assert normalised[name].max() / normalised[name].min() < 1.5, "normalised, the signal should keep its size"
 
@@ -104,7 +104,7 @@ show(
 #
 # ## 2. A variance that does not cancel
 #
-# Every textbook has $\sigma^2 = \overline{x^2} - \mu^2$. It needs only one pass over the data.
+# Every textbook has $\sigma^2 = \text{mean}(x^2) - \mu^2$. It needs only one pass over the data.
 #
 # **Predict**: the pixels of a channel are float32 (about 7 digits), with $\sigma = 1$. What does the formula give if
 # their mean is 10? 1,000? 10,000?
@@ -119,7 +119,7 @@ for level in (10, 100, 1000, 10_000):
     )
 
 # %% [markdown]
-# At a mean of 1,000, $\overline{x^2}$ and $\mu^2$ are both about 1,000,000. With 7 digits they are known to about
+# At a mean of 1,000, $\text{mean}(x^2)$ and $\mu^2$ are both about 1,000,000. With 7 digits they are known to about
 # $\pm 0.06$, and their difference is 1. The digits that matter were rounded away before the subtraction. In general
 # the relative error is about $\epsilon_{32}\, \mu^2/\sigma^2$ with $\epsilon_{32} = 6 \cdot 10^{-8}$. The result can
 # be 0, or even negative, and the root of that is NaN.
@@ -257,9 +257,9 @@ assert np.allclose(squares, expected), (
 #
 # Multiply by $d\hat x_i = \gamma\, dy_i$ and sum over $i$. That is the closed backward:
 #
-# $$ dx_j = \frac{\gamma}{s}\left(dy_j - \overline{dy} - \hat x_j\, \overline{dy \cdot \hat x}\right) , $$
+# $$ dx_j = \frac{\gamma}{s}\left(dy_j - \text{mean}(dy) - \hat x_j\, \text{mean}(dy \cdot \hat x)\right) , $$
 #
-# where the bar is the mean over the $n$ pixels. No matrix of $n \times n$ is left: two means and one pass. It holds for
+# where the means are over the $n$ pixels. No matrix of $n \times n$ is left: two means and one pass. It holds for
 # any $\epsilon$, not just for a small one.
 #
 # ### Exercise 3: batch normalisation, both ways
@@ -402,7 +402,7 @@ x = 3 * x + 1
 ends = [by_the_formula(x + sign * 1e-5 * v, np.ones(4), np.zeros(4), 1e-5) for sign in (1, -1)]
 Jv = (ends[0] - ends[1]) / 2e-5
 y = by_the_formula(x, np.ones(4), np.zeros(4), 1e-5)
-COTANGENTS = {"y.sum(): dy = 1": np.ones_like(y), "(y * y).sum() / 2: dy = y": y, "random dy": noise}
+COTANGENTS = {"a sum: dy = 1": np.ones_like(y), "squares: dy = y": y, "random dy": noise}
 gap = {
     loss: {
         name: abs(np.vdot(dy, Jv) - np.vdot(formula(dy), v)) / np.linalg.norm(Jv)
@@ -410,12 +410,12 @@ gap = {
     }
     for loss, dy in COTANGENTS.items()
 }
-print(f"{'':28}" + "".join(f"{loss:>28}" for loss in gap))
+print(f"{'':26}" + "".join(f"{loss:>18}" for loss in gap))
 for name in wrong_backwards(x):
-    print(f"{name:28}" + "".join(f"{gap[loss][name]:28.1e}" for loss in gap))
+    print(f"{name:26}" + "".join(f"{gap[loss][name]:18.1e}" for loss in gap))
 seen = {loss: {name for name, value in gaps.items() if value > 1e-3} for loss, gaps in gap.items()}
-assert seen["y.sum(): dy = 1"] == {"μ and σ taken as constants"}
-assert seen["(y * y).sum() / 2: dy = y"] == {"no term along x̂", "μ and σ taken as constants"}
+assert seen["a sum: dy = 1"] == {"μ and σ taken as constants"}
+assert seen["squares: dy = y"] == {"no term along x̂", "μ and σ taken as constants"}
 assert seen["random dy"] == set(wrong_backwards(x)) - {"right"}
 
 # %%
@@ -685,8 +685,8 @@ assert difference < 1e-5
 # - Batch normalisation gives every channel mean $\beta$ and size $\gamma$, so that the signal keeps its size at any
 #   depth.
 # - Subtract the mean before you square; statistics of blocks combine exactly.
-# - $dx = \frac{\gamma}{s}(dy - \overline{dy} - \hat x\, \overline{dy \cdot \hat x})$: what points along ones or along
-#   $\hat x$ is taken out.
+# - $dx = \frac{\gamma}{s}(dy - \text{mean}(dy) - \hat x\, \text{mean}(dy \cdot \hat x))$: what points along ones or
+#   along $\hat x$ is taken out.
 # - For the same reason a constant `dy`, and `dy` = $y$, are blind to most mistakes in it. Check with a random one.
 # - Training uses the batch, evaluation the running statistics, and these need some fifty batches to mean something.
 # - In evaluation it folds into the convolution before it.
