@@ -15,7 +15,7 @@
 #
 # - **Goal**: detect objects in an image, see the maps they were read from, and read them off yourself.
 # - **You need**: Python and a little NumPy. Nothing about neural networks.
-# - **Minutes**: 45 to read and work / runs in about 7 s.
+# - **Minutes**: 45 to read and work / runs in about 8 s.
 # - **Equations**: none of E1 to E10 is derived here. E8 (peaks) and E9 (boxes) appear, and are derived in notebook 10.
 # - **What you should see**: six shapes found in an image of six, each with a box that overlaps the true one by more
 #   than 0.6; the same boxes from your own code, to a thousandth of a pixel; and how precision and recall trade
@@ -367,7 +367,7 @@ show(
 # | 01 Autograd | how does a program know its derivatives? | |
 # | 02 Gradient checks | and how do we know that they are right? | 01 |
 # | 03 Convolution | what does a layer compute, and how fast can it be? | 01, 02 |
-# | 04 Batch normalisation | why can a network be deep? | 01, 02 |
+# | 04 Batch normalisation | why can a network be deep? | 00, 01, 02 |
 # | 05 Upsampling | how do maps become finer again? | 03 |
 # | 06 The network | which layers, how large, how do they start? | 03, 04, 05 |
 # | 07 Splatting targets | what should the heatmap look like? | 00 |

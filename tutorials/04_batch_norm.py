@@ -15,7 +15,7 @@
 #
 # - **Goal**: derive batch normalisation forwards and backwards, in training and in evaluation, and fold it away.
 # - **You need**: notebooks 00, 01 and 02. Notebook 03 for the convolution in section 7.
-# - **Minutes**: 75 to read and work / runs in about 6 s.
+# - **Minutes**: 75 to read and work / runs in about 7 s.
 # - **Equations**: none of E1 to E10. The ones that matter here: $\hat x = (x - \mu)/\sqrt{\sigma^2 + \epsilon}$ and its
 #   closed backward.
 # - **What you should see**: twenty layers whose signal vanishes or explodes without normalisation and stays within a
