@@ -522,7 +522,7 @@ assert values["no positive, silent network"] < 1e-3
 # |---|---|---|
 # | about 203 at step 0, then falling | every $\hat Y$ at the prior 0.1: healthy | carry on |
 # | about 32,400 | every $\hat Y$ near 0.5: the prior bias is missing | set the last bias to $-2.19$ (E10) |
-# | 9.2085, not moving | every $\hat Y$ at the clamp $10^{-4}$: no gradient | use the stable form, a lower learning rate |
+# | 9.2085, not moving | every $\hat Y$ at the clamp $10^{-4}$: no gradient | use the stable form |
 # | towards 0.000, size loss 0 as well | no positive reaches the loss | floor the centre; check box format, labels |
 #
 # The first two depend on the shape: classes, cells and objects. Compute them for your own run. The third does not.
