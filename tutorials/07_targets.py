@@ -16,11 +16,11 @@
 # - **Goal** Turn the boxes of one image into what the network is asked for: a heatmap with one Gaussian for each
 #   object, and the cell, offset and size of each.
 # - **You need** 06.
-# - **Minutes** 50 to read and work / runs in about 3 s
+# - **Minutes** 50 to read and work / runs in about 7 s
 # - **Equations** E1, E2, E3
 # - **What you should see** The corrected radius keeps an IoU of exactly 0.7 (to 1e-9, against brute force). The
-#   released radius keeps about 0.21 for a square. The target of every image has exactly one 1 for each distinct
-#   centre.
+#   released radius keeps about 0.21 for a square. The target of every image has exactly one 1 for each distinct cell
+#   and class.
 
 # %%
 import itertools
@@ -60,7 +60,7 @@ for (x1, y1, x2, y2), label in zip(boxes, labels, strict=True):
 # §3 and §4)
 #
 # $$p = \left(\tfrac{x_1 + x_2}{2},\ \tfrac{y_1 + y_2}{2}\right), \qquad
-# \tilde p = \left\lfloor \tfrac{p}{R} \right\rfloor \tag{E1}$$
+# \tilde p = \left\lfloor \tfrac{p}{R} \right\rfloor \qquad \text{(E1)}$$
 #
 # **Predict.** A box is (13, 20, 58, 47). Which cell owns it at $R = 4$? Would rounding to the nearest integer give
 # the same cell?
@@ -132,7 +132,7 @@ show(
 # box that is drawn from the neighbouring cell is still a good box. So the target falls off around $\tilde p$ like a
 # Gaussian (paper §3):
 #
-# $$Y_{yxc} = \exp\left(-\frac{(x - \tilde p_x)^2 + (y - \tilde p_y)^2}{2\sigma_p^2}\right) \tag{E2}$$
+# $$Y_{yxc} = \exp\left(-\frac{(x - \tilde p_x)^2 + (y - \tilde p_y)^2}{2\sigma_p^2}\right) \qquad \text{(E2)}$$
 #
 # It is centred on the *cell*, an integer, so it is exactly 1 there: $e^0$. The loss of notebook 08 tests `Y == 1`.
 # The width $\sigma_p$ comes from a radius $r$ in cells, which we derive below: the diameter $2r + 1$ is six sigmas,
@@ -287,11 +287,11 @@ assert np.allclose(two, expected), (
 # each axis. Three ways matter.
 #
 # 1. **Moved.** Both corners go the same way. The common part is $(h - r)(w - r)$, and both boxes have the area $hw$:
-# $$\frac{(h-r)(w-r)}{2hw - (h-r)(w-r)} = o \quad\Rightarrow\quad r^2 - (h+w)\,r + hw\,\frac{1-o}{1+o} = 0$$
+#    $$\frac{(h-r)(w-r)}{2hw - (h-r)(w-r)} = o \quad\Rightarrow\quad r^2 - (h+w)\,r + hw\,\frac{1-o}{1+o} = 0$$
 # 2. **Shrunk.** Both corners go inwards. The common part is the smaller box, the union the true one:
-# $$\frac{(h-2r)(w-2r)}{hw} = o \quad\Rightarrow\quad 4r^2 - 2(h+w)\,r + (1-o)\,hw = 0$$
+#    $$\frac{(h-2r)(w-2r)}{hw} = o \quad\Rightarrow\quad 4r^2 - 2(h+w)\,r + (1-o)\,hw = 0$$
 # 3. **Grown.** Both corners go outwards. The common part is the true box, the union the larger one:
-# $$\frac{hw}{(h+2r)(w+2r)} = o \quad\Rightarrow\quad 4o\,r^2 + 2o(h+w)\,r - (1-o)\,hw = 0$$
+#    $$\frac{hw}{(h+2r)(w+2r)} = o \quad\Rightarrow\quad 4o\,r^2 + 2o(h+w)\,r - (1-o)\,hw = 0$$
 
 # %%
 height, width, r = 6, 9, 1.2
@@ -412,7 +412,7 @@ assert decides["shrunk"] == 500, "a smaller box always loses most"
 #
 # The released code uses $(b + \sqrt{b^2 - 4ac})/2$ for all three, with its $b$ written as $+(h+w)$, $+2(h+w)$ and
 # $-2o(h+w)$. In our signs that is $(-b + \sqrt{b^2 - 4ac})/2$: the larger root, and multiplied by $a$, because the
-# division by $2a$ became one by 2. It has no meaning as an overlap. Yet every published model was trained with it, so
+# division by $2a$ became one by 2. It has no meaning as an overlap. Yet the released models were trained with it, so
 # it is the package's default.
 
 
@@ -448,9 +448,9 @@ assert abs(radius(50, 50, same_overlap) - released_radius(50, 50)) < 1e-9
 assert 0.20 < same_overlap < 0.21
 
 # %% [markdown]
-# So the released system behaves as if it had asked for an IoU of about 0.21. Some re-implementations use the
-# corrected form with an overlap of 0.3, which lands nearby. A wider blob makes more neighbours cheap to confuse with
-# the centre; notebook 08 shows how cheap. Which of them trains better is a question for an experiment (notebook 11),
+# So for a square the released system behaves as if it had asked for an IoU of about 0.21. Some re-implementations use
+# the corrected form with an overlap of 0.3, which lands nearby. A wider blob makes more neighbours cheap to confuse
+# with the centre; notebook 08 shows how cheap. Which of them trains better is for an experiment to say (notebook 11),
 # not for this derivation.
 
 # %%
@@ -596,7 +596,7 @@ print(f"{len(shapes)} images and 200 radii agree with minicenternet.points.targe
 # %% [markdown]
 # ## Break it
 #
-# This encoder trained beautifully: the heatmap loss went to 0.000 within the first epoch. It never found an object.
+# With this encoder the heatmap loss goes to 0.000, and looks perfect. The network never finds an object.
 # Here is its target for our image, and the loss of a network that answers *no object anywhere*.
 
 

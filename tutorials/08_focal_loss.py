@@ -16,7 +16,7 @@
 # - **Goal** Judge a whole heatmap of which almost every cell is background: the loss, its stable form on logits, its
 #   gradient, and the values that a trainer should know by sight.
 # - **You need** 01, 02, 07.
-# - **Minutes** 55 to read and work / runs in about 6 s
+# - **Minutes** 55 to read and work / runs in about 8 s
 # - **Equations** E4
 # - **What you should see** At COCO's shape, 7 objects, a fresh network with prior bias loses about 203 (within 1),
 #   one without it about 32,400 (within 100), one at the clamp exactly 9.2085 (to 1e-4). The stable form agrees with
@@ -25,7 +25,7 @@
 # %%
 import math
 import os
-from decimal import Decimal, getcontext
+from decimal import Decimal, localcontext
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -68,13 +68,13 @@ assert from_positives / from_negatives < 2e-4
 # factors (paper (1), §3):
 #
 # $$L_k = -\frac{1}{N} \sum_{xyc} \begin{cases}
-# (1 - \hat Y_{xyc})^{\alpha} \log \hat Y_{xyc} & \text{where } Y_{xyc} = 1 \\[2pt]
+# (1 - \hat Y_{xyc})^{\alpha} \log \hat Y_{xyc} & \text{where } Y_{xyc} = 1 \\
 # (1 - Y_{xyc})^{\beta}\, \hat Y_{xyc}^{\alpha} \log(1 - \hat Y_{xyc}) & \text{elsewhere}
-# \end{cases} \qquad \alpha = 2,\ \beta = 4 \tag{E4}$$
+# \end{cases} \qquad \alpha = 2,\ \beta = 4 \qquad \text{(E4)}$$
 #
 # - $\hat Y^\alpha$ and $(1-\hat Y)^\alpha$: **what is nearly right counts little.** The prediction decides.
 # - $(1-Y)^\beta$: **what is near a centre counts little.** The target decides. Mind which of the two letters has the
-#   hat; a slip there is the most expensive one in this course.
+#   hat. A slip there looks harmless in the loss; notebook 11 trains it.
 # - $N$ is the number of objects, the cells where $Y = 1$, and not the number of cells. An image without objects is
 #   divided by 1.
 #
@@ -205,18 +205,16 @@ def focal_terms(logits, Y, alpha=2, beta=4):
 
 
 # %% tags=["check"]
-getcontext().prec = 400  # e^-800 is about 1e-347: 1 + e^-800 needs that many digits
-
-
 def exact_term(logit, y, alpha=2, beta=4):
     """The oracle: E4 for one cell in decimal arithmetic with 400 digits, from p, without softplus."""
-    e = Decimal(-abs(logit)).exp()
-    small, large = e / (1 + e), 1 / (1 + e)
-    p, q = (large, small) if logit >= 0 else (small, large)  # q = 1 - p, kept apart so that it has all its digits
-    log_p, log_q = p.ln(), q.ln()
-    if y == 1:
-        return float(-(q**alpha) * log_p)
-    return float(-((1 - Decimal(y)) ** beta) * p**alpha * log_q)
+    with localcontext() as context:
+        context.prec = 400  # e^-800 is about 1e-347: 1 + e^-800 needs that many digits
+        e = Decimal(-abs(logit)).exp()
+        small, large = e / (1 + e), 1 / (1 + e)
+        p, q = (large, small) if logit >= 0 else (small, large)  # q = 1 - p, kept apart so that it has all its digits
+        if y == 1:
+            return float(-(q**alpha) * p.ln())
+        return float(-((1 - Decimal(y)) ** beta) * p**alpha * q.ln())
 
 
 with np.errstate(all="ignore"):
@@ -231,9 +229,8 @@ with np.errstate(all="ignore"):
             got = focal_terms(np.float32([x]), np.float32([y]))
             assert math.isclose(got[0], expected, rel_tol=2e-6, abs_tol=1e-37), f"float32, logit {x}, Y = {y}: {got[0]}"
 
+
 # %%
-
-
 def focal_loss(logits, Y, alpha=2, beta=4):
     """E4 on logits."""
     return focal_terms(logits, Y, alpha, beta).sum() / max(np.count_nonzero(Y == 1), 1)
@@ -354,7 +351,7 @@ for alpha in (0, 2) if FAST else (0, 1, 2, 4):
 # %% [markdown]
 # $\alpha$ does the heavy lifting at the start: the share of the positives rises from one in ten thousand to about one
 # in a hundred, and more as the background falls. $\beta$ hardly changes the total. It changes *where* the loss is: it
-# spares the few hundred cells around the centres.
+# spares the nine hundred or so cells around the centres.
 #
 # ## Why $\hat Y = Y$ is not the answer
 #

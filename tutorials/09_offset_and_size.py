@@ -16,7 +16,7 @@
 # - **Goal** Teach the network what the cell alone cannot say: where in the cell the centre lies, and how large the
 #   box is. Read maps at single cells, send gradients back there, and add up the whole loss.
 # - **You need** 01, 02, 07, 08.
-# - **Minutes** 50 to read and work / runs in about 4 s
+# - **Minutes** 50 to read and work / runs in about 6 s
 # - **Equations** E5, E6, E7
 # - **What you should see** Without the offset a box of 16 pixels keeps a mean IoU of about 0.63 (within 0.02), one of
 #   128 pixels about 0.94. L1 pulls 20 times harder than smooth L1 at an error of 0.05. The total agrees with the
@@ -94,7 +94,7 @@ show(
 )
 
 # %% [markdown]
-# AP at an IoU of 0.75 would be out of reach for small boxes. So each cell also says where in it the centre lies: two
+# An IoU of 0.75 would be out of reach for most small boxes. So each cell also says where in it the centre lies: two
 # more maps, $\hat O$, and two for the size, $\hat S$. They are shared by all classes. Only the cells $\tilde p$ of
 # objects are ever asked.
 #
@@ -183,12 +183,13 @@ for cells in (35, 4):  # with four cells most are read more than once
     )
 
 # %% [markdown]
-# The last check is the adjoint test of notebook 02: $\langle Gx, dy \rangle = \langle x, G^\top dy \rangle$ for
-# random $x$ and $dy$.
+# The last check compares two inner products, as notebook 02 does:
+# $\langle Gx, dy \rangle = \langle x, G^\top dy \rangle$ for random $x$ and $dy$.
 #
 # ## E5 · The offset loss
 #
-# $$L_{off} = \frac{1}{N} \sum_{p} \left| \hat O_{\tilde p} - \left(\tfrac{p}{R} - \tilde p\right) \right| \tag{E5}$$
+# $$L_{off} = \frac{1}{N} \sum_{p} \left| \hat O_{\tilde p} - \left(\tfrac{p}{R} - \tilde p\right) \right|
+# \qquad \text{(E5)}$$
 #
 # That is paper (2). $|\cdot|$ adds up both coordinates. $N$ is the number of objects in the batch, not of slots, and
 # not of coordinates. Empty slots have the mask 0 and must count nowhere, neither above nor below the fraction bar. An
@@ -266,7 +267,7 @@ assert math.isclose(pull, 20)
 # ## E6 · The size loss
 #
 # $$L_{size} = \frac{1}{N} \sum_{k} \left| \hat S_{p_k} - s_k \right|, \qquad
-# s_k = \frac{1}{R}\,(x_2 - x_1,\ y_2 - y_1) \tag{E6}$$
+# s_k = \frac{1}{R}\,(x_2 - x_1,\ y_2 - y_1) \qquad \text{(E6)}$$
 #
 # That is paper (3). The network's sizes are in **cells**, as in the released code. The paper's text has them in
 # pixels, $s_k = (x_2 - x_1, y_2 - y_1)$.
@@ -342,9 +343,9 @@ show(
 # ## E7 · The whole loss
 #
 # $$L_{det} = L_k + \lambda_{size} L_{size} + \lambda_{off} L_{off}, \qquad
-# \lambda_{size} = 0.1,\ \lambda_{off} = 1 \tag{E7}$$
+# \lambda_{size} = 0.1,\ \lambda_{off} = 1 \qquad \text{(E7)}$$
 #
-# That is paper (4). Sizes are errors of several cells and offsets of fractions of one, hence the 0.1.
+# That is paper (4). Errors of the size are several cells, errors of the offset fractions of one, hence the 0.1.
 #
 # **Write** it for one batch. `outputs` holds the three maps: `"hm"`, logits $(B, H, W, C)$, `"wh"`, sizes, and
 # `"reg"`, offsets. `targets` has the fields of notebook 07 with a batch axis. The focal loss is notebook 08's; take

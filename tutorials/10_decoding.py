@@ -16,10 +16,10 @@
 # - **Goal** Turn three maps back into boxes on the photograph: peaks, the best K, boxes, the way back to the image's
 #   own pixels. Greedy NMS for comparison.
 # - **You need** 07, 09.
-# - **Minutes** 55 to read and work / runs in about 4 s
+# - **Minutes** 55 to read and work / runs in about 6 s
 # - **Equations** E8, E9
-# - **What you should see** Encoded boxes come back to within 0.001 pixels, unless two objects of a class share a
-#   cell. Without the peak test there are over 5 detections for each object, with it about 1.1 (below 1.2), of maps
+# - **What you should see** Encoded boxes come back to within 0.001 pixels, unless two objects share a cell. Without
+#   the peak test there are over 5 detections for each object, with it about 1.1 (below 1.2), of maps
 #   with our noise.
 
 # %%
@@ -42,8 +42,8 @@ R = 4
 # ## What a network answers
 #
 # Decoding needs maps, not a network. We make them: the targets of notebook 07 with a different height for each
-# object, noise of 0.5 on the logits, and sizes and offsets that are right to a few hundredths. A trained network's
-# maps look much like it, also in this: cells *beside* a centre answer with nearly the same box.
+# object, noise of 0.5 on the logits, and sizes and offsets that are right to a few hundredths. In one thing they are
+# much like a trained network's: cells *beside* a centre answer with nearly the same box.
 #
 # The image has 320 by 200 pixels. The network's input has 256 by 256, so the image is scaled by 0.8 and put in the
 # middle, black above and below. The map has 64 by 64 cells.
@@ -87,7 +87,7 @@ assert above > 5 * len(boxes)
 # A cell of a class is a peak if none of its 8 neighbours is larger (paper §4.1). In vectors: take the maximum of each
 # 3 by 3 window, and keep the cells that equal it.
 #
-# $$\hat Y_{yxc} \;\ge\; \hat Y_{y+i,\,x+j,\,c} \qquad \text{for all } i, j \in \{-1, 0, 1\} \tag{E8}$$
+# $$\hat Y_{yxc} \;\ge\; \hat Y_{y+i,\,x+j,\,c} \qquad \text{for all } i, j \in \{-1, 0, 1\} \qquad \text{(E8)}$$
 #
 # At the border a window has fewer cells. Classes do not see each other: a person's peak does not suppress the dog
 # beside it.
@@ -187,7 +187,7 @@ for levels in (10_000, 5):
 # $(w, h) = \hat S_{\hat y \hat x}$, in cells. The box is, in pixels of the network's input (paper §4.1),
 #
 # $$\left(\hat x + \delta x - \tfrac{w}{2},\;\; \hat y + \delta y - \tfrac{h}{2},\;\;
-# \hat x + \delta x + \tfrac{w}{2},\;\; \hat y + \delta y + \tfrac{h}{2}\right) \cdot R \tag{E9}$$
+# \hat x + \delta x + \tfrac{w}{2},\;\; \hat y + \delta y + \tfrac{h}{2}\right) \cdot R \qquad \text{(E9)}$$
 #
 # **Predict.** A peak at $\hat x = 10$, $\hat y = 6$ with the offset (0.5, 0.25) and the size 8 by 3 cells. Where is
 # the box, in pixels?
@@ -333,8 +333,8 @@ assert largest < 1e-3
 
 # %% [markdown]
 # All of them, to float32, except those that share a cell. Two of one class in one cell are one peak. Two of different
-# classes in one cell have two peaks, but one offset and one size between them. The paper counts such same-class
-# collisions on COCO: fewer than 0.1 % of the objects (§5.1). Notebook 16 counts them here.
+# classes in one cell have two peaks, but one offset and one size between them. The paper counts collisions of one
+# class on COCO: fewer than 0.1 % of the objects (§5.1). Notebook 16 counts them here.
 #
 # ## Is NMS needed?
 #
@@ -475,7 +475,7 @@ print(
 assert peaks_found == 2 and len(kept) == 1
 
 # %% [markdown]
-# NMS throws away a true object because its box overlaps another. Peaks need two cells between centres, whatever the
+# NMS throws away a true object because its box overlaps another. Peaks need centres two cells apart, whatever the
 # boxes do.
 #
 # ## The same in the package
