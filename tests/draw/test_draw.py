@@ -1,11 +1,18 @@
 """Pictures are judged by eye; here is what a test can see: sizes, places, files, and that nothing odd is fatal."""
 
+import base64
+import io
+import sys
+import types
+
 import numpy as np
 import pictures
 import pytest
+from matplotlib import pyplot as plt
 from PIL import Image
 
 from minicenternet import draw
+from minicenternet.draw import look
 from minicenternet.errors import InputError
 from minicenternet.metrics import average_precision
 from minicenternet.predict import Detections
@@ -15,13 +22,13 @@ from minicenternet.predict import Detections
 def figures(monkeypatch):
     """The figures drawn, in order."""
     drawn = []
-    finish = draw._finish
+    finish = look.finish
 
     def noting(figure, path):
         drawn.append(figure)
         return finish(figure, path)
 
-    monkeypatch.setattr(draw, "_finish", noting)
+    monkeypatch.setattr(look, "finish", noting)
     return drawn
 
 
@@ -79,7 +86,7 @@ def test_the_best_box_is_on_top():
 
 
 def test_classes_look_different():
-    assert len({draw._style(label) for label in range(28)}) == 28
+    assert len({look.style(label) for label in range(28)}) == 28
 
 
 @pytest.mark.parametrize("names", [None, ["$x_1", "$\\frac{$", "a_b^c"]])
@@ -91,7 +98,7 @@ def test_any_name_can_be_drawn(figures, names):
 def test_boxes_outside_the_image(figures):
     boxes = np.array([[-500, -500, -300, -300], [0, 0, 1e5, 1e5], [20, 20, 20, 20]])
     draw.draw_boxes(np.zeros((64, 64, 3), np.uint8), boxes, np.zeros(3, int))
-    assert figures[0].get_size_inches() @ [draw.DPI, 0] == 640
+    assert figures[0].get_size_inches() @ [look.DPI, 0] == 640
 
 
 def maps(height=32, width=32, classes=3, peak=(20, 11)):
@@ -292,3 +299,64 @@ def test_no_label_of_the_curves_is_cut_off():
         for i in range(1, 5)
     ]
     assert (draw.draw_curves(rows)[:, :6] == 255).all()
+
+
+@pytest.fixture
+def displayed(monkeypatch):
+    """What is displayed, as if IPython ran the code: (data, metadata) each."""
+    plt.close(plt.figure())  # the first figure asks IPython for more than is put here
+    shown = []
+    ipython = types.ModuleType("IPython")
+    ipython.get_ipython = object
+    ipython.display = types.ModuleType("IPython.display")
+    ipython.display.display = lambda data, metadata, raw: shown.append((data, metadata))
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
+    monkeypatch.setitem(sys.modules, "IPython.display", ipython.display)
+    return shown
+
+
+def figure_of_a_line():
+    figure, axes = plt.subplots(figsize=(8, 3), layout="constrained")
+    axes.plot([0, 1], color=draw.COLOURS[1])
+    return figure
+
+
+def test_show_in_a_notebook(displayed):
+    figure = figure_of_a_line()
+    draw.show(figure, alt="A line that rises.")
+    ((data, metadata),) = displayed
+    assert data["text/plain"] == "A line that rises." and metadata == {"image/png": {"alt": "A line that rises."}}
+    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(data["image/png"]))).convert("RGB"), int)
+    assert picture.shape == (300, 800, 3)
+    assert np.count_nonzero(np.abs(picture - (0xD5, 0x5E, 0x00)).max(axis=2) < 10) > 500
+    assert not plt.fignum_exists(figure.number)
+
+
+def test_show_a_picture(displayed):
+    picture = np.zeros((40, 50, 3), np.uint8)
+    picture[:, 25:] = (0, 0x72, 0xB2)
+    draw.show(picture, alt="Black and blue.")
+    shown = Image.open(io.BytesIO(base64.b64decode(displayed[0][0]["image/png"])))
+    np.testing.assert_array_equal(np.asarray(shown.convert("RGB")), picture)
+
+
+def test_show_in_a_plain_script(monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "IPython", raising=False)
+    figure = figure_of_a_line()
+    draw.show(figure, alt="A line that rises.")
+    assert not plt.fignum_exists(figure.number) and "IPython" not in sys.modules
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("alt", ["", "  \n"])
+def test_show_needs_alt(alt):
+    with pytest.raises(InputError, match="a picture needs alt"):
+        draw.show(np.zeros((4, 4, 3), np.uint8), alt=alt)
+
+
+def test_show_notices_a_figure_that_cannot_be_drawn():
+    figure = figure_of_a_line()
+    figure.axes[0].set_title("$\\frac{$")
+    with pytest.raises(ValueError, match="frac"):
+        draw.show(figure, alt="A title that is no formula.")
+    plt.close(figure)
