@@ -171,15 +171,22 @@ def _demo(options: DemoConfig) -> int:
 
 
 def _train(options: TrainConfig) -> int:
+    from .distributed import ending_together, join
     from .train import Interrupted, Run
 
-    run = Run(options)
-    with _bugs_reported_in(run.folder):
-        try:
-            last = run.train()
-        except (Interrupted, KeyboardInterrupt):
-            print(f"stopped; to go on: minicenternet train --resume {shlex.quote(str(run.folder))}", file=sys.stderr)
-            return 130
+    world = join()
+    with ending_together(world):
+        run = Run(options, world=world)
+        with _bugs_reported_in(run.folder):
+            try:
+                last = run.train()
+            except (Interrupted, KeyboardInterrupt):
+                if world.rank == 0:
+                    folder = shlex.quote(str(run.folder))
+                    print(f"stopped; to go on: minicenternet train --resume {folder}", file=sys.stderr)
+                return 130
+    if world.rank > 0:
+        return 0
     if last["ap"] >= 0:
         print(f"AP {last['ap']:.3f}, AP50 {last['ap50']:.3f}, best AP {run.counters.best_ap:.3f}: see {run.folder}")
     else:

@@ -75,6 +75,8 @@ class TrainConfig:
     checkpointing: bool = False
     """Compute each stage of the backbone again in the backward pass instead of keeping what it made: the same weights,
     in less memory and more time."""
+    sync_batch_norm: bool = False
+    """Of several ranks: batch norm takes its statistics over the images of all, as one process would."""
     augment: bool = True
     """Random crops, flips and colours; --no-augment shows each image whole."""
     augmentation: Augmentation = field(default_factory=Augmentation)

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .errors import InputError
+from .threads import thread_count
 
 if TYPE_CHECKING:
     from .autograd import Tensor
@@ -67,6 +68,10 @@ class World:
     def abort(self) -> None:
         """End all ranks at once; of one alone there is nobody else to end."""
 
+    def __deepcopy__(self, memo) -> World:
+        """Return this very world: a copied network's ranks are the same."""
+        return self
+
 
 class Ranks(World):
     """The ranks that an MPI launcher started together; a communicator of mpi4py carries what they say."""
@@ -108,7 +113,10 @@ class Ranks(World):
 
 
 def join() -> World:
-    """Return the ranks that were started together with this one.  Raises InputError when mpi4py is not installed."""
+    """Return the ranks that were started together with this one; those of one machine share its threads.
+
+    Raises InputError when mpi4py is not installed, and for an MPI that cannot do what is needed.
+    """
     if not any(name in os.environ for name in LAUNCHED):
         return World()
     try:
@@ -122,7 +130,13 @@ def join() -> World:
             "this MPI does not let several threads talk at once (MPI_THREAD_MULTIPLE), as summing gradients during the "
             "backward pass needs; install another one, such as: python -m pip install mpich"
         )
-    return Ranks(MPI.COMM_WORLD) if MPI.COMM_WORLD.size > 1 else World()
+    if MPI.COMM_WORLD.size == 1:
+        return World()
+    world = Ranks(MPI.COMM_WORLD)
+    neighbours = world.communicator.Split_type(MPI.COMM_TYPE_SHARED).size
+    os.environ.setdefault("MINICENTERNET_THREADS", str(max(1, thread_count() // neighbours)))
+    thread_count.cache_clear()
+    return world
 
 
 def _in_place():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from .data.annotation import Annotation, DataSet
+from .distributed import World
 from .errors import InputError
 from .files import replacing
 from .metrics import (
@@ -201,12 +203,15 @@ def evaluate(
     batch_size: int = 8,
     graph: bool = False,
     progress: Callable[[int, int], None] | None = None,
-) -> Evaluation:
+    world: World | None = None,
+) -> Evaluation | None:
     """Detect on every image of a data set, those without objects included, and measure AP.
 
     protocol: "voc" measures AP as VOC does as well.  referee: have pycocotools measure the same detections, where it is
     installed.  rounded: measure coordinates and scores to two decimals, as the released code writes them; this ties
-    many scores.  progress: called after each image with (images done, images in all).  All others are Predictor's.
+    many scores.  progress: called after each image with (images done, images in all).  world: of several ranks that
+    call together each detects on its share of the images, and the first returns the Evaluation, the others None.
+    All others are Predictor's.
     Raises InputError when the network has other classes than the data set, and for an image that cannot be read.
     """
     if protocol not in ("coco", "voc"):
@@ -233,13 +238,18 @@ def evaluate(
         batch_size=batch_size,
         graph=graph,
     )
-    detections = []
-    for found in predictor.stream(dataset[i] for i in range(len(dataset))):
+    world, detections = world or World(), []
+    for found in predictor.stream(dataset[i] for i in range(world.rank, len(dataset), world.size)):
         detections.append(
             replace(found, labels=label_of[found.labels], class_names=tuple(dataset.class_names), image=None)
         )
         if progress:
             progress(len(detections), len(dataset))
+    if world.size > 1:
+        gathered = world.gather(_packed(detections))
+        if world.rank > 0:
+            return None
+        detections = _dealt_back([_unpacked(data, dataset.class_names) for data in gathered])
     truth = [dataset.annotation(i) for i in range(len(dataset))]
     measured = (truth, list(map(_rounded, detections)) if rounded else detections, len(dataset.class_names))
     voc = None
@@ -255,6 +265,32 @@ def evaluate(
         dict(predictor.seconds),
         {**options, "protocol": protocol, "referee": referee},
     )
+
+
+def _packed(detections: Sequence[Detections]) -> bytes:
+    """Return the detections of some images as the bytes of an .npz file."""
+    file, empty = io.BytesIO(), [np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64)]
+    columns = zip(empty, *((one.boxes, one.scores, one.labels) for one in detections), strict=True)
+    boxes, scores, labels = map(np.concatenate, columns)
+    names = json.dumps([one.file_name for one in detections])
+    np.savez(file, boxes=boxes, scores=scores, labels=labels, counts=[len(one) for one in detections], names=names)
+    return file.getvalue()
+
+
+def _unpacked(data: bytes, class_names: Sequence[str]) -> list[Detections]:
+    with np.load(io.BytesIO(data)) as file:
+        ends = np.cumsum(file["counts"]).astype(int)
+        columns = [np.split(file[name], ends[:-1]) for name in ("boxes", "scores", "labels")]
+        names = json.loads(str(file["names"]))
+    return [
+        Detections(*of_one, tuple(class_names), file_name=name)
+        for *of_one, name in zip(*columns, names, strict=False)  # no names: np.split makes one part even of nothing
+    ]
+
+
+def _dealt_back(of_ranks: Sequence[Sequence[Detections]]) -> list[Detections]:
+    """Return one list of what was dealt out to the ranks in turn."""
+    return [of_ranks[i % len(of_ranks)][i // len(of_ranks)] for i in range(sum(map(len, of_ranks)))]
 
 
 def _rounded(found: Detections) -> Detections:

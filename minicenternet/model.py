@@ -18,9 +18,10 @@ from .autograd import Tensor
 from .backbones import BACKBONES
 from .backend import Array, beside, get_xp
 from .device import choose
+from .distributed import World
 from .errors import InputError
 from .nn.folding import fold
-from .nn.layers import together
+from .nn.layers import BatchNorm2d, together
 from .nn.module import Module
 from .nn.summary import Summary, summarise, training_peak
 from .nn.weights import load_weights, save_weights
@@ -146,6 +147,12 @@ class CenterNet(Module):
         It then takes images there: `predict` and `evaluate` bring their own.  Raises InputError as device.choose does.
         """
         return super().to(choose(device)[0])
+
+    def synchronise(self, world: World | None) -> None:
+        """Have every batch norm, while training, take its statistics over the batches of all ranks."""
+        for _, module in self.named_modules():
+            if isinstance(module, BatchNorm2d):
+                module.world = world
 
     def set_precision(self, precision: str) -> CenterNet:
         """Have every convolution multiply, and store its output, in a precision; return the network.

@@ -26,13 +26,19 @@ class Progress:
     """Epoch, speed, time left, losses, learning rate and memory of a training run.
 
     gpu_memory: None, or what returns the bytes on a GPU that are in use and that are held, those in use included.
+    shown: whether anything is printed; of several ranks only one speaks.
     """
 
     def __init__(
-        self, steps: int, epochs: int, batch_size: int, gpu_memory: Callable[[], tuple[int, int]] | None = None
+        self,
+        steps: int,
+        epochs: int,
+        batch_size: int,
+        gpu_memory: Callable[[], tuple[int, int]] | None = None,
+        shown: bool = True,
     ):
         self.steps, self.epochs, self.batch_size, self.gpu_memory = steps, epochs, batch_size, gpu_memory
-        self.in_terminal = sys.stderr.isatty()
+        self.shown, self.in_terminal = shown, shown and sys.stderr.isatty()
         self.seconds, self.done = 0.0, 0  # of the steps done since the program started
         self.images_per_second = self.memory_mb = float("nan")
 
@@ -56,7 +62,7 @@ class Progress:
         self.last_step = now
         self.images_per_second = self.done * self.batch_size / self.seconds
         self.memory_mb = memory_mb()
-        if self.in_terminal or now - self.last_line > QUIET_SECONDS:
+        if self.in_terminal or self.shown and now - self.last_line > QUIET_SECONDS:
             self._show(self._line(losses, learning_rate))
             self.last_line = now
 
@@ -67,6 +73,8 @@ class Progress:
 
     def end_epoch(self, row: dict[str, float]) -> None:
         """Print the row of a finished epoch."""
+        if not self.shown:
+            return
         measured = f"  AP {row['ap']:.3f}  AP50 {row['ap50']:.3f}" if row["ap"] >= 0 else ""
         losses = "  ".join(f"{name} {row[name]:.3f}" for name in ("loss", "heatmap", "size", "offset") if name in row)
         text = (

@@ -41,6 +41,7 @@ from .data import open_dataset
 from .data.annotation import Annotation, DataSet, Sample
 from .data.loader import Loader
 from .device import GB, check_graph, choose, memory_explained
+from .distributed import GradientSum, World
 from .doctor import cupy_wheels
 from .errors import InputError
 from .evaluate import Evaluation, evaluate
@@ -51,7 +52,7 @@ from .model import CenterNet
 from .nn.module import first_nonfinite
 from .nn.weights import load_weights, save_weights
 from .optim import SGD, Adam, Average, LossScale, clip_gradients, learning_rate
-from .points.losses import expected_first_loss, explain_loss
+from .points.losses import expected_first_loss, explain_loss, shares_of
 from .predict import explain
 from .progress import Progress
 from .staging import upload_ahead
@@ -111,7 +112,9 @@ class Interrupted(Exception):
 class Run:
     """One training run: data, network, optimiser and the folder that keeps them."""
 
-    def __init__(self, config: TrainConfig, say: Callable[[str], None] = print):
+    def __init__(self, config: TrainConfig, say: Callable[[str], None] = print, world: World | None = None):
+        self.world = world = world or World()
+        say = say if world.rank == 0 else lambda text: None
         self.resuming = config.resume is not None
         if self.resuming:
             self.folder = Path(config.resume)
@@ -155,6 +158,7 @@ class Run:
         self.finite = get_xp(weight).ones((), bool)  # whether every loss so far was
         self.step_on_gpu = Captured(self._step_on_gpu) if config.graph else self._step_on_gpu
         self.counters, self.rows = Counters(), []
+        self.asked_to_stop, self.stopping = lambda: False, False
         example = TrainingExample(
             task=self.model.task_name,
             num_classes=len(self.model.class_names),
@@ -167,8 +171,14 @@ class Run:
             radius_form=config.radius_form,
         )
         self.preparation = None if self.device == "cpu" else Preparation(example)
+        self.gradients = None
+        if world.size > 1:
+            _check_ranks(config.batch_size, len(self.train_data), self.device, world)
+            self.gradients = GradientSum(world, self.model.parameters())
+            if config.sync_batch_norm:
+                self.model.synchronise(world)
         self.batch_size = min(config.batch_size, len(self.train_data))
-        _check_batch_norm(self.batch_size, size[0], self.model.backbone.stride)
+        _check_batch_norm(self.batch_size // world.size, size[0], self.model.backbone.stride)
         self.loader = Loader(
             self.train_data,
             example if self.device == "cpu" else Unprepared(size=size, augmentation=example.augmentation),
@@ -178,18 +188,21 @@ class Run:
             shuffle=True,
             drop_last=True,
             on_bad_image="skip" if config.skip_bad_images else "raise",
+            rank=world.rank,
+            ranks=world.size,
         )
         self.losses: dict[str, list[float]] = {"heatmap": [], "size": []}  # the last few, to recognise signatures
         self.expected: tuple[float, float] | None = None
         self.explained: set[str] = set()
         self.last_pictures = time.monotonic()
-        if not self.resuming:
-            self.folder = _new_folder(config)  # now that nothing above was refused
-        for unfinished in self.folder.glob(".*.tmp"):  # files that were being written when the run was killed
-            unfinished.unlink()
+        if not self.resuming:  # now that nothing above was refused
+            self.folder = Path(world.share(str(_new_folder(config)) if world.rank == 0 else ""))
+        if world.rank == 0:
+            for unfinished in self.folder.glob(".*.tmp"):  # files that were being written when the run was killed
+                unfinished.unlink()
         if begun:
             self._load_state(arrays, metadata)
-        else:
+        elif world.rank == 0:
             self._write_beginning()
 
     # --- one step ----------------------------------------------------------------------------------------------------
@@ -216,7 +229,11 @@ class Run:
         total, losses = self._losses(batch)
         numbers = self.read(losses, batch)
         self.model.zero_grad()
-        total.backward()
+        if self.gradients:
+            total.backward(ready=self.gradients.note)
+            self.gradients.finish()
+        else:
+            total.backward()
         if self.config.clip_norm:
             clip_gradients(self.model.parameters(), self.config.clip_norm)
         self.optimiser.step()
@@ -236,9 +253,17 @@ class Run:
 
     def _losses(self, batch: Mapping[str, Array]) -> tuple[Tensor, dict[str, Array]]:
         """Return what to go back from, and the loss and its parts."""
+        shares = self._shares(batch) if self.world.size > 1 else None
         maps = self.model(Tensor(batch["image"]))
-        total, parts = self.model.task.loss(maps, batch, denominator=self.config.denominator)
+        total, parts = self.model.task.loss(maps, batch, denominator=self.config.denominator, shares=shares)
         return total, {name: tensor.data for name, tensor in {"loss": total, **parts}.items()}
+
+    def _shares(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return what this rank's losses count for; on the way, hear whether any rank was asked to stop."""
+        counts = np.array([(batch["heatmap"] == 1).sum(), batch["mask"].sum(), self.asked_to_stop()], np.float32)
+        of_all = self.world.sum(counts)
+        self.stopping = bool(of_all[2])
+        return shares_of(counts[:2], of_all[:2], self.config.denominator)
 
     def _factor(self, loss: Array) -> Array:
         """Return, on the GPU, by what to multiply all gradients: 1, or less to clip them, or NaN not to do the step."""
@@ -261,10 +286,13 @@ class Run:
         Of `batch` the images, with which the layer is looked for that made the NaN.
         """
         xp = get_xp(*losses.values())
-        *values, finite = to_cpu(xp.stack([*losses.values(), self.finite.astype(np.float32)])).tolist()
-        numbers = dict(zip(losses, values, strict=True))
-        if not finite or not all(map(math.isfinite, values)):
-            raise InputError(self._what_became_nan(Tensor(batch["image"]), numbers))
+        own = to_cpu(xp.stack([*losses.values(), self.finite.astype(np.float32)]))
+        values, of_all = own.tolist(), self.world.sum(own).tolist()
+        if not own[-1] or not all(map(math.isfinite, values)):
+            raise InputError(self._what_became_nan(Tensor(batch["image"]), dict(zip(losses, values, strict=False))))
+        if not all(map(math.isfinite, of_all)):
+            raise InputError("the loss of another rank is not finite")
+        numbers = dict(zip(losses, of_all, strict=False))
         if self.scaling:
             self._say_skipped()
         return numbers
@@ -342,14 +370,19 @@ class Run:
             self.loader,
             _asked_to_stop() as asked,
             Progress(
-                len(self.loader), config.epochs, self.batch_size, None if self.device == "cpu" else self._gpu_memory
+                len(self.loader),
+                config.epochs,
+                self.batch_size,
+                None if self.device == "cpu" else self._gpu_memory,
+                shown=self.world.rank == 0,
             ) as progress,
         ):
+            self.asked_to_stop = asked
             while counters.epoch < config.epochs:
                 progress.epoch(counters.epoch, counters.batch)
                 batches = self.loader.epoch(counters.epoch, counters.batch)
                 for batch in batches if self.device == "cpu" else self._prepared_on_gpu(batches):
-                    if self.optimiser.steps == 0:
+                    if self.optimiser.steps == 0 and self.world.rank == 0:
                         self._draw_targets(batch)
                     losses = self.step(batch)
                     counters.batch += 1
@@ -359,7 +392,7 @@ class Run:
                         shown = losses if self.device == "cpu" else self.read(losses, batch)
                         self._explain(shown, batch["heatmap"])
                     progress.step(shown, self.optimiser.lr)
-                    if asked():
+                    if self.stopping if self.world.size > 1 else asked():
                         self.save_state()
                         raise Interrupted
                     if time.monotonic() - last_save > 60 * config.save_every:
@@ -392,8 +425,8 @@ class Run:
         measured, evaluation = {}, None
         if last or number % config.evaluate_every == 0:
             progress.note("measuring AP")
-            evaluation = evaluate(model.fold(), self.val_data)
-            measured = {"ap": evaluation.result.ap, "ap50": evaluation.result.ap50}
+            evaluation = evaluate(model.fold(), self.val_data, world=self.world)
+            measured = {"ap": evaluation.result.ap, "ap50": evaluation.result.ap50} if evaluation else {}
         row = {"epoch": number, "step": self.optimiser.steps, **means, "ap": math.nan, "ap50": math.nan, **measured}
         row |= {
             "learning_rate": self._learning_rate(self.optimiser.steps - 1),  # of the last step, also after a resume
@@ -401,6 +434,9 @@ class Run:
             "memory_mb": progress.memory_mb,
         }
         self.rows.append(row)
+        counters.epoch, counters.batch, counters.sums = number, 0, {}
+        if self.world.rank > 0:
+            return
         self._write_metrics()
         if measured and measured["ap"] >= counters.best_ap:
             counters.best_ap = measured["ap"]
@@ -408,7 +444,6 @@ class Run:
         model.save(self.folder / "last.safetensors", measured)
         if evaluation and (last or time.monotonic() - self.last_pictures > PICTURE_SECONDS):
             self._draw_progress(model, evaluation)
-        counters.epoch, counters.batch, counters.sums = number, 0, {}
         self.save_state()  # last of all: a run killed before this does the epoch again and writes the same files
         progress.end_epoch(row)
 
@@ -437,8 +472,13 @@ class Run:
         self.save_state()
 
     def save_state(self) -> None:
-        """Write all that a resumed run needs, whole or not at all.  Raises InputError when a weight is not finite."""
+        """Write all that a resumed run needs, whole or not at all; of several ranks, the first does.
+
+        Raises InputError when a weight is not finite.
+        """
         self._check_finite()
+        if self.world.rank > 0:
+            return
         state = {f"model.{key}": array for key, array in self.model.state_dict().items()}
         state |= {f"optimiser.{key}": array for key, array in self.optimiser.state_dict().items()}
         if self.average:
@@ -658,6 +698,16 @@ def _resumed(given: TrainConfig, saved: TrainConfig) -> TrainConfig:
                 f"it began: leave it out, or start a new run with --weights {Path(given.resume) / 'last.safetensors'}"
             )
     return saved
+
+
+def _check_ranks(batch_size: int, images: int, device: str, world: World) -> None:
+    if device != "cpu":
+        raise InputError("several ranks train on CPUs only; give --device cpu, or start one rank for a GPU")
+    if batch_size % world.size or batch_size > images:
+        raise InputError(
+            f"--batch-size is {batch_size}, the images of a step on all ranks; expected a multiple of the {world.size} "
+            f"ranks, at most the {images} training images"
+        )
 
 
 def _check_batch_norm(batch_size: int, side: int, stride: int) -> None:

@@ -18,6 +18,7 @@ FLOORS = {
     "graph": 0,
     "errors": 0,
     "files": 0,
+    "distributed": 0,
     "autograd": 1,
     "ops": 2,
     "nn": 3,
