@@ -83,5 +83,5 @@ def mpirun(size: int, *arguments: str, environment: dict[str, str], timeout: flo
         pytest.skip("no mpiexec: python -m pip install mpich")
     return subprocess.Popen(
         [launcher, "-n", str(size), sys.executable, *arguments],
-        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip

@@ -1,0 +1,118 @@
+"""Training in several ranks of real MPI, from the command line, and what happens when one of them dies."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ranks import mpirun
+
+import minicenternet
+from minicenternet.nn.weights import load_weights
+
+COMMAND = ("-m", "minicenternet", "train")
+OPTIONS = (
+    *("--data", "shapes", "--shapes", "48", "--val-shapes", "6", "--size", "32", "--batch-size", "12"),
+    *("--optimiser", "sgd", "--learning-rate", "1e-4", "--sync-batch-norm", "--workers", "0", "--device", "cpu"),
+)
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(minicenternet.__file__).parents[1]), "MINICENTERNET_THREADS": "1"}
+
+
+def start(ranks: int, *options: str, name: str = "") -> subprocess.Popen:
+    environment = {**ENVIRONMENT, "RUN_OF_TEST": name}
+    if ranks > 1:
+        return mpirun(ranks, *COMMAND, *options, environment=environment)
+    return subprocess.Popen([sys.executable, *COMMAND, *options], env=environment, stdout=-1, stderr=-1, text=True)
+
+
+def run(ranks: int, *options: str) -> str:
+    """Train to the end and return what was printed."""
+    process = start(ranks, *options)
+    printed, complaints = process.communicate(timeout=180)
+    assert process.returncode == 0, complaints
+    return printed
+
+
+def weights(folder: Path) -> dict[str, np.ndarray]:
+    return load_weights(folder / "last.safetensors")[0]
+
+
+def assert_same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
+    assert a.keys() == b.keys()
+    for key, array in a.items():
+        np.testing.assert_allclose(array, b[key], atol=1e-5, err_msg=key)
+
+
+def pid_of(rank: int, name: str) -> int:
+    """The process of a rank of the run that was started with this name, which is in its environment."""
+    wanted = {f"PMI_RANK={rank}".encode(), f"RUN_OF_TEST={name}".encode()}
+    for entry in Path("/proc").iterdir():
+        try:
+            if wanted <= set((entry / "environ").read_bytes().split(b"\0")):
+                return int(entry.name)
+        except OSError:
+            continue
+    raise AssertionError(f"rank {rank} is not running")
+
+
+def wait_for(condition, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The folder of a run of five epochs, twenty steps, in one process."""
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    run(1, *OPTIONS, "--epochs", "5", "--output", str(folder))
+    return folder
+
+
+def test_two_ranks_train_as_one_process_does(alone, tmp_path):
+    printed = run(2, *OPTIONS, "--epochs", "5", "--output", str(tmp_path / "run"))
+    assert_same(weights(tmp_path / "run"), weights(alone))
+    assert printed.count("epoch 5/5") == 1  # one rank speaks
+    ours, theirs = ((folder / "metrics.csv").read_text().splitlines() for folder in (tmp_path / "run", alone))
+    assert ours[0] == theirs[0] and len(ours) == len(theirs)
+    assert ours[-1].split(",")[:2] == theirs[-1].split(",")[:2]
+    np.testing.assert_allclose(*(float(rows[-1].split(",")[2]) for rows in (ours, theirs)), rtol=1e-5)  # the loss
+    assert not list((tmp_path / "run").glob(".*.tmp"))
+
+
+def test_a_rank_that_is_killed_ends_the_run_which_goes_on_with_another_number_of_ranks(alone, tmp_path):
+    folder = tmp_path / "run"
+    process = start(2, *OPTIONS, "--epochs", "5", "--save-every", "1e-9", "--output", str(folder), name=str(folder))
+    wait_for(lambda: (folder / "metrics.csv").exists())  # the first epoch is done
+    os.kill(pid_of(1, str(folder)), signal.SIGKILL)
+    killed = time.monotonic()
+    complaints = process.communicate(timeout=60)[1]
+    assert time.monotonic() - killed < 60 and process.returncode != 0
+    load_weights(folder / "state.safetensors")  # whole
+    run(3, "--resume", str(folder))
+    assert_same(weights(folder), weights(alone))
+    assert complaints is not None
+
+
+def test_asked_to_stop_all_ranks_stop_after_the_same_step(alone, tmp_path):
+    folder = tmp_path / "run"
+    process = start(2, *OPTIONS, "--epochs", "5", "--output", str(folder), name=str(folder))
+    wait_for(lambda: (folder / "metrics.csv").exists())
+    os.kill(pid_of(1, str(folder)), signal.SIGTERM)  # one is asked; all must hear of it
+    _, complaints = process.communicate(timeout=60)
+    assert "to go on: minicenternet train --resume" in complaints
+    run(1, "--resume", str(folder))
+    assert_same(weights(folder), weights(alone))
+
+
+def test_an_error_of_one_rank_is_told_once_by_name(tmp_path):
+    process = start(2, *OPTIONS, "--epochs", "1", "--output", str(tmp_path), "--batch-size", "13")
+    _, complaints = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "of 2 (" in complaints and "--batch-size is 13" in complaints and "multiple of the 2 ranks" in complaints
+    assert "Traceback" not in complaints
