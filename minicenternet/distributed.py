@@ -8,22 +8,25 @@
     with ending_together(world): ...         an error on one rank names it and ends them all
 
 Every rank has all of the weights and takes the same steps: what it adds to a step is the gradient of its own images.
-MPI (mpi4py) starts the ranks and carries the arrays.
+MPI (mpi4py) starts the ranks and carries what lies on CPUs, NCCL carries what lies on GPUs, of which each rank has one.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import sys
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from .backend import Array, cupy_module, get_xp
 from .errors import InputError
 from .threads import thread_count
 
@@ -45,11 +48,11 @@ class World:
         """What this rank is called in messages."""
         return f"rank {self.rank} of {self.size} ({socket.gethostname()})"
 
-    def sum(self, array: np.ndarray) -> np.ndarray:
+    def sum(self, array: Array) -> Array:
         """Return the sum of all ranks' arrays, of one shape and dtype: the same bits on each rank."""
         return array
 
-    def collect(self, array: np.ndarray) -> np.ndarray:
+    def collect(self, array: Array) -> Array:
         """Return all ranks' arrays, of one shape and dtype, stacked in the order of the ranks: (size, ...)."""
         return array[None]
 
@@ -81,12 +84,21 @@ class Ranks(World):
         self.rank, self.size = communicator.rank, communicator.size
         self.local_rank = _rank_on_this_machine(communicator)
 
+    @cached_property
+    def nccl(self) -> Nccl:
+        """The wire between the ranks' GPUs; all ranks must ask for it together the first time."""
+        return Nccl(self)
+
     def sum(self, array):
+        if get_xp(array) is not np:
+            return self.nccl.sum(array)
         total = np.array(array, order="C")
         self.communicator.Allreduce(_in_place(), total)
         return total
 
     def collect(self, array):
+        if get_xp(array) is not np:
+            return self.nccl.collect(array)
         stacked = np.empty((self.size, *array.shape), array.dtype)
         self.communicator.Allgather(np.ascontiguousarray(array), stacked)
         return stacked
@@ -110,6 +122,41 @@ class Ranks(World):
 
     def abort(self):
         self.communicator.Abort(1)
+
+
+class Nccl:
+    """NCCL between the current GPUs of all ranks: the GPU does what it is told in its turn, and nobody waits for it.
+
+    Raises InputError where CuPy finds no NCCL.
+    """
+
+    def __init__(self, world: World):
+        self.cupy, self.size = cupy_module(), world.size
+        self.library = self.cupy.cuda.nccl
+        if not getattr(self.library, "available", True):
+            raise InputError(
+                "several GPUs need NCCL, which CuPy does not find: python -m pip install nvidia-nccl-cu12 (or -cu13, "
+                "like CuPy's wheel)"
+            )
+        identity = json.loads(world.share(json.dumps(self.library.get_unique_id() if world.rank == 0 else None)))
+        self.communicator = self.library.NcclCommunicator(world.size, tuple(identity), world.rank)
+
+    def sum(self, array: Array) -> Array:
+        """Return the sum of all ranks' arrays."""
+        total, stream = self.cupy.array(array, order="C"), self.cupy.cuda.get_current_stream()
+        where, kind = total.data.ptr, self._kind(total)
+        self.communicator.allReduce(where, where, total.size, kind, self.library.NCCL_SUM, stream.ptr)
+        return total
+
+    def collect(self, array: Array) -> Array:
+        """Return all ranks' arrays, stacked."""
+        array, stream = self.cupy.ascontiguousarray(array), self.cupy.cuda.get_current_stream()
+        stacked = self.cupy.empty((self.size, *array.shape), array.dtype)
+        self.communicator.allGather(array.data.ptr, stacked.data.ptr, array.size, self._kind(array), stream.ptr)
+        return stacked
+
+    def _kind(self, array: Array) -> int:
+        return getattr(self.library, f"NCCL_{array.dtype.name.upper()}")
 
 
 def join() -> World:
@@ -174,18 +221,19 @@ class GradientSum:
         gradients.finish()
 
     Parameters are put into buckets from the last to the first, the order in which backward gets to them, and a thread
-    sends the buckets in that order: the same on every rank.
+    (on a GPU: a stream) of their own sends the buckets in that order: the same on every rank.
     """
 
     def __init__(self, world: World, parameters: Iterable[Parameter], bucket_bytes: int = BUCKET):
-        self.world, self.buckets = world.apart(), []
+        self.world, self.buckets, parameters = world.apart(), [], list(parameters)
         self.bucket_of: dict[int, _Bucket] = {}
-        for parameter in reversed(list(parameters)):
+        for parameter in reversed(parameters):
             if not self.buckets or self.buckets[-1].nbytes >= bucket_bytes:
                 self.buckets.append(_Bucket())
             self.buckets[-1].add(parameter)
             self.bucket_of[id(parameter)] = self.buckets[-1]
-        self.sender = ThreadPoolExecutor(1, thread_name_prefix="gradients")
+        on_gpu = get_xp(*(parameter.data for parameter in parameters)) is not np
+        self.sender = _StreamSender() if on_gpu else ThreadPoolExecutor(1, thread_name_prefix="gradients")
         self.next = 0  # bucket to be sent
 
     def note(self, leaf: Tensor) -> None:
@@ -210,23 +258,55 @@ class GradientSum:
         self.next = 0
 
 
+class _StreamSender:
+    """Sends from a stream of its own, beside the one that goes on computing; in the form of an executor."""
+
+    def __init__(self):
+        self.stream = cupy_module().cuda.Stream(non_blocking=True)
+
+    def submit(self, send: Callable[[Array], Array], gradients: Array) -> _Sent:
+        """Return what will be send(gradients), which are ready when the current stream gets here."""
+        cuda = cupy_module().cuda
+        ready, sent = cuda.Event(), cuda.Event()
+        ready.record(cuda.get_current_stream())
+        self.stream.wait_event(ready)
+        with self.stream:
+            total = send(gradients)
+        sent.record(self.stream)
+        return _Sent(total, gradients, sent)
+
+
+class _Sent(NamedTuple):
+    """A sum under way on a GPU; its own numbers are kept until then."""
+
+    total: Array
+    gradients: Array
+    event: object
+
+    def result(self) -> Array:
+        """Return the sum; the current stream waits for it, the host does not."""
+        cupy_module().cuda.get_current_stream().wait_event(self.event)
+        return self.total
+
+
 class _Bucket:
     """Parameters whose gradients are sent as one array."""
 
     def __init__(self):
         self.parameters: list[Parameter] = []
         self.nbytes = self.missing = 0  # missing: how many gradients are still to come
-        self.sum: Future[np.ndarray]
+        self.sum: Future[np.ndarray] | _Sent
 
     def add(self, parameter: Parameter) -> None:
         self.parameters.append(parameter)
         self.nbytes += parameter.data.nbytes
         self.missing += 1
 
-    def gradients(self) -> np.ndarray:
+    def gradients(self) -> Array:
         """Return the gradients side by side, zeros for those that are None."""
-        return np.concatenate(
-            [np.zeros(one.size, one.dtype) if one.grad is None else one.grad.reshape(-1) for one in self.parameters]
+        xp = get_xp(*(one.data for one in self.parameters))
+        return xp.concatenate(
+            [xp.zeros(one.size, one.dtype) if one.grad is None else one.grad.reshape(-1) for one in self.parameters]
         )
 
     def spread(self) -> None:

@@ -121,6 +121,8 @@ class Run:
             config = _resumed(config, TrainConfig.load(self.folder / "config.json"))
         self.config, self.say = config, say
         self.device, why = choose(config.device)
+        if world.size > 1 and self.device != "cpu":
+            self.device, why = choose(f"cuda:{world.local_rank}")  # each rank its own
         if config.device == "auto":
             say(why)
         if self.resuming and self.device == "cpu" and config.precision != "float32":
@@ -158,7 +160,6 @@ class Run:
         self.finite = get_xp(weight).ones((), bool)  # whether every loss so far was
         self.step_on_gpu = Captured(self._step_on_gpu) if config.graph else self._step_on_gpu
         self.counters, self.rows = Counters(), []
-        self.asked_to_stop, self.stopping = lambda: False, False
         example = TrainingExample(
             task=self.model.task_name,
             num_classes=len(self.model.class_names),
@@ -173,7 +174,7 @@ class Run:
         self.preparation = None if self.device == "cpu" else Preparation(example)
         self.gradients = None
         if world.size > 1:
-            _check_ranks(config.batch_size, len(self.train_data), self.device, world)
+            _check_ranks(config, len(self.train_data), world)
             self.gradients = GradientSum(world, self.model.parameters())
             if config.sync_batch_norm:
                 self.model.synchronise(world)
@@ -245,8 +246,13 @@ class Run:
         """Do what the GPU does alike in each step, so that a graph can: what differs, it reads from memory."""
         total, losses = self._losses(batch)
         self.model.zero_grad()
-        total.backward(self.scaling.scale if self.scaling else None)
-        self.optimiser.apply(self._factor(total.data))
+        scale = self.scaling.scale if self.scaling else None
+        if self.gradients:
+            total.backward(scale, ready=self.gradients.note)
+            self.gradients.finish()
+        else:
+            total.backward(scale)
+        self.optimiser.apply(self._factor(self.world.sum(total.data)))
         if self.average:
             self.average.apply(self.model)
         return losses
@@ -258,12 +264,11 @@ class Run:
         total, parts = self.model.task.loss(maps, batch, denominator=self.config.denominator, shares=shares)
         return total, {name: tensor.data for name, tensor in {"loss": total, **parts}.items()}
 
-    def _shares(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return what this rank's losses count for; on the way, hear whether any rank was asked to stop."""
-        counts = np.array([(batch["heatmap"] == 1).sum(), batch["mask"].sum(), self.asked_to_stop()], np.float32)
-        of_all = self.world.sum(counts)
-        self.stopping = bool(of_all[2])
-        return shares_of(counts[:2], of_all[:2], self.config.denominator)
+    def _shares(self, batch: Mapping[str, Array]) -> dict[str, Array]:
+        """Return what this rank's losses count for."""
+        xp = get_xp(batch["heatmap"])
+        counts = xp.stack([(batch["heatmap"] == 1).sum(), batch["mask"].sum()]).astype(np.float32)
+        return shares_of(counts, self.world.sum(counts), self.config.denominator)
 
     def _factor(self, loss: Array) -> Array:
         """Return, on the GPU, by what to multiply all gradients: 1, or less to clip them, or NaN not to do the step."""
@@ -377,7 +382,6 @@ class Run:
                 shown=self.world.rank == 0,
             ) as progress,
         ):
-            self.asked_to_stop = asked
             while counters.epoch < config.epochs:
                 progress.epoch(counters.epoch, counters.batch)
                 batches = self.loader.epoch(counters.epoch, counters.batch)
@@ -392,7 +396,7 @@ class Run:
                         shown = losses if self.device == "cpu" else self.read(losses, batch)
                         self._explain(shown, batch["heatmap"])
                     progress.step(shown, self.optimiser.lr)
-                    if self.stopping if self.world.size > 1 else asked():
+                    if self.world.sum(np.array(float(asked()))) > 0:  # any rank: then all of them
                         self.save_state()
                         raise Interrupted
                     if time.monotonic() - last_save > 60 * config.save_every:
@@ -700,13 +704,13 @@ def _resumed(given: TrainConfig, saved: TrainConfig) -> TrainConfig:
     return saved
 
 
-def _check_ranks(batch_size: int, images: int, device: str, world: World) -> None:
-    if device != "cpu":
-        raise InputError("several ranks train on CPUs only; give --device cpu, or start one rank for a GPU")
-    if batch_size % world.size or batch_size > images:
+def _check_ranks(config: TrainConfig, images: int, world: World) -> None:
+    if config.graph:
+        raise InputError("--graph is of one GPU: what several say to each other cannot be captured; leave it out")
+    if config.batch_size % world.size or config.batch_size > images:
         raise InputError(
-            f"--batch-size is {batch_size}, the images of a step on all ranks; expected a multiple of the {world.size} "
-            f"ranks, at most the {images} training images"
+            f"--batch-size is {config.batch_size}, the images of a step on all ranks; expected a multiple of the "
+            f"{world.size} ranks, at most the {images} training images"
         )
 
 

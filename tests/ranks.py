@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minicenternet.distributed import World
+from minicenternet.distributed import Nccl, World
 
 TESTS = Path(__file__).parent
 
@@ -23,7 +23,7 @@ class ThreadRank(World):
     def __init__(self, rank: int, size: int, table: dict | None = None):
         self.rank, self.size = rank, size
         self.table = {"barrier": threading.Barrier(size, timeout=60)} if table is None else table
-        self.asked = 0
+        self.asked, self.wire = 0, None
 
     @classmethod
     def several(cls, size: int) -> list[ThreadRank]:
@@ -36,10 +36,18 @@ class ThreadRank(World):
         self.table["barrier"].wait()
         return [self.table[self.asked, rank] for rank in range(self.size)]
 
+    def _nccl(self) -> Nccl:
+        self.wire = self.wire or Nccl(self)
+        return self.wire
+
     def sum(self, array):
+        if hasattr(array, "__cuda_array_interface__"):
+            return self._nccl().sum(array)
         return np.sum(self._exchange(np.array(array)), axis=0, dtype=array.dtype)
 
     def collect(self, array):
+        if hasattr(array, "__cuda_array_interface__"):
+            return self._nccl().collect(array)
         return np.stack(self._exchange(np.array(array)))
 
     def gather(self, data):

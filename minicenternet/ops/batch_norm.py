@@ -61,7 +61,7 @@ def batch_norm(
     if get_xp(x, weight) is not np:
         return batch_norm_cuda.batch_norm(
             x, weight, bias, running_mean, running_var, residual,
-            relu=relu, training=training, momentum=momentum, epsilon=epsilon, measured=measured,
+            relu=relu, training=training, momentum=momentum, epsilon=epsilon, measured=measured, world=world,
         )  # fmt: skip
     if training:
         mean, variance = statistics(x)

@@ -9,26 +9,47 @@ FILE = "ops/batch_norm.cu"
 
 
 def batch_norm(
-    x, weight, bias, running_mean, running_var, residual, *, relu, training, momentum, epsilon, measured=None
+    x,
+    weight,
+    bias,
+    running_mean,
+    running_var,
+    residual,
+    *,
+    relu,
+    training,
+    momentum,
+    epsilon,
+    measured=None,
+    world=None,
 ):
-    """Return (y, backward) like batch_norm.raw: float32, float16 or bfloat16 x, float32 per-channel vectors."""
+    """Return (y, backward) like batch_norm.raw: float32, float16 or bfloat16 x, float32 per-channel vectors.
+
+    world: as there; its ranks have maps of one size.
+    """
     xp, T, channels = get_xp(x), c_type(x.dtype), x.shape[-1]
     x, rows = xp.ascontiguousarray(x), x.size // channels
     residual = None if residual is None else xp.ascontiguousarray(residual)
     N = neighbours(channels, x.dtype)
     columns, parts, rows_of_part = parts_of_rows(rows, channels)
     mean, variance = running_mean, running_var
+    world, all_rows = (world, rows * world.size) if training and world else (None, rows)
     if training and measured:
         mean, variance = measured["mean"], measured["variance"]
-        kernel(FILE, "batch_norm_running").each(
-            channels, mean, variance, running_mean, running_var, rows, channels, momentum
-        )
     elif training:
         means, squares = xp.empty((2, parts, channels), "float32")
         mean, variance = xp.empty((2, channels), "float32")
         _reduce(f"batch_norm_statistics<{T}>", (columns, parts), x, means, squares, rows, channels, rows_of_part)
         _reduce("batch_norm_combine", columns, means, squares, mean, variance, running_mean, running_var, rows,
-                channels, parts, rows_of_part, momentum)  # fmt: skip
+                channels, parts, rows_of_part, 0.0 if world else momentum)  # fmt: skip
+    if world:
+        means, variances = world.collect(xp.stack([mean, variance])).transpose(1, 0, 2)  # (ranks, C) each
+        mean = means.mean(0)
+        variance = (variances + (means - mean) ** 2).mean(0)
+    if training and (measured or world):
+        kernel(FILE, "batch_norm_running").each(
+            channels, mean, variance, running_mean, running_var, all_rows, channels, momentum
+        )
     y = xp.empty(x.shape, x.dtype)
     kernel(FILE, f"batch_norm_normalise<{T}, {N}>").each(
         -(-x.size // N), x, residual, y, mean, variance, weight, bias, x.size, channels, epsilon, relu
@@ -42,11 +63,12 @@ def batch_norm(
         _reduce(f"batch_norm_sums<{T}>", (columns, parts), dy, rectified, x, mean, sums, products, rows, channels,
                 rows_of_part)  # fmt: skip
         _reduce("batch_norm_gradients", columns, sums, products, variance, dweight, dbias, channels, parts, epsilon)
+        every_dweight, every_dbias = world.sum(xp.stack([dweight, dbias])) if world else (dweight, dbias)
         dx = xp.empty(x.shape, x.dtype)
         dresidual = xp.empty(x.shape, x.dtype) if has_residual else None
         kernel(FILE, f"batch_norm_backward<{T}, {N}>").each(
-            -(-x.size // N), dy, rectified, x, dx, dresidual, mean, variance, weight, dweight, dbias, x.size,
-            channels, epsilon, 1 / rows if training else 0.0
+            -(-x.size // N), dy, rectified, x, dx, dresidual, mean, variance, weight, every_dweight, every_dbias,
+            x.size, channels, epsilon, 1 / all_rows if training else 0.0
         )  # fmt: skip
         return dx, dweight, dbias, None, None, dresidual
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 import functools
 import operator
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import build
+from . import build, nccl
 from .capture import CUDARuntimeError, Graph, Memory, MemoryPointer, MemoryPool, Notes
 from .instantiations import INSTANTIATIONS
 
@@ -346,6 +347,9 @@ class RawModule:
         return Function(build.build(self._code, group), name)
 
 
+_one_kernel = threading.Lock()  # the simulator runs one at a time, also where ranks are threads
+
+
 class Function:
     """A kernel.  More than 48 KB of dynamic shared memory must be allowed first, as on a GPU."""
 
@@ -367,7 +371,8 @@ class Function:
 
     def _run(self, grid, block, shared_mem, *hosts) -> None:
         launches.append(Launched(self.name, grid, block, shared_mem))
-        self._library.launch(self.name, grid, block, hosts, shared_mem)
+        with _one_kernel:
+            self._library.launch(self.name, grid, block, hosts, shared_mem)
 
 
 # ---- devices ---------------------------------------------------------------------------------------------------------
@@ -428,18 +433,18 @@ class _Stream:
     """A queue; what `set` puts into it is done as late as can be: when an event after it is waited for."""
 
     def __init__(self, null: bool = False, non_blocking: bool = False):
-        self.pending, self.done, self.non_blocking = [], 0, non_blocking
+        self.pending, self.done, self.non_blocking, self.ptr = [], 0, non_blocking, id(self)
         self.notes: Notes | None = None
 
     def __enter__(self) -> _Stream:
-        _streams.append(self)
+        _current.streams.append(self)
         return self
 
     def __exit__(self, *error) -> None:
-        _streams.pop()
+        _current.streams.pop()
 
     def begin_capture(self, mode: int | None = None) -> None:
-        if self is _streams[0]:
+        if self is _default:
             raise RuntimeError("cannot capture on the default (legacy) stream")
         if not self.non_blocking:
             raise RuntimeError("a capture on a blocking stream ends with the next call on the default stream")
@@ -490,7 +495,15 @@ class _Event:
         self.wait()
 
 
-_streams = [_Stream(null=True)]  # the default one; on top of it those of `with`
+class _Current(threading.local):
+    """Each thread's streams: the default one, and on top of it those of `with`."""
+
+    def __init__(self):
+        self.streams = [_default]
+
+
+_default = _Stream(null=True)
+_current = _Current()
 
 
 cuda = types.SimpleNamespace(
@@ -502,7 +515,8 @@ cuda = types.SimpleNamespace(
     MemoryPool=MemoryPool,
     Stream=_Stream,
     alloc_pinned_memory=bytearray,
-    get_current_stream=lambda: _streams[-1],
+    get_current_stream=lambda: _current.streams[-1],
+    nccl=nccl,
     using_allocator=_using_allocator,
     memory=types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
     runtime=types.SimpleNamespace(
