@@ -97,6 +97,11 @@ def gpu_memory() -> tuple[int, int, int]:
     return pool.used_bytes(), free + pool.free_bytes(), total
 
 
+def wait_for_gpu() -> None:
+    """Return when the current GPU has done all that was asked of it."""
+    cupy_module().cuda.get_current_stream().synchronize()
+
+
 def pool_memory() -> tuple[int, int]:
     """Return bytes of CuPy's memory pool: in use by arrays, and held, those in use included."""
     pool = cupy_module().get_default_memory_pool()

@@ -14,13 +14,16 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from .autograd import Tensor, no_grad
+from .backend import Array, mover, wait_for_gpu
 from .data import Shapes
+from .device import check_graph, choose
 from .doctor import blas
 from .errors import InputError
 from .files import replacing
+from .graph import Captured
 from .model import CenterNet
 from .optim import Adam
-from .points.decode import decode
+from .points.decode import Decoded, decode
 from .threads import one_blas_thread, thread_count
 
 USUAL = {"small": (128, 16)}  # backbone: side of the input in pixels, batch size of training
@@ -43,12 +46,18 @@ def bench(
     batch_size: int | None = None,
     seconds: float = 3,
     say: Callable[[str], None] = print,
+    device: str = "cpu",
+    graph: bool = False,
 ) -> list[Figure]:
     """Measure and return all figures, each for about `seconds`; say: gets each line as soon as it is known.
 
-    size, batch_size: of all networks; by default what each is mostly trained with.
-    Raises InputError for an unknown backbone or an unfit size.
+    size, batch_size: of all networks; by default what each is mostly trained with.  device: see device.choose.
+    graph: on a GPU, whether steps and images are CUDA graphs.
+    Raises InputError for an unknown backbone, an unfit size, a device that cannot be used, and a graph on the CPU.
     """
+    device, why = choose(device)
+    check_graph(graph, device)
+    to_device = mover(device)
     for name, value in (("seconds", seconds), ("batch_size", batch_size), ("size", size)):
         if value is not None and value <= 0:
             raise InputError(f"{name} is {value}, expected more than 0")
@@ -56,29 +65,32 @@ def bench(
     for backbone, side, _ in networks:
         CenterNet(backbone, class_names=["thing"], input_size=(side, side))  # raises before anything is measured
     library = blas()
-    say(f"{library.value}; {thread_count()} threads")
-    if library.advice:
+    say(f"{library.value}; {thread_count()} threads" if device == "cpu" else why)
+    if device == "cpu" and library.advice:
         say(f"{library.advice} {library.command}")
     figures = []
 
     def add(name: str, amount: float, unit: str, run: Callable[[], object]) -> None:
         """amount: of work in one run; the figure is amount per second, or milliseconds per run."""
-        median, runs = _median_seconds(run, seconds)
+        median, runs = _median_seconds(run if device == "cpu" else lambda: (run(), wait_for_gpu()), seconds)
         figures.append(Figure(name, 1000 * median if unit == "ms" else amount / median, unit, runs))
         say(line(figures[-1]))
 
-    a = np.random.default_rng(0).standard_normal((2, GEMM_SIDE, GEMM_SIDE), np.float32)
-    for threads in dict.fromkeys((1, thread_count())):
+    a = to_device(np.random.default_rng(0).standard_normal((2, GEMM_SIDE, GEMM_SIDE), np.float32))
+    if device != "cpu":
+        add("matrix product", 2e-9 * GEMM_SIDE**3, "GFLOP/s", lambda: a[0] @ a[1])
+    for threads in dict.fromkeys((1, thread_count())) if device == "cpu" else ():
         with threadpool_limits(threads, user_api="blas"):
             name = f"matrix product, {threads} thread{'s' if threads > 1 else ''}"
             add(name, 2e-9 * GEMM_SIDE**3, "GFLOP/s", partial(np.matmul, *a))
     for backbone, side, batch in networks:
-        model, images, targets = _example(backbone, side, batch)
-        step = _training_step(model, images, targets)
+        model, given = _example(backbone, side, batch)
+        model, given = model.to(device), {name: to_device(array) for name, array in given.items()}
+        step = _training_step(model, given, graph)
         add(f"{backbone}, {side} px, training, batch {batch}", batch, "images/s", step)
-        folded = model.fold()
-        add(f"{backbone}, {side} px, folded inference, batch 1", 1, "images/s", partial(_infer, folded, images[:1]))
-    maps = _maps(128, 80)
+        detect = _detection(model.fold(), {"image": given["image"][:1]}, graph)
+        add(f"{backbone}, {side} px, folded inference, batch 1", 1, "images/s", detect)
+    maps = [to_device(array) for array in _maps(128, 80)]
     add("decoding, 128 x 128 cells, 80 classes", 1, "ms", partial(decode, *maps))
     return figures
 
@@ -111,8 +123,8 @@ def _median_seconds(run: Callable[[], object], seconds: float) -> tuple[float, i
     return statistics.median(times), len(times)
 
 
-def _example(backbone: str, side: int, batch: int) -> tuple[CenterNet, np.ndarray, dict[str, np.ndarray]]:
-    """A network, a batch of images for it and their targets."""
+def _example(backbone: str, side: int, batch: int) -> tuple[CenterNet, dict[str, np.ndarray]]:
+    """A network, and a batch of images for it, "image", with their targets."""
     shapes = Shapes(batch, side)
     model = CenterNet(backbone, class_names=shapes.class_names, input_size=(side, side))
     samples = [shapes[i] for i in range(batch)]
@@ -121,25 +133,39 @@ def _example(backbone: str, side: int, batch: int) -> tuple[CenterNet, np.ndarra
         for sample in samples
     ]
     images = np.stack([sample.image for sample in samples]).astype(np.float32) / 255
-    return model, images, {key: np.stack([one[key] for one in encoded]) for key in encoded[0]}
+    return model, {"image": images, **{key: np.stack([one[key] for one in encoded]) for key in encoded[0]}}
 
 
-def _training_step(model: CenterNet, images: np.ndarray, targets: dict[str, np.ndarray]) -> Callable[[], None]:
+def _training_step(model: CenterNet, given: dict[str, Array], graph: bool) -> Callable[[], None]:
     optimiser = Adam(model.named_parameters(), 1e-4)
+
+    def on_device(arrays: dict[str, Array]) -> None:
+        total, _ = model.task.loss(model(Tensor(arrays["image"])), arrays)
+        model.zero_grad()
+        total.backward()
+        optimiser.apply()
+
+    work = Captured(on_device) if graph else on_device
 
     def step() -> None:
         with one_blas_thread():
-            total, _ = model.task.loss(model(Tensor(images)), targets)
-            model.zero_grad()
-            total.backward()
-            optimiser.step()
+            optimiser.advance()
+            work(given)
 
     return step
 
 
-def _infer(model: CenterNet, images: np.ndarray) -> None:
-    with no_grad(), one_blas_thread():
-        model.task.decode(model(Tensor(images)))
+def _detection(model: CenterNet, given: dict[str, Array], graph: bool) -> Callable[[], None]:
+    def on_device(arrays: dict[str, Array]) -> Decoded:
+        return model.task.decode(model(Tensor(arrays["image"])))
+
+    work = Captured(on_device) if graph else on_device
+
+    def detect() -> None:
+        with no_grad(), one_blas_thread():
+            work(given)
+
+    return detect
 
 
 def _maps(cells: int, classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -393,7 +393,14 @@ def _doctor(options: DoctorConfig) -> int:
 def _bench(options: BenchConfig) -> int:
     from .bench import bench, save
 
-    figures = bench(options.backbones, options.size, options.batch_size, options.seconds)
+    figures = bench(
+        options.backbones,
+        options.size,
+        options.batch_size,
+        options.seconds,
+        device=options.device,
+        graph=options.graph,
+    )
     if options.json:
         save(figures, options.json)
     return 0

@@ -340,5 +340,9 @@ class BenchConfig:
     """Images in a step of training; by default 16 for small and 2 for the others."""
     seconds: float = 3.0
     """Time for each figure; at least three runs are measured."""
+    device: str = "cpu"
+    """cpu, cuda, or, of several GPUs, cuda:0, cuda:1 and so on; auto takes a GPU where one can be used."""
+    graph: bool = False
+    """On a GPU, launch all kernels of a step or of an image at once, as a CUDA graph."""
     json: Path | None = None
     """File to write the figures to."""

@@ -80,7 +80,7 @@ class _Graph(Generic[Result]):
         self.inputs = {name: cupy.empty(array.shape, array.dtype) for name, array in inputs.items()}
         cupy.get_default_memory_pool().free_all_blocks()  # the first call's, as large as what the graph needs now
         self.pool, self.stream = cuda.MemoryPool(_allocate), cuda.Stream(non_blocking=True)
-        weakref.finalize(self, self.pool.free_all_blocks)
+        weakref.finalize(self, self.pool.free_all_blocks).atexit = False
         self.tables = _tables = []
         try:
             with self.stream, cuda.using_allocator(self.pool.malloc):

@@ -407,7 +407,7 @@ class Run:
         return self.rows[-1]
 
     def _gpu_memory(self) -> tuple[int, int]:
-        """Return bytes on the GPU: of arrays in use, and held by all pools; a graph uses all that its own pool holds."""
+        """Return bytes on the GPU: in use, and held by all pools; a graph uses all that its own pool holds."""
         used, held = pool_memory()
         of_graphs = self.step_on_gpu.memory()[1] if self.config.graph else 0
         return used + of_graphs, held + of_graphs

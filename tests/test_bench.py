@@ -56,9 +56,9 @@ def test_usual_sizes():
 
 
 def test_a_training_step_trains():
-    model, images, targets = bench._example("small", 32, 2)
-    step = bench._training_step(model, images, targets)
-    assert images.shape == (2, 32, 32, 3) and targets["heatmap"].shape == (2, 8, 8, len(model.class_names))
+    model, given = bench._example("small", 32, 2)
+    step = bench._training_step(model, given, graph=False)
+    assert given["image"].shape == (2, 32, 32, 3) and given["heatmap"].shape == (2, 8, 8, len(model.class_names))
     before = {key: array.copy() for key, array in model.state_dict().items()}
     step()
     after = model.state_dict()
@@ -67,13 +67,32 @@ def test_a_training_step_trains():
 
 
 @pytest.mark.parametrize(
-    "options", [{"backbones": ["alexnet"]}, {"size": 33}, {"size": 0}, {"seconds": 0}, {"batch_size": 0}]
+    "options",
+    [{"backbones": ["alexnet"]}, {"size": 33}, {"size": 0}, {"seconds": 0}, {"batch_size": 0}, {"graph": True}],
 )
 def test_bad_options_are_refused_before_anything_is_measured(options):
     lines = []
     with pytest.raises(InputError):
         bench.bench(**{"backbones": ["small"], **options}, say=lines.append)
     assert not lines
+
+
+def test_on_a_gpu_every_run_is_waited_for_and_may_be_a_graph(cupy, clock, monkeypatch):
+    if not hasattr(cupy, "host_reads"):
+        pytest.skip("CuPy itself does not count")
+    monkeypatch.setattr(bench, "GEMM_SIDE", 100)
+    monkeypatch.setattr(bench, "_maps", lambda cells, classes, maps=bench._maps: maps(8, 2))
+    clock(0, 0.5)
+    lines, graphs = [], cupy.cuda.Graph.launched
+    figures = bench.bench(["small"], 32, 2, 0.1, say=lines.append, device="cuda", graph=True)
+    assert [figure.name for figure in figures] == [
+        "matrix product",
+        "small, 32 px, training, batch 2",
+        "small, 32 px, folded inference, batch 1",
+        "decoding, 128 x 128 cells, 80 classes",
+    ]
+    assert lines[0].startswith("device cuda:0") and cupy.cuda.Graph.launched - graphs == 6
+    assert cupy.host_reads >= sum(figure.runs + 1 for figure in figures)
 
 
 def test_what_is_saved(tmp_path):

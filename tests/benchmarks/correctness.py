@@ -1,4 +1,8 @@
-"""Is what is measured on a GPU right?  Every kernel family against NumPy, a training step also against PyTorch."""
+"""Is what is measured on a GPU right?
+
+Every kernel family against NumPy, a training step also against PyTorch; what a CUDA graph does, against the same
+without, to the last bit.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,7 @@ from minicenternet.autograd import Tensor
 from minicenternet.backend import to_cpu, to_gpu
 from minicenternet.ops import conv2d_cuda, deform_conv2d_cuda
 from minicenternet.ops.geometry import Geometry
+from minicenternet.optim import Adam
 
 conv2d = importlib.import_module("minicenternet.ops.conv2d")  # the package's name conv2d is the op
 deform_conv2d = importlib.import_module("minicenternet.ops.deform_conv2d")
@@ -148,6 +153,11 @@ def errors(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> tup
     return abs(float(found["loss"]) / float(expected["loss"]) - 1), (off / size) ** 0.5
 
 
+def _row(name: str, actual: tuple[float, float], allowed: tuple[float, float]) -> dict:
+    right = all(a <= b for a, b in zip(actual, allowed, strict=True))  # false for NaN, too
+    return {"name": name, "errors": actual, "allowed": allowed, "right": right}
+
+
 def check_step(
     backbone: str, size: int, batch: int, precisions: Sequence[str], theirs: Callable | None
 ) -> Iterator[dict]:
@@ -159,12 +169,8 @@ def check_step(
     model = CenterNet(backbone, class_names=["a", "b", "c"], input_size=(size, size))
     images, targets = inputs.images(batch, size), inputs.targets(batch, size, 3)
 
-    def row(name: str, actual: tuple[float, float], allowed: tuple[float, float]) -> dict:
-        right = all(a <= b for a, b in zip(actual, allowed, strict=True))  # false for NaN, too
-        return {"name": name, "errors": actual, "allowed": allowed, "right": right}
-
     numpy_step = our_gradients(model, images, targets, None)
-    yield row(
+    yield _row(
         "float32 and NumPy", errors(our_gradients(model, images, targets, "float32"), numpy_step), (LOSS, GRADIENT)
     )
     if theirs is not None:
@@ -175,4 +181,40 @@ def check_step(
                 rounding = errors(theirs(model, images, targets, precision), truth)
                 allowed = max(LAST_BIT[precision], AS_PYTORCH * rounding[0]), max(GRADIENT, AS_PYTORCH * rounding[1])
             ours = our_gradients(model, images, targets, precision)
-            yield row(f"{precision} and PyTorch", errors(ours, truth), allowed)
+            yield _row(f"{precision} and PyTorch", errors(ours, truth), allowed)
+
+
+# --- graphs ----------------------------------------------------------------------------------------------------------
+
+
+def check_graphs(backbone: str, size: int, batch: int, precisions: Sequence[str]) -> Iterator[dict]:
+    """Compare training steps and detections as a CUDA graph with those without, bit by bit; yield as check_step does.
+
+    Three steps: one runs, one is captured, one is but launched.
+    """
+    model = CenterNet(backbone, class_names=["a", "b", "c"], input_size=(size, size))
+    given = {"image": inputs.images(batch, size), **inputs.targets(batch, size, 3)}
+
+    def trained(precision: str, graph: bool) -> dict[str, np.ndarray]:
+        ours = copy.deepcopy(model).to("cuda").set_precision(precision)
+        arrays = {name: to_gpu(array) for name, array in given.items()}
+        step = side_cuda.steps(ours, Adam(ours.named_parameters(), 1e-3), arrays, graph)
+        losses = [to_cpu(step()).copy() for _ in range(3)]
+        return {"loss": losses[-1]} | {name: to_cpu(array) for name, array in ours.state_dict().items()}
+
+    def detected(precision: str, graph: bool) -> dict[str, np.ndarray]:
+        folded = model.fold().to("cuda").set_precision(precision)
+        run = side_cuda.detections(folded, to_gpu(given["image"][:1]), graph)
+        for _ in range(3):
+            boxes, scores, labels = run()
+        return {
+            "loss": to_cpu(scores).sum(),
+            "boxes": to_cpu(boxes),
+            "scores": to_cpu(scores),
+            "labels": to_cpu(labels),
+        }
+
+    for precision in precisions:
+        for name, done in (("training", trained), ("one image", detected)):
+            actual = errors(done(precision, True), done(precision, False))
+            yield _row(f"{precision}, {name}: graph and without", actual, (0.0, 0.0))

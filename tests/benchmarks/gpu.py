@@ -6,8 +6,9 @@
     python tests/benchmarks/gpu.py --json FILE
 
 Needs CuPy and a GPU; PyTorch is compared with where it is installed. Kernels are checked first, each family against
-NumPy, and a training step against NumPy and PyTorch. Then both sides run in this process in turn, on the same stream,
-timed by CUDA events; figures are medians of several turns. All is written to results/ as soon as it is known.
+NumPy, a training step against NumPy and PyTorch, and CUDA graphs against the same without. Then both sides run in this
+process in turn, on the same stream, timed by CUDA events; figures are medians of several turns. All is written to
+results/ as soon as it is known.
 """
 
 from __future__ import annotations
@@ -34,7 +35,6 @@ import side_cuda
 from minicenternet.backend import try_gpu
 from minicenternet.ops import conv2d_cuda
 
-NOT_IMPLEMENTED = "not implemented"
 PYTORCH = "PyTorch"
 
 
@@ -64,7 +64,7 @@ QUICK = Plan(batch=8, precisions=("tf32", "bf16"), repetitions=3, seconds=0.1, p
 # The aims: least ratio to PyTorch and what would be better still; of memory and of the parts' share, the most.
 TRAINING = {"tf32": (1.0, 1.2), "bf16": (1.0, 1.2)}
 MEMORY, BATCH_INFERENCE, PARTS = 1.0, 1.0, 0.02
-GRAPH_INFERENCE = ">= 1000/s, >= 1.5"
+GRAPH_INFERENCE, GRAPH_IMAGES = 1.5, 1000  # of one image: ratio to PyTorch without a graph, and images a second
 
 
 class Here:
@@ -126,10 +126,15 @@ class Benchmark:
         """Yield the name and the function of each part."""
         yield "kernels", self.kernels
         yield "a step", self.step
+        yield "graphs", self.graphs
         yield "ceilings", self.ceilings
         for precision in self.precisions:
             yield f"training, {precision}", partial(self.turns, "train", self.plan.batch, precision)
             yield f"memory, {precision}", partial(self.memory, precision)  # now cuDNN has made its choices
+        few_bits = [name for name in self.precisions if name in TRAINING]
+        for precision in few_bits:
+            yield f"training as a graph, {precision}", partial(self.turns, "train graph", self.plan.batch, precision)
+            yield f"one image as a graph, {precision}", partial(self.turns, "infer graph", 1, precision)
         for batch in (1, self.plan.batch):
             for precision in self.precisions:
                 yield f"inference, batch {batch}, {precision}", partial(self.turns, "infer", batch, precision)
@@ -151,12 +156,19 @@ class Benchmark:
         self.wrong += [f"{name}: {verdict}" for name, verdict in found.items() if verdict != "equal"]
 
     def step(self) -> None:
-        theirs, found = self.peer.gradients if self.peer else None, self.found.setdefault("step", [])
-        for row in correctness.check_step(self.plan.backbone, self.plan.check_size, 2, self.precisions, theirs):
+        theirs = self.peer.gradients if self.peer else None
+        self.check("step", correctness.check_step, theirs)
+
+    def graphs(self) -> None:
+        self.check("graphs", correctness.check_graphs)
+
+    def check(self, name: str, compared: Callable[..., Iterator[dict]], *others) -> None:
+        found = self.found.setdefault(name, [])
+        for row in compared(self.plan.backbone, self.plan.check_size, 2, self.precisions, *others):
             found.append(row)
             self.say(step_table([row]))
             if not row["right"]:
-                self.wrong.append(f"a step, {row['name']}: not equal")
+                self.wrong.append(f"{name}, {row['name']}: not equal")
 
     # --- how fast is it? ---
 
@@ -223,7 +235,9 @@ def summary(found: dict, plan: Plan, precisions: Sequence[str]) -> str:
         rows.append(
             (f"training, batch {row['batch']}, {row['precision']}", *_images(row, peers), *_ratio(row, peers, *aims))
         )
-    rows.append(("training, as a CUDA graph", NOT_IMPLEMENTED, "", "", "", ""))
+    for row in found.get("train graph", ()):
+        name = f"the same as a CUDA graph, {row['precision']}"
+        rows.append((name, *_images(row, peers), *_ratio(row, peers, *TRAINING[row["precision"]])))
     for precision, memory in found.get("memory", {}).items():
         for what in ("in use", "held"):
             used = [memory[name][what] for name in (cpu.OURS.name, *peers)]
@@ -234,7 +248,12 @@ def summary(found: dict, plan: Plan, precisions: Sequence[str]) -> str:
         aim = BATCH_INFERENCE if row["batch"] > 1 else None
         name = f"inference and decoding, batch {row['batch']}, {row['precision']}"
         rows.append((name, *_images(row, peers), *_ratio(row, peers, aim)))
-    rows.append(("one image, as a CUDA graph", NOT_IMPLEMENTED, "", "", GRAPH_INFERENCE, ""))
+    for row in found.get("infer graph", ()):
+        name = f"one image as a CUDA graph, {row['precision']}"
+        rows.append((name, *_images(row, peers), *_ratio(row, peers, GRAPH_INFERENCE)))
+        rate = 1 / statistics.median(row["seconds"][cpu.OURS.name])
+        reached = "reached" if rate >= GRAPH_IMAGES else "not reached"
+        rows.append(("", f"{rate:.1f}/s", "", "", f">= {GRAPH_IMAGES}/s", reached))
     parts = {name: statistics.median(seconds) for name, seconds in found.get("parts", {}).items()}
     rows += [(f"{name} of a batch", f"{1000 * seconds:.3f} ms", "", "", "", "") for name, seconds in parts.items()]
     for precision in precisions:

@@ -121,6 +121,7 @@ def convolution(run: Run, batch: int, precision: str, fused: bool) -> Iterator[W
         yield Work(f"conv2d_{found.rung}_correlate", run.name, kind, operations, moved)
         if statistics:
             yield Work("conv2d_merge_statistics", run.name, "batch norm", 0, parts)
+            yield Work("batch_norm_running", run.name, "batch norm", 0, 6 * 4 * channels[1])
 
     inputs, outputs = run.input_shape[3], run.output_shape[3]
     yield from padded("x", inputs)
@@ -136,7 +137,7 @@ def convolution(run: Run, batch: int, precision: str, fused: bool) -> Iterator[W
     yield Work(f"conv2d_{found.rung}_dweight", run.name, "weight gradient", operations, moved)
     yield Work("conv2d_sum_splits", run.name, "splits summed", 0, partial + weight * 4)
     if run.layer.bias is not None:
-        yield Work("(matrix product)", run.name, "bias gradient", 0, pixels["y"] * outputs * size)
+        yield Work("channel_sum_parts", run.name, "bias gradient", 0, pixels["y"] * outputs * size)
 
 
 def batch_norm(run: Run, batch: int, precision: str, fused: bool) -> Iterator[Work]:
@@ -170,6 +171,10 @@ def step(model: CenterNet, batch: int, precision: str, fused: bool = False) -> l
             works.append(Work("relu_backward", run.name, "ReLU", 0, x + 2 * y))
     works += [Work("(add)", "", "gradients added", 0, 3 * batch * count * size) for count in added]
     heatmap = batch * math.prod(run.output_shape[:3]) * len(model.class_names)
+    image, map_bytes = batch * math.prod(model.input_size) * 3, 4 * heatmap
+    works.append(Work("prepare_images_warp", "", "preparation", 0, 2 * image))  # of images as large as the input
+    works.append(Work("prepare_images_colour", "", "preparation", 0, 5 * image))
+    works.append(Work("targets_encode", "", "preparation", 0, 2 * map_bytes))  # zeros, then each cell's value
     works.append(Work("focal_loss_forward", "hm", "loss", 0, heatmap * (size + 4)))
     works.append(Work("focal_loss_backward", "hm", "loss", 0, heatmap * (2 * size + 4)))
     parameters = sum(parameter.size for parameter in model.parameters())
@@ -218,7 +223,7 @@ def main(arguments: list[str] | None = None) -> None:
     for fused in (False, True):
         works = step(model, options.batch, options.precision, fused)
         seconds = sum(work.seconds(options.precision) for work in works)
-        where = "in the convolutions' epilogues" if fused else "in passes of their own"
+        where = "in the convolutions' epilogues, as they are" if fused else "in passes of their own"
         print(f"\n--- statistics of batch norms {where}: at best {options.batch / seconds:,.0f} images/s")
         print(table(works, options.precision, options.kernels))
 

@@ -23,10 +23,12 @@ import side_minicenternet
 from minicenternet import CenterNet, ops
 from minicenternet.autograd import Tensor, no_grad
 from minicenternet.backend import Array, to_gpu
+from minicenternet.graph import Captured
 from minicenternet.ops import conv2d_cuda
 from minicenternet.ops.geometry import Geometry
 from minicenternet.optim import Adam
 from minicenternet.points import targets_cuda
+from minicenternet.points.decode import Decoded
 
 SLOW = 0.05  # seconds of one call, above which tuning does not repeat it
 
@@ -41,30 +43,54 @@ def network(backbone: str, size: int, classes: int, precision: str = "float32", 
 # --- jobs ------------------------------------------------------------------------------------------------------------
 
 
-def train(backbone: str, size: int, batch: int, classes: int, precision: str) -> Callable[[], None]:
-    """A training step with Adam, its batch on the GPU."""
-    model = network(backbone, size, classes, precision)
-    images, targets = to_gpu(inputs.images(batch, size)), targets_of(batch, size, classes)
-    optimiser = Adam(model.named_parameters(), 1e-4)
+def train(
+    backbone: str, size: int, batch: int, classes: int, precision: str, graph: bool = False
+) -> Callable[[], Array]:
+    """A training step with Adam, its batch on the GPU; returns the loss there.
 
-    def step() -> None:
-        total, _ = model.task.loss(model(Tensor(images)), targets)
+    graph: the kernels as a CUDA graph, from the third run on alone: the first runs them, and the second captures them.
+    """
+    model = network(backbone, size, classes, precision)
+    given = {"image": to_gpu(inputs.images(batch, size)), **targets_of(batch, size, classes)}
+    return steps(model, Adam(model.named_parameters(), 1e-4), given, graph)
+
+
+def steps(model: CenterNet, optimiser: Adam, given: dict[str, Array], graph: bool) -> Callable[[], Array]:
+    """Return a function that does a training step."""
+
+    def on_gpu(arrays: dict[str, Array]) -> Array:
+        total, _ = model.task.loss(model(Tensor(arrays["image"])), arrays)
         model.zero_grad()
         total.backward()
-        optimiser.step()
+        optimiser.apply()
+        return total.data
+
+    captured = Captured(on_gpu) if graph else on_gpu
+
+    def step() -> Array:
+        optimiser.advance()
+        return captured(given)
 
     return step
 
 
-def infer(backbone: str, size: int, batch: int, classes: int, precision: str) -> Callable[[], None]:
-    """From images on the GPU to the best 100 boxes, with the batch norms folded."""
-    model, images = network(backbone, size, classes, precision, folded=True), to_gpu(inputs.images(batch, size))
+def infer(
+    backbone: str, size: int, batch: int, classes: int, precision: str, graph: bool = False
+) -> Callable[[], Decoded]:
+    """From images on the GPU to the best 100 boxes, with the batch norms folded; graph: see `train`."""
+    model = network(backbone, size, classes, precision, folded=True)
+    return detections(model, to_gpu(inputs.images(batch, size)), graph)
 
-    def run() -> None:
+
+def detections(model: CenterNet, images: Array, graph: bool) -> Callable[[], Decoded]:
+    """Return a function that gives the best 100 boxes of each image, on the GPU."""
+
+    def on_gpu(arrays: dict[str, Array]) -> Decoded:
         with no_grad():
-            model.task.decode(model(Tensor(images)))
+            return model.task.decode(model(Tensor(arrays["image"])))
 
-    return run
+    captured = Captured(on_gpu) if graph else on_gpu
+    return lambda: captured({"image": images})
 
 
 def splat(size: int, batch: int, classes: int) -> Callable[[], None]:
@@ -107,7 +133,15 @@ def maps_of(size: int, batch: int, classes: int) -> dict[str, Array]:
     return {name: to_gpu(np.repeat(array, batch, axis=0)) for name, array in maps.items()}
 
 
-JOBS = {"train": train, "infer": infer, "splat": splat, "loss": loss, "decode": decode}
+JOBS = {
+    "train": train,
+    "infer": infer,
+    "train graph": partial(train, graph=True),
+    "infer graph": partial(infer, graph=True),
+    "splat": splat,
+    "loss": loss,
+    "decode": decode,
+}
 
 
 # --- the GPU ---------------------------------------------------------------------------------------------------------
@@ -223,7 +257,7 @@ def work(backbone: str, size: int, batch: int, classes: int, precision: str) -> 
     """The operations of a training step and the bytes that it must move, counted by roofline.py: no measurement."""
     names = [str(label) for label in range(classes)]
     model = CenterNet(backbone, class_names=names, input_size=(size, size))
-    works = roofline.step(model, batch, precision)
+    works = roofline.step(model, batch, precision, fused=True)
     return {"operations": sum(each.operations for each in works), "bytes": sum(each.bytes for each in works)}
 
 

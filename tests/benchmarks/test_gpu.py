@@ -131,9 +131,13 @@ def test_every_job_runs_on_the_gpu_alone(cupy, precision):
         pytest.skip("bf16 needs ml_dtypes")
     if not hasattr(cupy, "launches"):
         pytest.skip("CuPy itself neither lists launches nor counts reads")
-    for job in ("train", "infer"):
+    for job in ("train", "infer", "train graph", "infer graph"):
         run = side_cuda.JOBS[job](**NETWORK, precision=precision)
         run()
+        if "graph" in job:
+            run()  # captures
+            cupy.reset()
+            run()
         launched = " ".join(launch.name for launch in cupy.launches)
         assert ("tensor_cores" in launched) == (precision != "float32")
         assert ("bfloat16" in launched) == (precision == "bf16")
@@ -258,12 +262,23 @@ def test_errors_by_hand():
     assert not broken[1] <= 1e9
 
 
+def test_graphs_equal_what_they_capture_and_a_wrong_one_does_not(cupy, monkeypatch):
+    rows = list(correctness.check_graphs("small", 32, 2, ["float32"]))
+    assert len(rows) == 2 and all(row["right"] and row["errors"] == (0, 0) for row in rows)
+    right = side_cuda.Captured.__call__
+    monkeypatch.setattr(side_cuda.Captured, "__call__", lambda self, given: [right(self, given) for _ in range(2)][-1])
+    row, _ = correctness.check_graphs("small", 32, 2, ["float32"])
+    assert not row["right"]
+
+
 # --- all of it -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def few_checks(monkeypatch):
-    """The families have tests of their own."""
+    """The families, and graphs, have tests of their own."""
+    row = {"name": "graph and without", "errors": (0.0, 0.0), "allowed": (0.0, 0.0), "right": True}
+    monkeypatch.setattr(correctness, "check_graphs", lambda *_: iter([row]))
     monkeypatch.setattr(correctness, "families", lambda: [("pointwise", kernels.pointwise, "float32")])
 
 
@@ -280,7 +295,9 @@ def test_without_pytorch_all_of_ours_is_measured_and_written(clock, few_checks, 
         "Kernels",
         "relative errors",
         "training, batch 2, float32",
-        "not implemented",
+        "graph and without",
+        "the same as a CUDA graph, bf16",
+        "one image as a CUDA graph, bf16",
         "of a step in float32",
     ):
         assert title in printed
@@ -299,7 +316,8 @@ def test_what_fails_is_told_and_the_rest_is_done(clock, few_checks, monkeypatch,
     monkeypatch.setattr(side_cuda, "ceilings", broken)
     for part in ("step", "memory", "breakdown"):
         monkeypatch.setattr(gpu.Benchmark, part, lambda *_: None)
-    benchmark = gpu.Benchmark(TINY, clock, None, lambda text: None, tmp_path / "found.json")
+    plan = replace(TINY, precisions=("float32",))
+    benchmark = gpu.Benchmark(plan, clock, None, lambda text: None, tmp_path / "found.json")
     found = benchmark.measure()
     assert benchmark.wrong == ["ceilings: failed with MemoryError: no room"] and found["parts"]
     assert json.loads((tmp_path / "found.json").read_text())["wrong"] == benchmark.wrong
@@ -338,6 +356,8 @@ def test_the_summary_by_hand():
     found = {
         "versions": {"device": "D", "torch": "2"},
         "train": [row([0.1, 0.2, 0.1], [0.13, 0.13, 0.5])],
+        "train graph": [row([0.08], [0.13])],
+        "infer graph": [row([0.0005], [0.0025], 1)],
         "infer": [row([0.001], [0.002], 1), row([0.02], [0.01])],
         "memory": {"tf32": {name: {"in use": n << 20, "held": n << 21} for name, n in peaks.items()}},
         "parts": {"splat": [0.001], "loss": [0.0005], "decode": [0.001]},
@@ -348,11 +368,12 @@ def test_the_summary_by_hand():
     for line in (
         "D: resnet18, 512 x 512, 80 classes",
         "training, batch 32, tf32 320.0/s 246.2/s 1.30 >= 1 (1.2) stretch",
-        "training, as a CUDA graph not implemented",
+        "the same as a CUDA graph, tf32 400.0/s 246.2/s 1.62 >= 1 (1.2) stretch",
         "peak memory in use, tf32 5 MB 4 MB 1.25 <= 1 not reached",
         "inference and decoding, batch 1, tf32 1000.0/s 500.0/s 2.00",
         "inference and decoding, batch 32, tf32 1600.0/s 3200.0/s 0.50 >= 1 not reached",
-        "one image, as a CUDA graph not implemented >= 1000/s, >= 1.5",
+        "one image as a CUDA graph, tf32 2000.0/s 400.0/s 5.00 >= 1.5 reached",
+        "2000.0/s >= 1000/s reached",
         "these three, of a step in tf32 2.50 % < 2 % not reached",
         "copying, read and written 4000 GB/s",
         "cuBLAS, tf32 400.0 TFLOP/s",
