@@ -134,7 +134,7 @@ print("the loop is the definition")
 # network learns its kernels; the sum is the same.
 
 # %%
-image = Shapes(1, size=32 if FAST else 64, seed=4, objects=(4, 4), scale=(0.3, 0.45))[0].image.astype(float) / 255
+image = Shapes(1, size=64, seed=4, objects=(4, 4), scale=(0.3, 0.45))[0].image.astype(float) / 255
 grey = image.mean(axis=2)[None, :, :, None]
 across = np.array([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]]) / 8
 edges = convolve_loop(grey, np.stack([across, across.T])[:, None], padding=1)
@@ -203,7 +203,17 @@ for name, array in (("a whole map", numbers), ("a slice of a map", numbers[:, 1:
         assert np.shares_memory(seen, array), f"{where}: this is a copy, not a view; use as_strided"
 print("every window, and not one byte")
 
+# %%
+megabyte = np.zeros((1, 512, 512, 1), np.float32)
+seen = windows(megabyte, 3)
+print(f"the view seems to hold {seen.nbytes / 2**20:.1f} MB; it owns its memory: {seen.flags.owndata}")
+megabyte[0, 100, 100, 0] = 1
+print(f"one pixel was changed, and {np.count_nonzero(seen)} elements of the view with it")
+assert np.count_nonzero(seen) == 9, "a pixel inside lies in nine windows of 3 x 3"
+
 # %% [markdown]
+# That is why the view is made read-only: one write would change nine windows.
+#
 # With this view the formula is one line. `einsum` multiplies and adds over the letters that the output lacks:
 
 
@@ -217,11 +227,9 @@ x, weight = rng.standard_normal((2, 7, 8, 3)), rng.standard_normal((4, 3, 3, 3))
 CASES = ((1, 0), (1, 1), (2, 1), (3, 2))  # stride, padding
 
 
-def assert_equals_the_loop(function, cases=CASES, **options):
-    for stride, padding in cases:
-        gap = np.abs(
-            function(x, weight, stride=stride, padding=padding, **options) - convolve_loop(x, weight, stride, padding)
-        )
+def assert_equals_the_loop(function):
+    for stride, padding in CASES:
+        gap = np.abs(function(x, weight, stride, padding) - convolve_loop(x, weight, stride, padding))
         assert gap.max() < 1e-10, f"stride {stride}, padding {padding}: off by {gap.max():.2g}"
 
 
@@ -234,8 +242,8 @@ print("view = loop")
 # Processors are best at one thing: the product of two large matrices (GEMM). Sort the sum for it. An output pixel
 # $(b,i,j)$ is a row, the products' index $(u,v,c)$ is what is summed, an output channel is a column:
 #
-# $$\underbrace{Y}_{B\,OH\,OW \times O} = \underbrace{X_{\text{columns}}}_{B\,OH\,OW \times K^2 C}\;\underbrace{W}_{K^2
-# C \times O}$$
+# $$\underbrace{Y}_{B\,OH\,OW \times O} =
+# \underbrace{X_{\text{columns}}}_{B\,OH\,OW \times K^2 C}\;\underbrace{W}_{K^2 C \times O}$$
 #
 # $X_{\text{columns}}$ is the view of section 2, reshaped. This reshape cannot be a view any more, so NumPy copies:
 # every pixel is written up to $K^2$ times. The name of the trick is **im2col**. The order of the summed index must be
@@ -295,7 +303,6 @@ show(
 )
 
 # %%
-copies = columns.size / small.size
 print(f"{small.size} numbers became {columns.size}; the middle pixel is there {int((columns == 12).sum())} times")
 assert (columns == 12).sum() == 9, "the middle pixel lies in all nine windows"
 big = im2col(np.zeros((1, 64, 64, 8), np.float32), 3, padding=1)
@@ -368,8 +375,8 @@ print(f"strips = im2col; beside the map, {peak / x_check.nbytes:.1f} times its m
 #
 # six multiplications. Now look at four:
 #
-# $$m_1 = (d_0 - d_2)\,g_0,\quad m_2 = (d_1 + d_2)\tfrac{g_0+g_1+g_2}{2},\quad m_3 = (d_2 -
-# d_1)\tfrac{g_0-g_1+g_2}{2},\quad m_4 = (d_1 - d_3)\,g_2$$
+# $$m_1 = (d_0 - d_2)\,g_0,\quad m_2 = (d_1 + d_2)\tfrac{g_0+g_1+g_2}{2},\quad m_3 =
+# (d_2 - d_1)\tfrac{g_0-g_1+g_2}{2},\quad m_4 = (d_1 - d_3)\,g_2$$
 #
 # $$y_0 = m_1 + m_2 + m_3, \qquad y_1 = m_2 - m_3 - m_4$$
 #
@@ -472,8 +479,8 @@ for name, matrix in (("A^T", A.T), ("G", G), ("B^T", B.T)):
     print(name, *matrix.round(3) + 0.0, sep="\n   ")
 
 # %% [markdown]
-# Compare with the four products above: they are these rows, up to signs that cancel. Here is your machine at work:
-# $m = 4$ outputs of $r = 3$ taps need $n = 6$ products instead of 12.
+# Compare with the four products above: they are these rows, up to signs that cancel. The same function
+# gives any size: $m = 4$ outputs of $r = 3$ taps need $n = 6$ products instead of 12.
 #
 # ### Two dimensions
 #
@@ -585,8 +592,9 @@ show(
 # Notebook 01 gave the rule: an op gets $dy = \partial L/\partial y$ and returns $\partial L/\partial$ of each input.
 # With $L$ a function of $y$ and $y$ a sum of products:
 #
-# $$dw_{o,c,u,v} = \sum_{b,i,j} \frac{\partial L}{\partial y_{b,i,j,o}}\,\frac{\partial y_{b,i,j,o}}{\partial
-# w_{o,c,u,v}} = \sum_{b,i,j} dy_{b,i,j,o}\; x_{b,\,Si+u-P,\,Sj+v-P,\,c}$$
+# $$dw_{o,c,u,v} =
+# \sum_{b,i,j} \frac{\partial L}{\partial y_{b,i,j,o}}\,\frac{\partial y_{b,i,j,o}}{\partial w_{o,c,u,v}} =
+# \sum_{b,i,j} dy_{b,i,j,o}\; x_{b,\,Si+u-P,\,Sj+v-P,\,c}$$
 #
 # Each tap multiplies what it saw by what came back, and adds up. In matrices: $dW = X_{\text{columns}}^\top\, dY$. One
 # more GEMM.
@@ -816,7 +824,7 @@ VERSIONS = {
     "loop": (lambda x, w: convolve_loop(x, w, padding=1), few_maps, few_kernels, 1),
     "view, einsum": (lambda x, w: convolve_view(x, w, padding=1), maps[:1, :32, :32], kernels, 1),
     "im2col": (lambda x, w: convolve_im2col(x, w, padding=1), maps, kernels, 5),
-    "strips": (lambda x, w: convolve_strips(x, w, padding=1, rows=8), maps, kernels, 5),
+    "strips": (lambda x, w: convolve_strips(x, w, padding=1), maps, kernels, 5),
     "Winograd": (convolve_winograd, maps, kernels, 5),
     "the package": (lambda x, w: conv2d.raw(x, w, padding=1)[0], maps, kernels, 5),
 }
@@ -851,16 +859,16 @@ show(figure, alt="Bars of time and memory of the five convolutions and the packa
 columns_bytes = 9 * maps.nbytes
 assert costs["im2col"][1] >= columns_bytes, "im2col holds all columns at once"
 assert costs["strips"][1] < columns_bytes / 2, "strips hold a part of them"
-print(f"im2col: {costs['im2col'][1] / maps.nbytes:.1f} maps of memory, strips: {costs['strips'][1] / maps.nbytes:.1f}")
+for name in large:
+    print(f"{name:12s} {large[name][1] / maps.nbytes:.1f} times the memory of the input map, beside the output")
 
 # %% [markdown]
 # Times differ from machine to machine, so no check is made of them. What to look for: the step from the loop to one
 # matrix product is a factor of many thousands, at equal arithmetic. All that follows is worth a small factor, and is
-# decided
-# by memory: strips drop the nine copies, and our Winograd, short as it is, holds all transformed tiles at once
-# ($36/16 = 2.25$ maps for the input, as much for the products, and as much again on the way). The package puts sections
-# 4 and 5 together: **strips of tiles**, transformed, multiplied and transformed back while they are in the cache, on
-# all threads.
+# decided by memory: strips drop the nine copies, and our Winograd, short as it is, holds all transformed tiles at once:
+# $36/16 = 2.25$ maps for the input, as much for the products, and copies on the way. The package puts sections 4 and 5
+# together: **strips of tiles**, transformed, multiplied and transformed back while they are in the cache, on all
+# threads.
 #
 # ## 9 · Agreement with the package
 #

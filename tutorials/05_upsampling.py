@@ -101,7 +101,7 @@ print("nearest and its adjoint")
 # ## 2 · Bilinear
 #
 # Blocks are coarse. Put a straight line between neighbours instead. The only question is **where the pixels lie**, and
-# half of all upsampling bugs are wrong answers to it.
+# many bugs are wrong answers to it.
 #
 # A pixel is a square, not a point. Pixel $i$ covers $[i, i+1)$; its centre is at $i + \tfrac12$. Enlarging by $F$
 # stretches the picture, so the centre $i + \tfrac12$ of an output pixel lies at $(i + \tfrac12)/F$ of the input, which
@@ -540,7 +540,7 @@ for (kernel, seed), (learnt, errors) in runs.items():
 # %% [markdown]
 # The released CenterNet uses both lessons: its transposed convolutions are 4 × 4 with stride 2, so all phases have
 # equally many taps; those of DLA-34 begin as bilinear kernels. Our small network uses nearest upsampling with a
-# convolution after it; both leave a constant map constant, whatever their weights.
+# convolution after it; away from the border both leave a constant map constant, whatever the weights.
 #
 # What do they cost? Per output pixel and channel, nearest needs no multiplication, bilinear at most four, the
 # transposed convolution $C K^2/S^2$.
@@ -579,7 +579,7 @@ for factor in (2, 4, 8):
 #
 # The positions are $i/F$ instead of $(i + \tfrac12)/F - \tfrac12$: pixels are taken as points at their upper left
 # corners. An input index $h$ lands at output index $Fh$, but its centre belongs at $F(h + \tfrac12) - \tfrac12$.
-# Everything moves by $\tfrac{F-1}{2}$ pixels: 0.5, 1.5 and 3.5 for $F = 2, 4, 8$. It is the dashed curve of section 2.
+# Everything moves by $\tfrac{F-1}{2}$ pixels: 0.5, 1.5 and 3.5 for $F = 2, 4, 8$. It is the third curve of section 2.
 # No test of the op alone can see it, because the op is a perfectly good linear map; it is only not the one that was
 # meant. A test that can: enlarge something whose middle is known.
 #
