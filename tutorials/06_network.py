@@ -16,7 +16,7 @@
 # - **Goal**: build the whole network, encoder, decoder and heads, know every shape in it and how far each cell sees;
 #   start it from the prior, predict its first loss before it runs, and overfit one batch with an Adam written by hand.
 # - **You need**: 03 Convolution, 04 Batch normalisation, 05 Upsampling.
-# - **Minutes**: 75 to read and work; runs in about 40 s.
+# - **Minutes**: 75 to read and work; runs in about 20 s.
 # - **Equations**: E10
 # - **What you should see**: maps equal to the package's within $10^{-5}$; a receptive field that is computed and
 #   measured to the same pixel; a first heatmap loss within 10 % of the computed one; a batch of four images learnt to
