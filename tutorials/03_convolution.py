@@ -376,8 +376,9 @@ print(f"strips = im2col; beside the map, {peak / x_check.nbytes:.1f} times its m
 #
 # six multiplications. Now look at four:
 #
-# $$m_1 = (d_0 - d_2)\,g_0,\quad m_2 = (d_1 + d_2)\tfrac{g_0+g_1+g_2}{2},\quad m_3 =
-# (d_2 - d_1)\tfrac{g_0-g_1+g_2}{2},\quad m_4 = (d_1 - d_3)\,g_2$$
+# $$m_1 = (d_0 - d_2)\,g_0, \qquad m_2 = (d_1 + d_2)\,\tfrac{g_0+g_1+g_2}{2},$$
+#
+# $$m_3 = (d_2 - d_1)\,\tfrac{g_0-g_1+g_2}{2}, \qquad m_4 = (d_1 - d_3)\,g_2,$$
 #
 # $$y_0 = m_1 + m_2 + m_3, \qquad y_1 = m_2 - m_3 - m_4$$
 #
