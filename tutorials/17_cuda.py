@@ -32,7 +32,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import minicenternet
-from minicenternet.draw import INK, show
+from minicenternet.draw import COLOURS, show
 from minicenternet.points import decode
 
 FAST = os.environ.get("MINICENTERNET_FAST") == "1"
@@ -98,7 +98,7 @@ for where, found in results.items():
 figure, axes = plt.subplots(figsize=(8, 2.2), layout="constrained")
 for i in range(12):
     block, thread = divmod(i, 4)
-    colour = INK[(0, 4, 5)[block]]
+    colour = COLOURS[(0, 4, 5)[block]]
     axes.add_patch(plt.Rectangle((i, 0), 0.92, 1, facecolor=colour, alpha=0.55 if i < 10 else 0.12, edgecolor="black"))
     axes.text(i + 0.46, 0.5, f"thread {thread}", ha="center", va="center", fontsize=8)
     axes.text(i + 0.46, -0.25, f"y[{i}]" if i < 10 else "no y", ha="center", va="center", fontsize=9)
@@ -539,8 +539,8 @@ else:
 figure, panels = plt.subplots(1, 1 + bool(times), figsize=(8, 3.6), layout="constrained", squeeze=False)
 counts, places = panels[0, 0], np.arange(len(moved))
 read, written = np.array(list(moved.values())).T
-counts.barh(places, read, color=INK[0], label="read")
-counts.barh(places, written, left=read, color=INK[4], hatch="//", edgecolor="white", label="written")
+counts.barh(places, read, color=COLOURS[0], label="read")
+counts.barh(places, written, left=read, color=COLOURS[4], hatch="//", edgecolor="white", label="written")
 for place, total in zip(places, read + written, strict=True):
     counts.text(total + 0.4, place, f"{total:g}", va="center", fontsize=9)
 counts.set_yticks(places, moved)
@@ -548,7 +548,7 @@ counts.set(xlabel="bytes moved for each float: a count, not a time", xlim=(0, 42
 counts.legend(frameon=False, loc="lower right")
 counts.set_title("memory that must move", loc="left", fontsize=11)
 if times:
-    panels[0, 1].barh(places, list(times.values()), color=INK[1])
+    panels[0, 1].barh(places, list(times.values()), color=COLOURS[1])
     panels[0, 1].set_yticks(places, [""] * len(places))
     panels[0, 1].set(xlabel="microseconds, median of 20 launches")
 for axes in panels[0]:

@@ -223,10 +223,13 @@ def trace(
     of a warp in one turn (first, second, ... of each thread) are one instruction, as long as its threads do not part.
     Raises KernelFault as `run` does, and for more than RECORDS accesses to one array.
     """
-    head, brace, body = source.partition("{")
+    declaration = re.search(rf"__global__[^{{]*\b{name}\s*\([^)]*\)", source)
+    if declaration is None:
+        raise KernelFault(f"the text declares no kernel {name}")
     pattern = r"(const )?float\s*\*\s*(?:__restrict__\s+)?(\w+)"
-    names = [match[2] for match in re.finditer(pattern, head)]
-    traced = TRACED + re.sub(pattern, lambda match: f"Traced<{match[1] or ''}float> {match[2]}", head) + brace + body
+    names = [match[2] for match in re.finditer(pattern, declaration[0])]
+    head = re.sub(pattern, lambda match: f"Traced<{match[1] or ''}float> {match[2]}", declaration[0])
+    traced = TRACED + source.replace(declaration[0], head)
     logs, values, kept = [], [], []  # kept: alive until the kernel has run
     for given in arguments:
         given = np.full(output, np.nan, np.float32) if given is ... else given
