@@ -15,7 +15,7 @@
 #
 # - **Goal**: write four kernels and know for each what its threads read, when they may read it, and what that costs.
 # - **You need**: 03 (convolution, channels last) and 10 (peaks). No GPU, but g++ on an x86-64 machine.
-# - **Minutes**: 75 to read and work / runs in about 20 s
+# - **Minutes**: 75 to read and work / runs in about 10 s (the first time longer: it compiles)
 # - **Equations**: none of E1 to E10
 # - **What you should see**: a plain transposition moves exactly 4.5 times the bytes of a copy, a tiled one exactly 1.0
 #   times; and a kernel that is right in one thread order and wrong in two others.
@@ -32,7 +32,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import minicenternet
-from minicenternet.draw import COLOURS, show
+from minicenternet.draw import COLOURS, draw_access_pattern, show
 from minicenternet.points import decode
 
 FAST = os.environ.get("MINICENTERNET_FAST") == "1"
@@ -123,6 +123,8 @@ for text, change in (("without the bound", ("if (i < n) ", "")), ("with <= for <
         workbench.run(SCALE.replace(*change), "scale", (3,), (4,), x, ..., 2.0, 10, output=(10,))
     except workbench.KernelFault as fault:
         print(f"{text}: {fault}")
+    else:
+        raise AssertionError(f"a kernel {text} was not noticed")
 
 # %% [markdown]
 # **Write.** The backward pass of ReLU: $dx_i = dy_i$ where $y_i > 0$, and 0 elsewhere. Your function returns the
@@ -277,8 +279,17 @@ bar.set_label("lane")
 show(figure, alt="Seven access patterns of a warp: 32 neighbours touch 4 sectors, a stride of 100 touches 32.")
 
 # %% [markdown]
-# For `x[100 * lane]` only lane 0 is within the picture. Its 32 sectors bring 1024 bytes, of which 128 are wanted.
-#
+# For `x[100 * lane]` only lane 0 is within the picture. Its 32 sectors bring 1024 bytes, of which 128 are wanted. The
+# second row from near, in the package's own picture, where a sector is a segment:
+
+# %%
+picture = draw_access_pattern(lanes + 1, title="x[lane + 1]", names=("lane", "float"))
+show(
+    picture,
+    alt="32 lanes read floats 1 to 32; five sectors of eight floats are framed, one of them for a single float.",
+)
+
+# %% [markdown]
 # ### Counting in a real kernel
 #
 # `workbench.trace` runs a kernel whose arrays write down every access: block, warp, *turn* (the first access of each

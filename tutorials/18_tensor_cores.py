@@ -15,7 +15,7 @@
 #
 # - **Goal**: build a convolution for tensor cores from its parts, and say by hand how fast it could be at best.
 # - **You need**: 17 (kernels, shared memory, the CPU runner) and 03 (im2col). No GPU, but g++ on an x86-64 machine.
-# - **Minutes**: 90 to read and work / runs in about 20 s
+# - **Minutes**: 90 to read and work / runs in about 10 s (the first time longer: it compiles)
 # - **Equations**: none of E1 to E10
 # - **What you should see**: a pipelined tensor-core convolution equal to NumPy's in every number, and a roofline of
 #   ResNet-18-CenterNet equal to the package's model in every layer.
@@ -623,13 +623,13 @@ for name, (operations, moved) in layers.items():
 # %%
 shown = {  # where the label stands
     "reg.2": (1.7, 2.6),
-    "layer2.0.downsample.0": (22, 24),
+    "layer2.0.downsample.0": (15, 20),
     "hm.2": (4, 150),
     "conv1": (13, 330),
     "layer1.0.conv1": (125, 210),
     "hm.0": (260, 110),
     "deconv_layers.6": (420, 55),
-    "layer4.1.conv2": (620, 230),
+    "layer4.1.conv2": (540, 230),
 }
 figure, axes = plt.subplots(figsize=(8, 4.6), layout="constrained")
 intensity = np.geomspace(0.2, 2000, 400)

@@ -7,7 +7,6 @@ check which runs a kernel refuses it.
 
 from __future__ import annotations
 
-import functools
 import os
 import pickle
 import platform
@@ -22,7 +21,8 @@ from unittest import mock
 import numpy as np
 from cuda_on_cpu import build
 
-FENCE = 4096  # bytes before and after every array: what is read from there is NaN, what is written there is seen
+FENCE = 1024  # words before and after every array: what is read from there is NaN, what is written there is seen
+NAN = 0xFFC00000  # a NaN as a word; so are the numbers that follow
 LIBRARIES = {"address,undefined": "libasan.so", "thread": "libtsan.so"}
 
 
@@ -45,7 +45,6 @@ def _library(name: str) -> str:
     return subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
 
 
-@functools.cache
 def cupy():
     """Return CuPy where it is installed and finds a GPU, else None."""
     from minicenternet import backend
@@ -69,11 +68,12 @@ def run(
     """
     library, results = _compiled(source, name), {}
     for order in build.ORDERS:
-        fenced = [_fenced(np.full(output, np.nan, np.float32) if given is ... else given) for given in arguments]
+        given = [np.full(output, np.nan, np.float32) if value is ... else value for value in arguments]
+        fenced = [_fenced(value, i) for i, value in enumerate(given)]
         with mock.patch.dict(os.environ, CUDA_ON_CPU_ORDER=order):
             _launch(library, name, grid, block, [array for array, _ in fenced], shared)
         for i, (array, buffer) in enumerate(fenced):
-            _check_fences(array, buffer, f"{name}, {order} order: argument {i}")
+            _check_fences(buffer, i, f"{name}, {order} order: argument {i}")
             if arguments[i] is ...:
                 results[f"CPU, {order} order"] = array
     if cupy():
@@ -117,21 +117,24 @@ def _scalar(value):
     return {int: np.int32, float: np.float32}.get(type(value), lambda same: same)(value)
 
 
-def _fenced(value):
-    """Return a copy of an array in the middle of a buffer of 0xff bytes, and the buffer; of a scalar itself."""
+def _fenced(value, number: int):
+    """Return a copy of an array in the middle of a buffer of NaN, and the buffer; a scalar itself.
+
+    number: of the argument. Each has a NaN of its own: what is read from one fence and written to another is seen.
+    """
     if not isinstance(value, np.ndarray):
         return value, None
-    buffer = np.full(value.nbytes + 2 * FENCE, 0xFF, np.uint8)
-    array = buffer[FENCE : FENCE + value.nbytes].view(value.dtype).reshape(value.shape)
+    buffer = np.full(value.nbytes // 4 + 2 * FENCE, NAN + number, np.uint32)
+    array = buffer[FENCE:-FENCE].view(value.dtype).reshape(value.shape)
     array[...] = value
     return array, buffer
 
 
-def _check_fences(array, buffer: np.ndarray | None, where: str) -> None:
+def _check_fences(buffer: np.ndarray | None, number: int, where: str) -> None:
     if buffer is None:
         return
-    for side, fence in (("before its beginning", buffer[:FENCE]), ("behind its end", buffer[FENCE + array.nbytes :])):
-        written = np.flatnonzero(fence.view(np.uint32) != 0xFFFFFFFF)
+    for side, fence in (("before its beginning", buffer[:FENCE]), ("behind its end", buffer[-FENCE:])):
+        written = np.flatnonzero(fence != NAN + number)
         if written.size:
             raise KernelFault(f"{where} was written {side} ({written.size} words): which thread has no element there?")
 
