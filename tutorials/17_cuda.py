@@ -306,15 +306,15 @@ def sectors_moved(records):
     return len(np.unique(np.stack([block, warp, turn, word // 8]), axis=1).T)
 
 
-n = 1024
+n, rng = 1024, np.random.default_rng(4)
 for name, index in (("neighbours", "i"), ("every second", "2 * i % n")):
     text = SCALE.replace("x[i]", f"x[{index}]")
     records = workbench.trace(text, "scale", (n // 256,), (256,), rng.random(n, np.float32), ..., 2.0, n, output=(n,))
     print(f"{name:13} x: {sectors_moved(records['x'])} sectors for {n} floats, y: {sectors_moved(records['y'])}")
 
 # %% [markdown]
-# This is **a count, not a time**. It leaves out caches: sectors that a neighbouring warp wants soon afterwards may be
-# found there. But a kernel that waits for memory gains nothing by hoping for that.
+# This is **a count, not a time**. It takes arrays to begin at the border of a sector, as CuPy's do. It leaves out
+# caches: sectors that another warp wants soon afterwards may be found there. But one should not have to hope for that.
 #
 # ## 4. Shared memory
 #
@@ -338,7 +338,7 @@ __global__ void transpose(const float* x, float* y, int rows, int columns) {
 
 # %%
 ROWS, COLUMNS = 96, 64
-big = rng.random((ROWS, COLUMNS), np.float32)
+big = np.random.default_rng(5).random((ROWS, COLUMNS), np.float32)
 launch = ((COLUMNS // 32, ROWS // 32), (32, 8))
 records = workbench.trace(PLAIN, "transpose", *launch, big, ..., ROWS, COLUMNS, output=(COLUMNS, ROWS))
 instructions = ROWS * COLUMNS // 32
@@ -515,6 +515,9 @@ moved = {}
 for rung, (text, name, (rows, columns)) in ladder.items():
     grid = (columns // 32, rows // 32)
     records = workbench.trace(text, name, grid, (32, 8), big, ..., rows, columns, output=(ROWS * COLUMNS,))
+    if name == "transpose":
+        results = workbench.run(text, name, grid, (32, 8), big, ..., rows, columns, output=(COLUMNS, ROWS))
+        workbench.assert_agree(results, big.T, hint=f"the rung {rung!r} does not transpose")
     moved[rung] = [32 * sectors_moved(records[array]) / big.size for array in ("x", "y")]
     print(f"{' '.join(rung.split()):28} {moved[rung][0]:4.0f} read + {moved[rung][1]:4.0f} written, bytes for a float")
 assert sum(moved["copy"]) == sum(moved["tiled"]) == 8

@@ -275,8 +275,8 @@ print(f"A[3, 6] is in lane {A[3, 6]}, D[3, 6] in lane {D[3, 6]}")
 # ```
 #
 # They take *bits*: `__float_as_uint(value)` gives those of a float. Rounding is not optional. The tensor core ignores
-# the lower 13 bits of what it gets; cut off instead of rounded, every number is too small, and the error of a long sum
-# grows with its length instead of its root.
+# the lower 13 bits of what it gets. Cut off instead of rounded, every number comes nearer to zero, never further away:
+# errors that all point one way do not cancel in a sum.
 #
 # **Write** a kernel of one warp: `a` is A in rows of 8, `b` is B *by columns* (`b[8 * n + k]` is B[k, n], as taps lie
 # in memory), `d` is D in rows of 8.
@@ -466,8 +466,8 @@ print(
 )
 
 # %% [markdown]
-# It is a full, if small, fourth rung of the ladder in `ops/conv2d_cuda.py`. The package's kernel has larger tiles,
-# eight warps to a block, `ldmatrix` for loading fragments, bf16 beside tf32, and an epilogue.
+# It is a full, if small, fourth rung of the ladder in `ops/conv2d_cuda.py`. The package's kernel has larger tiles, up
+# to eight warps to a block, `ldmatrix` for loading fragments, bf16 beside tf32, and an epilogue.
 #
 # One limit of the runner, to be honest: it lets copies land as *late* as possible. A copy that is started too early,
 # into a buffer that a slower warp still reads, it does not see. The place of the barrier before `copy` guards that.
@@ -475,7 +475,7 @@ print(
 # ## 5. Occupancy by hand
 #
 # A processor (SM) keeps many warps at once and runs those that need not wait. How many **blocks** fit is decided by
-# what runs out first. For compute capability 9.0 (H100, H200) NVIDIA's programming guide states:
+# what runs out first. Compute capability 9.0 (H100, H200), by NVIDIA's programming guide and occupancy calculator:
 
 # %%
 LIMITS = {
@@ -561,8 +561,8 @@ show(figure, alt="Warps fall in steps from 64 to 8 as registers grow; with 108 K
 # $$t \ge \max\left(\frac{\text{operations}}{\pi},\; \frac{\text{bytes}}{\beta}\right).$$
 #
 # Their quotient, operations for one byte, is the **intensity** $I$. At best a layer runs at $\min(\pi, I\beta)$: a
-# roof with a slope and a flat part. NVIDIA's data sheet of the H200 (SXM, without sparsity) states 494.5 TFLOP/s for
-# tf32, 989.5 for bf16, and 4.8 TB/s of memory.
+# roof with a slope and a flat part. By NVIDIA's data sheet of the H200 (SXM; its figures are with sparsity, half of
+# them without): 494.5 TFLOP/s for tf32, 989.5 for bf16, and 4.8 TB/s of memory.
 #
 # **This is a model, not a measurement.** No kernel reaches a peak, and every array is counted once, as if caches kept
 # all that is read again.
