@@ -3,7 +3,8 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+here = Path(__file__).resolve().parent
+sys.path[:0] = [str(here), str(here.parent)]  # edition.py, index.py
 
 project = "minicenternet: the course"
 extensions = ["myst_nb", "edition"]
