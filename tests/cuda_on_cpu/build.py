@@ -40,7 +40,7 @@ _SHARED = re.compile(
     r"(?P<extern>\bextern\s+)?\b__shared__\s+(?:(?:__align__|alignas)\s*\(\s*\d+\s*\)\s*)?"
     r"(?P<type>[\w:<>, ]+?)\s+(?P<name>\w+)\s*(?P<dimensions>(?:\[[^\]]*\]\s*)*);"
 )
-_NEEDS_FIBERS = re.compile(r"__sync|__shfl|__ballot|__any_sync|__all_sync|__shared__|simulator::")
+_NEEDS_FIBERS = re.compile(r"__sync|__shfl|__ballot|__any_sync|__all_sync|__shared__|simulator::|\bmma<|\bldmatrix")
 
 
 class Launch(ctypes.Structure):

@@ -366,7 +366,9 @@ UNCHECKED inline void try_warp_barrier(unsigned warp_number, unsigned threads) {
     --warp.waiting;
   }
   warp.took_part[warp.opened++ % 2] = arrived;
-  if (warp.collective) std::exchange(warp.collective, nullptr)(warp.arguments);
+  auto execute = std::exchange(warp.collective, nullptr);
+  if (execute && arrived != ALL_LANES) fail("line %d: an instruction of the whole warp, and not all lanes are there", line);
+  if (execute && !failed) execute(warp.arguments);
 }
 
 // The block's barrier opens when every thread that has not returned waits at it (as on Volta and later).

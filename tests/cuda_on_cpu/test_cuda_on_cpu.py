@@ -71,6 +71,8 @@ REFUSED = {
     "deadlock: 32 threads are left": "if (threadIdx.x == 0) __syncwarp(); else __syncthreads();",
     "line 2: shuffle from lane 20, which takes": "if (threadIdx.x < 16)\nx[0] = __shfl_sync(0xffffu, x[0], 20);",
     "line 2: lane 16 is not in the mask": "\n__syncwarp(0xffffu);",
+    "line 1: an instruction of the whole warp, and not": "if (threadIdx.x < 16) { MULTIPLY }",
+    "lanes of one warp meet at different": "if (threadIdx.x < 16) { MULTIPLY } else\n__syncwarp();",
     "bytes of static shared memory, at most 48 KB": "__shared__ float a[13000]; a[0] = 0;",
     "64 copies wait; is wait_group missing": "for (int i = 0; i < 65; i++) simulator::async_copy(x, x, 16, 16, 1);",
 }
@@ -78,7 +80,9 @@ REFUSED = {
 
 @pytest.mark.parametrize("message", REFUSED)
 def test_what_cuda_leaves_undefined_is_an_error(stand_in, message):
-    source = f"__global__ void test_fault(float* x) {{ {REFUSED[message]} }}"
+    multiply = "uint32_t a[4] = {}; mma<float>(x[0], x[1], x[2], x[3], a, 0, 0);"
+    body = REFUSED[message].replace("MULTIPLY", multiply)
+    source = f"#include <tensor_cores_on_cpu.h>\n#line 1\n__global__ void test_fault(float* x) {{ {body} }}"
     with pytest.raises(RuntimeError, match=message):
         function(stand_in, source, "test_fault")((1,), (32,), (stand_in.zeros(32, np.float32),))
 

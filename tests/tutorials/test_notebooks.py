@@ -80,7 +80,10 @@ def test_the_cells_run_and_exercises_are_judged_three_ways(script, sealed, monke
             for slip, answer in wrong[exercise.name].items():
                 verdict = course.judge(exercise.answered(answer), check, namespace, exercise.name)
                 assert verdict.status == "wrong" and verdict.message, f"{exercise.name}, {slip}: {verdict}"
-        course.run_cell(cell.source, namespace, f"<{script.stem}, code cell {number}>")
+        try:
+            course.run_cell(cell.source, namespace, f"<{script.stem}, code cell {number}>")
+        except SystemExit as stop:  # the tutorial needs what this machine has not, and says what
+            pytest.skip(str(stop))
         assert not plt.get_fignums(), f"code cell {number} of {script.name} leaves a figure open: end it with show()"
     assert shown, "a tutorial shows pictures"
 
