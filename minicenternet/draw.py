@@ -1,4 +1,4 @@
-"""Pictures: boxes over images, heatmaps, an explanation of one detection, and the curves of a run.
+"""Pictures: boxes over images, heatmaps, an explanation of one detection, the curves of a run; `show`, for notebooks.
 
 One look: cividis for heatmaps, the colours of Okabe and Ito, told apart by the colour-blind, for classes, and dashes
 where there are more classes than colours. All is drawn into memory, without a screen, by matplotlib's Agg; every
@@ -9,9 +9,12 @@ In an image's axes (x, y) are its pixels' outer edges, as in boxes: pixel column
 
 from __future__ import annotations
 
+import base64
+import io
 import itertools
 import math
 import os
+import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,7 +39,7 @@ from .ops.geometry import Geometry
 from .points.decode import peaks as keep_peaks
 
 PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")  # Okabe and Ito 2008
-INK = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # the same, to be seen on white
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # the same, to be seen on white
 DASHES = ("-", (0, (4, 1.2)), (0, (1.2, 1.2)), (0, (5, 1.2, 1.2, 1.2)))
 HEAT = colormaps["cividis"]
 DPI = 128  # a power of two, so that a figure has exactly as many pixels as asked for
@@ -383,7 +386,7 @@ def draw_curves(
     figure, all_axes = _page(places, (left + width) * len(panels) + 20, top + height + bottom)
     epochs = _column(rows, "epoch")
     for axes, (title, columns) in zip(all_axes, panels.items(), strict=True):
-        for name, ink in zip(columns, itertools.cycle(INK), strict=False):
+        for name, ink in zip(columns, itertools.cycle(COLOURS), strict=False):
             values = _column(rows, name)
             known = values > 0 if title == "loss" else values >= 0  # not NaN, nor what a logarithm cannot show
             if known.any():
@@ -419,7 +422,7 @@ def draw_precision_recall(
         mean = result.precision[measured].mean(axis=0)
         axes.plot(recall, mean, color="black", linewidth=3, label=f"mean  {result.ap50:.3f}")
     for i, c in enumerate(named):
-        ink = INK[:-1]  # black is the mean's
+        ink = COLOURS[:-1]  # black is the mean's
         label = f"{class_names[c]}  {result.per_class_ap50[c]:.3f}"
         style = DASHES[i // len(ink) % len(DASHES)]
         axes.plot(recall, result.precision[c], color=ink[i % len(ink)], linestyle=style, linewidth=1.5, label=label)
@@ -472,6 +475,43 @@ def draw_grid(
         _show(axes, picture)
         _title(axes, title)
     return _finish(figure, path)
+
+
+# ---- in a notebook ---------------------------------------------------------------------------------------------------
+
+
+def show(figure: Figure | np.ndarray, alt: str) -> None:
+    """Show a figure in a notebook, as PNG with `alt` as its text for those who cannot see it, and close it.
+
+    figure: matplotlib's, shown at 100 pixels to an inch, or a picture (H, W, 3) uint8 as the functions here return.
+    In a plain script it is drawn, so that a figure that cannot be drawn is noticed, and closed.
+    Raises InputError when alt is empty.
+    """
+    if not alt.strip():
+        raise InputError("a picture needs alt: say in one sentence what is seen in it, as to someone who cannot see it")
+    if isinstance(figure, Figure):
+        from matplotlib import pyplot
+
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format="png", dpi=100)
+        pyplot.close(figure)
+        picture = Image.open(drawn).convert("RGB")
+    else:
+        picture = Image.fromarray(figure)
+    if not _in_notebook():
+        return
+    from IPython.display import display
+
+    png = io.BytesIO()  # 256 colours: a third of the bytes, and no difference to be seen
+    picture.quantize(256, dither=Image.Dither.NONE).save(png, format="PNG", optimize=True)
+    encoded = base64.b64encode(png.getvalue()).decode()
+    display({"image/png": encoded, "text/plain": alt}, metadata={"image/png": {"alt": alt}}, raw=True)
+
+
+def _in_notebook() -> bool:
+    """Whether IPython runs this code; it is imported only where it is at work already."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and ipython.get_ipython() is not None
 
 
 # ---- figures, axes, text ---------------------------------------------------------------------------------------------

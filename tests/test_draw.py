@@ -1,8 +1,14 @@
 """Pictures are judged by eye; here is what a test can see: sizes, places, files, and that nothing odd is fatal."""
 
+import base64
+import io
+import sys
+import types
+
 import numpy as np
 import pictures
 import pytest
+from matplotlib import pyplot as plt
 from PIL import Image
 
 from minicenternet import draw
@@ -292,3 +298,64 @@ def test_no_label_of_the_curves_is_cut_off():
         for i in range(1, 5)
     ]
     assert (draw.draw_curves(rows)[:, :6] == 255).all()
+
+
+@pytest.fixture
+def displayed(monkeypatch):
+    """What is displayed, as if IPython ran the code: (data, metadata) each."""
+    plt.close(plt.figure())  # the first figure asks IPython for more than is put here
+    shown = []
+    ipython = types.ModuleType("IPython")
+    ipython.get_ipython = object
+    ipython.display = types.ModuleType("IPython.display")
+    ipython.display.display = lambda data, metadata, raw: shown.append((data, metadata))
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
+    monkeypatch.setitem(sys.modules, "IPython.display", ipython.display)
+    return shown
+
+
+def figure_of_a_line():
+    figure, axes = plt.subplots(figsize=(8, 3), layout="constrained")
+    axes.plot([0, 1], color=draw.COLOURS[1])
+    return figure
+
+
+def test_show_in_a_notebook(displayed):
+    figure = figure_of_a_line()
+    draw.show(figure, alt="A line that rises.")
+    ((data, metadata),) = displayed
+    assert data["text/plain"] == "A line that rises." and metadata == {"image/png": {"alt": "A line that rises."}}
+    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(data["image/png"]))).convert("RGB"), int)
+    assert picture.shape == (300, 800, 3)
+    assert np.count_nonzero(np.abs(picture - (0xD5, 0x5E, 0x00)).max(axis=2) < 10) > 500
+    assert not plt.fignum_exists(figure.number)
+
+
+def test_show_a_picture(displayed):
+    picture = np.zeros((40, 50, 3), np.uint8)
+    picture[:, 25:] = (0, 0x72, 0xB2)
+    draw.show(picture, alt="Black and blue.")
+    shown = Image.open(io.BytesIO(base64.b64decode(displayed[0][0]["image/png"])))
+    np.testing.assert_array_equal(np.asarray(shown.convert("RGB")), picture)
+
+
+def test_show_in_a_plain_script(monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "IPython", raising=False)
+    figure = figure_of_a_line()
+    draw.show(figure, alt="A line that rises.")
+    assert not plt.fignum_exists(figure.number) and "IPython" not in sys.modules
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("alt", ["", "  \n"])
+def test_show_needs_alt(alt):
+    with pytest.raises(InputError, match="a picture needs alt"):
+        draw.show(np.zeros((4, 4, 3), np.uint8), alt=alt)
+
+
+def test_show_notices_a_figure_that_cannot_be_drawn():
+    figure = figure_of_a_line()
+    figure.axes[0].set_title("$\\frac{$")
+    with pytest.raises(ValueError, match="frac"):
+        draw.show(figure, alt="A title that is no formula.")
+    plt.close(figure)
