@@ -30,6 +30,7 @@ from .config import (
     BenchConfig,
     ConvertConfig,
     DataCheckConfig,
+    DataPrepareConfig,
     DemoConfig,
     DoctorConfig,
     EvaluateConfig,
@@ -148,7 +149,8 @@ def _no_such_verb(arguments: list[str]) -> str:
     if arguments[0].startswith("-"):
         return f"{arguments[0]} stands before the verb; write minicenternet VERB {arguments[0]} ..."
     typed = " ".join(arguments[: 2 if arguments[0] in ("data", "weights") else 1])
-    of_word = {word: verb for verb in VERBS for word in (verb, *verb.split())}  # "data" stands for "data check"
+    # Of verbs that share a word the first wins: "data" stands for "data check".
+    of_word = {word: verb for verb in reversed(VERBS) for word in (verb, *verb.split())}
     near = difflib.get_close_matches(typed, of_word, n=1, cutoff=0.5)
     hint = f"did you mean {of_word[near[0]]!r}?" if near else f"there are {', '.join(VERBS)}"
     return f"there is no verb {typed!r}; {hint} (minicenternet --help shows them all)"
@@ -324,6 +326,17 @@ def _data_check(options: DataCheckConfig) -> int:
     return 0
 
 
+def _data_prepare(options: DataPrepareConfig) -> int:
+    from .data.prepare import prepare
+
+    try:
+        prepare(options.name, options.folder, options.source)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
 def _convert(options: ConvertConfig) -> int:
     from .backbones import BACKBONES
     from .released import convert
@@ -415,6 +428,7 @@ VERBS = {
     "tutorial check": Verb(TutorialCheckConfig, _tutorial_check, "minicenternet tutorial check", "--folder"),
     "tutorial": Verb(TutorialConfig, _tutorial, "minicenternet tutorial", "--folder"),
     "data check": Verb(DataCheckConfig, _data_check, "minicenternet data check instances.json --images photos"),
+    "data prepare": Verb(DataPrepareConfig, _data_prepare, "minicenternet data prepare coco-sample data/coco-sample"),
     "convert": Verb(ConvertConfig, _convert, "minicenternet convert net.pth net.safetensors --network dla34"),
     "weights list": Verb(WeightsListConfig, _weights_list, "minicenternet weights list"),
     "weights get": Verb(WeightsGetConfig, _weights_get, "minicenternet weights get ctdet_coco_resdcn18"),

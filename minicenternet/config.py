@@ -264,6 +264,18 @@ class DataCheckConfig:
     """Side of the network input, in pixels, for which centres that fall into one cell are counted."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class DataPrepareConfig:
+    """Download a data set, or take it from disk, check it, and lay it out for training."""
+
+    name: Literal["coco-sample"]
+    """coco-sample: 73 photographs of COCO 2017 under open licences."""
+    folder: Path
+    """Folder for it; what is there and right is not fetched again."""
+    source: str | None = None
+    """A folder or an archive that has the files, a URL of such an archive, or of a mirror; by default the publisher."""
+
+
 @dataclass(frozen=True)
 class ConvertConfig:
     """Make a .pth file of the released code one that all verbs take."""

@@ -9,20 +9,13 @@ which are of RGB, were applied to BGR all the same, and so must we.
 from __future__ import annotations
 
 import difflib
-import hashlib
-import http.client
 import os
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm import tqdm
-
-from . import __version__
 from .data.voc import CLASSES as VOC_CLASSES
+from .download import download, sha256
 from .errors import InputError
 from .model import IMAGENET_MEAN, IMAGENET_STD, CenterNet, LoadReport
 from .nn.weights import load_weights
@@ -33,6 +26,7 @@ MIRRORS = (
     "https://huggingface.co/LibreYOLO/LibreCenterNetdla34",
 )
 LICENCE = "MIT, Copyright (c) 2019 Xingyi Zhou"
+MAX_BYTES = 2**31  # the largest network has 0.8 GB
 
 COCO_CLASSES = tuple(
     "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,stop sign,parking meter,"
@@ -144,7 +138,7 @@ def get(name: str, folder: Path, source: str | os.PathLike | None = None, say: C
         path = folder / f"{name}.pth"
         if not path.is_file():
             say(f"{name}: {LICENCE}, published at {PAGE}")
-            download(url, path)
+            download(url, path, MAX_BYTES, f"get the file in a browser: {PAGE}")
         advice = f"Remove {path} to download it again, or"
     else:
         path = Path(source)
@@ -195,87 +189,3 @@ def convert(
         )
     model.save(target)
     return report
-
-
-# ---- files from elsewhere --------------------------------------------------------------------------------------------
-
-MAX_BYTES = 2**31  # the largest network has 0.8 GB
-ATTEMPTS, PAUSE, TIMEOUT = 5, 1.0, 30.0  # downloads in a row that bring nothing; seconds after the first; for an answer
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def download(url: str, path: Path) -> None:
-    """Fetch a file; what arrives is kept in PATH.part until it is whole, so that the next attempt goes on from there.
-
-    Raises InputError when the server refuses, sends a web page or more than 2 GB, or when five attempts in a row bring
-    nothing.
-    """
-    part = path.with_name(f"{path.name}.part")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    failures = 0
-    while True:
-        before, reason = _size(part), "the connection broke"
-        try:
-            if _fetch(url, part):
-                os.replace(part, path)
-                return
-        except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
-            if isinstance(error, urllib.error.HTTPError) and error.code < 500:
-                raise InputError(f"{url} cannot be downloaded ({error}); get the file in a browser: {PAGE}") from error
-            reason = str(error)
-        failures = 0 if _size(part) > before else failures + 1
-        if failures == ATTEMPTS:
-            kept = f"What arrived is kept in {part}, and the same command goes on from there. " if _size(part) else ""
-            raise InputError(
-                f"{url} cannot be downloaded ({reason}). {kept}Try again later, or get the file in a browser: {PAGE}"
-            )
-        time.sleep(PAUSE * failures)
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else 0
-
-
-def _fetch(url: str, part: Path) -> bool:
-    """Append to `part` what is lacking, or begin it again, and return whether it is whole."""
-    start = _size(part)
-    request = urllib.request.Request(url, headers={"User-Agent": f"minicenternet/{__version__}"})
-    if start:
-        request.add_header("Range", f"bytes={start}-")
-    try:
-        response = urllib.request.urlopen(request, timeout=TIMEOUT)
-    except urllib.error.HTTPError as error:
-        if error.code != 416 or not start:
-            raise
-        if error.headers["Content-Range"] == f"bytes */{start}":
-            return True  # the connection broke just after the last byte
-        part.unlink()  # longer than the file: of another one
-        return False
-    with response:
-        if response.headers.get_content_type() == "text/html":
-            raise InputError(f"{url} is a web page, not a file; get the file in a browser: {PAGE}")
-        if response.status != 206:
-            start = 0  # the server knows no ranges: it begins again
-        elif not (response.headers["Content-Range"] or "").startswith(f"bytes {start}-"):
-            part.unlink()
-            return False
-        length = response.headers["Content-Length"]
-        total = start + int(length) if length else None
-        with (
-            open(part, "ab" if start else "wb") as file,
-            tqdm(total=total, initial=start, unit="B", unit_scale=True, leave=False, disable=None) as bar,
-        ):
-            while chunk := response.read(2**16):
-                if file.tell() + len(chunk) > MAX_BYTES:
-                    raise InputError(f"{url} is larger than {MAX_BYTES} bytes: it is no released network")
-                file.write(chunk)
-                bar.update(len(chunk))
-            return total is None or file.tell() == total

@@ -5,11 +5,12 @@ import os
 import platform
 import shutil
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from minicenternet import threads
+from minicenternet import download, threads
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -20,6 +21,21 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"no real data at {SHARED_DATA}")
     return SHARED_DATA
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A server on this machine that misbehaves as a test asks it to; those who download from it do not wait."""
+    from bad_server import Server
+
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr(download, "PAUSE", 0)
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
 
 
 @pytest.fixture(scope="session")

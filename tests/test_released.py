@@ -1,11 +1,9 @@
-"""Released networks: their table, their download from a server that misbehaves, and their conversion."""
+"""Released networks: their table, how one is fetched, and their conversion."""
 
 from __future__ import annotations
 
-import http.server
 import json
 import re
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +12,10 @@ import pytest
 
 from minicenternet import CenterNet, released
 from minicenternet.backbones import BACKBONES
+from minicenternet.download import sha256
 from minicenternet.errors import InputError
 from minicenternet.nn.weights import load_weights, save_weights
-from minicenternet.released import RELEASED, TRAINING_DATA, Released, convert, download, get, sha256
-
-BODY = np.random.default_rng(0).integers(0, 256, 300_000, np.uint8).tobytes()
-
+from minicenternet.released import RELEASED, TRAINING_DATA, Released, convert, get
 
 # ---- tables ----------------------------------------------------------------------------------------------------------
 
@@ -55,147 +51,6 @@ def test_the_table_says_what_is_known_and_what_is_there(tmp_path, monkeypatch):
     assert max(map(len, text.splitlines())) <= 100
 
 
-# ---- download --------------------------------------------------------------------------------------------------------
-
-
-class Server(http.server.ThreadingHTTPServer):
-    """Serves BODY, badly where asked to; `starts` notes where each answer began."""
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Answer)
-        self.body, self.kind = BODY, "application/octet-stream"
-        self.ranges = True  # are ranges answered
-        self.drops: list[int] = []  # bytes after which the connection breaks, one for each answer
-        self.errors: list[int] = []  # statuses to begin with
-        self.shift = 0  # added to the start of ranges
-        self.length = True  # is the length told
-        self.starts: list[int] = []
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/net.pth"
-
-
-class Answer(http.server.BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        server, start = self.server, 0
-        if server.errors:
-            self.send_error(server.errors.pop(0))
-            return
-        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        size = len(server.body)
-        if asked and server.ranges:
-            start = int(asked[1]) + server.shift
-            if start >= size:
-                self.send_response(416)
-                self.send_header("Content-Range", f"bytes */{size}")
-                self.end_headers()
-                return
-            self.send_response(206)
-            self.send_header("Content-Range", f"bytes {start}-{size - 1}/{size}")
-        else:
-            self.send_response(200)
-        if server.length:
-            self.send_header("Content-Length", str(size - start))
-        self.send_header("Content-Type", server.kind)
-        self.end_headers()
-        server.starts.append(start)
-        stop = start + server.drops.pop(0) if server.drops else size
-        self.wfile.write(server.body[start:stop])
-
-    def log_message(self, *_) -> None:
-        pass
-
-
-@pytest.fixture
-def server(monkeypatch):
-    monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr(released, "PAUSE", 0)
-    with Server() as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
-
-
-def test_a_download(server, tmp_path):
-    download(server.url, tmp_path / "new" / "net.pth")
-    assert (tmp_path / "new" / "net.pth").read_bytes() == BODY
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["net.pth"]
-    assert server.starts == [0]
-
-
-def test_broken_connections_are_gone_on_with(server, tmp_path):
-    server.drops = [100_000, 0, 0, 50_000, 1]
-    server.errors = [503]
-    download(server.url, tmp_path / "net.pth")
-    assert (tmp_path / "net.pth").read_bytes() == BODY
-    assert server.starts == [0, 100_000, 100_000, 100_000, 150_000, 150_001]
-
-
-def test_without_ranges_it_begins_again(server, tmp_path):
-    server.drops, server.ranges = [100_000, 200_000], False
-    download(server.url, tmp_path / "net.pth")
-    assert (tmp_path / "net.pth").read_bytes() == BODY
-    assert server.starts == [0, 0, 0]
-
-
-def test_a_server_that_is_down_is_given_up_and_gone_on_with_later(server, tmp_path):
-    server.drops = [100_000, 0, 0, 0, 0, 0]
-    with pytest.raises(
-        InputError, match=r"cannot be downloaded \(the connection broke\)\. What arrived is kept in .*\.part, and"
-    ):
-        download(server.url, tmp_path / "net.pth")
-    assert (tmp_path / "net.pth.part").read_bytes() == BODY[:100_000]
-    server.drops = []
-    download(server.url, tmp_path / "net.pth")
-    assert (tmp_path / "net.pth").read_bytes() == BODY
-    assert server.starts == [0, *[100_000] * 6]
-
-
-def test_nobody_answers(server, tmp_path):
-    with http.server.HTTPServer(("127.0.0.1", 0), Answer) as closed:
-        url = f"http://127.0.0.1:{closed.server_port}/net.pth"
-    with pytest.raises(InputError, match=r"cannot be downloaded .*\. Try again later, or .*in a browser"):
-        download(url, tmp_path / "net.pth")
-
-
-@pytest.mark.parametrize("size", [len(BODY), len(BODY) + 1])
-def test_a_part_that_is_whole_or_too_long(server, tmp_path, size):
-    (tmp_path / "net.pth.part").write_bytes((BODY + b"?")[:size])
-    download(server.url, tmp_path / "net.pth")
-    assert (tmp_path / "net.pth").read_bytes() == BODY
-    assert server.starts == ([] if size == len(BODY) else [0])
-
-
-def test_a_range_that_was_not_asked_for_is_not_used(server, tmp_path):
-    server.drops, server.shift = [100_000], 5
-    download(server.url, tmp_path / "net.pth")
-    assert (tmp_path / "net.pth").read_bytes() == BODY
-    assert server.starts == [0, 100_005, 0]
-
-
-def test_a_server_that_does_not_tell_the_length(server, tmp_path):
-    server.length = False
-    download(server.url, tmp_path / "net.pth")
-    assert (tmp_path / "net.pth").read_bytes() == BODY
-
-
-def test_what_no_attempt_would_mend(server, tmp_path, monkeypatch):
-    server.errors = [404]
-    with pytest.raises(InputError, match=r"404.*in a browser: .*MODEL_ZOO"):
-        download(server.url, tmp_path / "net.pth")
-    server.kind = "text/html; charset=utf-8"
-    with pytest.raises(InputError, match="is a web page, not a file"):
-        download(server.url, tmp_path / "net.pth")
-    server.kind = "application/octet-stream"
-    monkeypatch.setattr(released, "MAX_BYTES", 200_000)
-    with pytest.raises(InputError, match="larger than 200000 bytes"):
-        download(server.url, tmp_path / "net.pth")
-    assert not (tmp_path / "net.pth").exists() and len(server.starts) == 2
-
-
 # ---- get -------------------------------------------------------------------------------------------------------------
 
 
@@ -224,13 +79,13 @@ def assert_is_ours(path) -> None:
 
 
 def test_a_network_is_downloaded_checked_and_converted_once(server, listed, tmp_path, monkeypatch):
-    server.body, server.drops = listed.read_bytes(), [1000]
-    monkeypatch.setattr(Released, "url", server.url)
+    server.files["/net.pth"], server.drops = listed.read_bytes(), [1000]
+    monkeypatch.setattr(Released, "url", f"{server.url}/net.pth")
     said: list[str] = []
     for _ in range(2):
         assert get("ctdet_small", tmp_path / "weights", say=said.append) == tmp_path / "weights/ctdet_small.safetensors"
     assert_is_ours(tmp_path / "weights/ctdet_small.safetensors")
-    assert server.starts == [0, 1000]
+    assert [start for _, start in server.answers] == [0, 1000]
     assert "MIT" in said[0] and "arrays were loaded" in said[1] and "is there already" in said[2]
 
 
@@ -241,9 +96,9 @@ def test_a_local_file_will_do(listed, tmp_path):
 
 def test_a_corrupt_file_is_refused(server, listed, tmp_path):
     good = listed.read_bytes()
-    server.body = good[:-1] + bytes([good[-1] ^ 1])
-    for source in (server.url, tmp_path / "local.pth"):
-        (tmp_path / "local.pth").write_bytes(server.body)
+    bad = server.files["/net.pth"] = good[:-1] + bytes([good[-1] ^ 1])
+    (tmp_path / "local.pth").write_bytes(bad)
+    for source in (f"{server.url}/net.pth", tmp_path / "local.pth"):
         with pytest.raises(InputError, match=r"is not ctdet_small: its SHA-256 is \w{64}, expected \w{64}"):
             get("ctdet_small", tmp_path / "weights", source)
     assert [path.name for path in (tmp_path / "weights").iterdir()] == ["ctdet_small.pth"]

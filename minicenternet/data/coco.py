@@ -49,7 +49,7 @@ class Coco(ImageFiles):
     ):
         path = Path(json_path)
         problems = problems or Problems(refuse=True)
-        content = _load(path)
+        content = read_json(path)
         class_names, category_ids, label_of = _categories(content["categories"], path, problems)
         images, index_of = _images(content["images"], path, problems)
         folder = _image_folder(path, image_folder, images["file_names"])
@@ -67,7 +67,8 @@ def _parse(text: bytes) -> object:
         return json.loads(text)  # an odd outline, or a mistake, whose place in the file is then reported
 
 
-def _load(path: Path) -> dict:
+def read_json(path: Path) -> dict:
+    """Return what a COCO-format file holds, most outlines replaced by 0.  Raises InputError when it is none."""
     if not path.is_file():
         raise InputError(f"no annotation file at {path}. Check the name and the folder.")
     try:
