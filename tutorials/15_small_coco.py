@@ -444,8 +444,8 @@ show(
 # pass it. The next cell shows what it lacks: where two objects share a cell, one of them is lost.
 #
 # The three rungs above it put back one predicted map each. The fall from the ceiling is the price of that head. The
-# offset is the cheapest of the three. Now compare the columns. A head that is cheap on the images trained on and dear on
-# those held out was learnt by heart. A head that is dear on both was not learnt at all, and wants more steps.
+# offset is the cheapest of the three. Now compare the columns. A head that is cheap on the images trained on and dear
+# on those held out was learnt by heart. A head that is dear on both was not learnt at all, and wants more steps.
 #
 # The rungs at the top can mislead. True sizes do not help a box that is in the wrong place, nor true places a box of
 # the wrong size. Errors multiply, so that a single oracle may gain little though its head costs much. That is why the
