@@ -16,7 +16,7 @@
 # - **Goal** Take boxes from the two file formats that matter to a network's input without losing a pixel on the way,
 #   and find the labels that are wrong.
 # - **You need** 07.
-# - **Minutes** 60 to read and work / runs in about 8 s
+# - **Minutes** 60 to read and work / runs in about 6 s
 # - **Equations** none of E1 to E10
 # - **What you should see** Your readers and maps agree with the package's to 1e-3 pixels, the step of float32 at this
 #   size being finer. Six mistakes planted in a data set are all found, each under its name.

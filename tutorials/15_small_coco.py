@@ -16,7 +16,7 @@
 # - **Goal** Train on real photographs with next to nothing, a few dozen of them and a few minutes on a CPU. Then find
 #   out, head by head, what the network has learnt and what it lacks.
 # - **You need** 10, 12, 13, 14.
-# - **Minutes** 60 to read and work / runs in about 150 s
+# - **Minutes** 60 to read and work / runs in about 100 s
 # - **Equations** none of E1 to E10
 # - **What you should see** On four images seen over and over AP50 passes 0.8. On images that it never saw, of the three
 #   heads the offset costs least, for every seed. With all three maps true AP50 is the share of objects that have a cell
@@ -205,7 +205,7 @@ ap_new, ap50_new = measure(maps_of(overfitted, held_out), held_out)
 print(f"the four images it saw   AP {ap:.3f}   AP50 {ap50:.3f}")
 print(f"{len(held_out)} images held out       AP {ap_new:.3f}   AP50 {ap50_new:.3f}")
 assert ap50 > 0.8, "four images should be learnt by heart"
-assert ap50_new < 0.5 * ap50
+assert ap50_new < 0.2, "what is learnt by heart does not carry over to other images"
 
 # %%
 figure = plt.figure(figsize=(8, 5.2), layout="constrained")
@@ -279,7 +279,7 @@ class OneClass:
 train = [sample for sample in map(OneClass(train_data).__getitem__, range(len(train_data)))]
 held_out = [sample for sample in map(OneClass(val_data).__getitem__, range(len(val_data)))]
 seeds = range(2 if FAST else 3)
-models = [fit(train, ("object",), 8 if FAST else 200, seed=seed)[0] for seed in seeds]
+models = [fit(train, ("object",), 5 if FAST else 200, seed=seed)[0] for seed in seeds]
 predicted = {
     "trained on": [maps_of(model, train) for model in models],
     "held out": [maps_of(model, held_out) for model in models],
@@ -588,16 +588,17 @@ show(
 # ## Break it
 #
 # A colleague measures the same network again, on the images it was fitted to, with three batch sizes. A batch size is
-# about memory and speed. It should not change a single box.
+# about memory and speed. It should not change a single score.
 
 # %%
 suspect = copy.deepcopy(overfitted).train()
-print("batch size   AP50")
+print("batch size     AP   best score of each image")
 different = []
 for batch_size in (1, 2, 4):
     maps = maps_of(copy.deepcopy(suspect), few, batch_size=batch_size)
     different.append(maps["hm"])
-    print(f"{batch_size:10}  {measure(maps, few)[1]:.3f}")
+    best = "  ".join(f"{score:.3f}" for score in maps["hm"].max(axis=(1, 2, 3)))
+    print(f"{batch_size:10}  {measure(maps, few)[0]:.3f}   {best}")
 assert np.abs(different[0] - different[2]).max() > 1e-2
 
 # %% [markdown]
