@@ -149,10 +149,10 @@ def _no_such_verb(arguments: list[str]) -> str:
     if arguments[0].startswith("-"):
         return f"{arguments[0]} stands before the verb; write minicenternet VERB {arguments[0]} ..."
     typed = " ".join(arguments[: 2 if arguments[0] in ("data", "weights") else 1])
-    # Of verbs that share a word the first wins: "data" stands for "data check".
-    of_word = {word: verb for verb in reversed(VERBS) for word in (verb, *verb.split())}
-    near = difflib.get_close_matches(typed, of_word, n=1, cutoff=0.5)
-    hint = f"did you mean {of_word[near[0]]!r}?" if near else f"there are {', '.join(VERBS)}"
+    words = dict.fromkeys(word for verb in VERBS for word in (verb, *verb.split()))
+    near = difflib.get_close_matches(typed, words, n=1, cutoff=0.5)
+    meant = [verb for verb in VERBS if near and near[0] in (verb, *verb.split())]
+    hint = f"did you mean {' or '.join(map(repr, meant))}?" if meant else f"there are {', '.join(VERBS)}"
     return f"there is no verb {typed!r}; {hint} (minicenternet --help shows them all)"
 
 

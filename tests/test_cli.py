@@ -228,10 +228,10 @@ def test_a_reader_who_has_seen_enough_is_no_error():
     [
         ("trian", ["'trian'", "did you mean 'train'?"]),
         ("evalute --flip", ["did you mean 'evaluate'?"]),
-        ("data", ["did you mean 'data check'?"]),
-        ("dta", ["did you mean 'data check'?"]),
+        ("data", ["did you mean 'data check' or 'data prepare'?"]),
+        ("dta", ["did you mean 'data check' or 'data prepare'?"]),
         ("data chekc x.json", ["'data chekc'", "did you mean 'data check'?"]),
-        ("check", ["did you mean 'data check'?"]),
+        ("check", ["did you mean 'tutorial check' or 'data check'?"]),
         ("xyzzy", ["'xyzzy'", "demo, train, evaluate"]),
         ("--epochs 3 train", ["--epochs stands before the verb"]),
     ],
