@@ -117,9 +117,9 @@ def opening(notebook: NotebookNode) -> Opening:
     if tuple(label for label, _ in items) != LABELS:
         raise InputError(f"{title[1]}: its list has {[label for label, _ in items]}, expected {list(LABELS)}")
     goal, needs, minutes, equations, expected = (" ".join(text.split()) for _, text in items)
-    seconds = re.search(r"runs in about (\d+) s\b", minutes)
+    seconds = re.match(r"\d+ to read and work.*runs in about (\d+) s\b", minutes)
     if seconds is None:
-        raise InputError(f"{title[1]}: **Minutes** is {minutes!r}, expected '... / runs in about N s'")
+        raise InputError(f"{title[1]}: **Minutes** is {minutes!r}, expected 'M to read and work / runs in about N s'")
     none = re.match("none of E1 to E10", equations)
     tags = () if none else tuple(re.findall(r"\bE(?:10|[1-9])\b", equations))
     return Opening(title[1], goal, needs, minutes, int(seconds[1]), tags, expected)

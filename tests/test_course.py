@@ -67,7 +67,8 @@ def test_opening(script):
         ("# # 07 · Halves", "# # Halves", "begins with a markdown cell"),
         ("**You need**", "**Needs**", r"07 · Halves: its list has \['Goal', 'Needs'"),
         ("# - **Goal** To halve\n#   numbers.\n", "", r"its list has \['You need'"),
-        ("12 s", "12 seconds", "expected '... / runs in about N s'"),
+        ("12 s", "12 seconds", "expected 'M to read and work / runs in about N s'"),
+        ("40 to read and work /", "About 40 /", "expected 'M to read"),
     ],
 )
 def test_an_opening_of_another_form_is_refused(script, old, new, message):
