@@ -175,7 +175,9 @@ def test_equations_are_typeset(mathml, latex, parts):
     assert all(part in made for part in parts) and "2pt" not in made and "\\" not in made
 
 
-@pytest.mark.parametrize(("latex", "unknown"), [(r"\nosuch x", r"\nosuch"), (r"\begin{gathered} a & b", "<mi>&</mi>")])
+@pytest.mark.parametrize(
+    ("latex", "unknown"), [(r"\nosuch x", r"\nosuch"), (r"\begin{gathered} a & b \end{gathered}", "<mi>&</mi>")]
+)
 def test_what_cannot_be_typeset_is_refused(mathml, latex, unknown):
     assert f"ValueError: {unknown} cannot be typeset in" in mathml(latex).stderr
 
