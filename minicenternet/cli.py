@@ -391,7 +391,7 @@ def _tutorial_check(options: TutorialCheckConfig) -> int:
         print(progress, flush=True)
         reached.append(progress)
     there = sum(len(progress.verdicts) for progress in reached)
-    print(f"\n{'in all':<28}{sum(progress.solved for progress in reached)} of {there} solved")
+    print(f"\n{'in all':<32}{sum(progress.solved for progress in reached)} of {there} solved")
     return 0
 
 

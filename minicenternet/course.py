@@ -117,9 +117,9 @@ def opening(notebook: NotebookNode) -> Opening:
     if tuple(label for label, _ in items) != LABELS:
         raise InputError(f"{title[1]}: its list has {[label for label, _ in items]}, expected {list(LABELS)}")
     goal, needs, minutes, equations, expected = (" ".join(text.split()) for _, text in items)
-    seconds = re.search(r"runs in about (\d+) s\b", minutes)
+    seconds = re.match(r"\d+ to read and work.*runs in about (\d+) s\b", minutes)
     if seconds is None:
-        raise InputError(f"{title[1]}: **Minutes** is {minutes!r}, expected '... / runs in about N s'")
+        raise InputError(f"{title[1]}: **Minutes** is {minutes!r}, expected 'M to read and work / runs in about N s'")
     none = re.match("none of E1 to E10", equations)
     tags = () if none else tuple(re.findall(r"\bE(?:10|[1-9])\b", equations))
     return Opening(title[1], goal, needs, minutes, int(seconds[1]), tags, expected)
@@ -280,13 +280,13 @@ def hand_out(folder: str | os.PathLike, tutorials: str | os.PathLike | None = No
         copy = readers_copy(read(script))
         there = read_copy(path) if path.exists() else None
         if there is not None and _digest(there) != there.metadata.get("minicenternet", {}).get("digest"):
-            yield f"{path.name:<28}yours, left as it is"
+            yield f"{path.name:<32}yours, left as it is"
         elif there is not None and _digest(there) == _digest(copy):
-            yield f"{path.name:<28}there"
+            yield f"{path.name:<32}there"
         else:
             with replacing(path) as temporary:
                 nbformat.write(copy, temporary)
-            yield f"{path.name:<28}{'new' if there is None else 'brought up to date'}"
+            yield f"{path.name:<32}{'new' if there is None else 'brought up to date'}"
 
 
 def read_copy(path: Path) -> NotebookNode:
@@ -327,11 +327,11 @@ class Progress(NamedTuple):
 
     def __str__(self) -> str:
         """A line on the notebook and, indented, one on each exercise that is not solved."""
-        lines = [f"{self.notebook:<28}{self.solved} of {len(self.verdicts)} solved"]
+        lines = [f"{self.notebook:<32}{self.solved} of {len(self.verdicts)} solved"]
         for name, (status, message) in self.verdicts.items():
             if status != "solved":
                 said = " ".join(message.split())
-                lines.append(f"    {name:<24}{'wrong' if status == 'stopped' else status}: {said}")
+                lines.append(f"    {name:<28}{'wrong' if status == 'stopped' else status}: {said}")
         return "\n".join(lines + ([f"    {self.fault}"] if self.fault else []))
 
 

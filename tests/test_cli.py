@@ -572,7 +572,7 @@ def test_the_course_is_handed_out_and_checked(run, monkeypatch, tmp_path):
     assert code == 0 and "07_halves.ipynb" in said and "minicenternet tutorial check mine" in said
     assert os.listdir("mine") == ["07_halves.ipynb"]
     code, said, _ = run("tutorial", "check", "--folder", "mine")
-    assert code == 0 and "not yet: divide" in said and said.splitlines()[-1] == f"{'in all':<28}0 of 1 solved"
+    assert code == 0 and "not yet: divide" in said and said.splitlines()[-1] == f"{'in all':<32}0 of 1 solved"
 
 
 def test_an_installed_package_has_no_tutorials(run, monkeypatch, tmp_path):

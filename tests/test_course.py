@@ -67,7 +67,8 @@ def test_opening(script):
         ("# # 07 · Halves", "# # Halves", "begins with a markdown cell"),
         ("**You need**", "**Needs**", r"07 · Halves: its list has \['Goal', 'Needs'"),
         ("# - **Goal** To halve\n#   numbers.\n", "", r"its list has \['You need'"),
-        ("12 s", "12 seconds", "expected '... / runs in about N s'"),
+        ("12 s", "12 seconds", "expected 'M to read and work / runs in about N s'"),
+        ("40 to read and work /", "About 40 /", "expected 'M to read"),
     ],
 )
 def test_an_opening_of_another_form_is_refused(script, old, new, message):
@@ -162,7 +163,7 @@ def test_the_source_of_a_cell_is_found():
 def copies(script, tmp_path):
     """A folder with the reader's copy of the tutorial, and the copy."""
     folder = tmp_path / "course"
-    assert list(course.hand_out(folder, script.parent)) == [f"{'07_halves.ipynb':<28}new"]
+    assert list(course.hand_out(folder, script.parent)) == [f"{'07_halves.ipynb':<32}new"]
     return folder, folder / "07_halves.ipynb"
 
 
@@ -193,14 +194,14 @@ def test_hints_come_without_a_traceback(copies):
 
 def test_an_edited_copy_is_never_written_over(script, copies):
     folder, copy = copies
-    assert list(course.hand_out(folder, script.parent)) == [f"{copy.name:<28}there"]
+    assert list(course.hand_out(folder, script.parent)) == [f"{copy.name:<32}there"]
     script.write_text(TUTORIAL.replace("# Check it.", "# Check it now."), encoding="utf-8")
-    assert list(course.hand_out(folder, script.parent)) == [f"{copy.name:<28}brought up to date"]
+    assert list(course.hand_out(folder, script.parent)) == [f"{copy.name:<32}brought up to date"]
     assert "Check it now." in copy.read_text()
     edit(copy, "half", "def half(x):\n    return 7")
     mine = copy.read_bytes()
     script.write_text(TUTORIAL.replace("# Check it.", "# Check it again."), encoding="utf-8")
-    assert list(course.hand_out(folder, script.parent)) == [f"{copy.name:<28}yours, left as it is"]
+    assert list(course.hand_out(folder, script.parent)) == [f"{copy.name:<32}yours, left as it is"]
     assert copy.read_bytes() == mine
 
 
@@ -209,7 +210,7 @@ def test_what_a_copy_put_out_is_no_edit(script, copies):
     notebook = nbformat.read(copy, as_version=4)
     notebook.cells[1].execution_count = 5
     nbformat.write(notebook, copy)
-    assert list(course.hand_out(folder, script.parent)) == [f"{copy.name:<28}there"]
+    assert list(course.hand_out(folder, script.parent)) == [f"{copy.name:<32}there"]
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", '{"nbformat": 4}'])
@@ -281,7 +282,7 @@ def test_check_runs_each_copy_in_a_process_in_fast_mode(script, copies):
     edit(copies[1], "half", 'import os\n\ndef half(x):\n    return x / 2 if os.environ["MINICENTERNET_FAST"] else 0')
     (progress,) = course.check(copies[0], script.parent)
     assert progress == ("07_halves", {"half": ("solved", "")}, "") and progress.solved == 1
-    assert str(progress) == f"{'07_halves':<28}1 of 1 solved"
+    assert str(progress) == f"{'07_halves':<32}1 of 1 solved"
 
 
 @pytest.mark.parametrize(
@@ -303,10 +304,10 @@ def test_progress_in_words():
         "fifth": course.Verdict("not yet", "divide"),
     }
     assert str(course.Progress("07_halves", verdicts, "the end")).splitlines() == [
-        f"{'07_halves':<28}1 of 4 solved",
-        f"    {'third':<24}wrong: a third of 3 is 1",
-        f"    {'fourth':<24}wrong: NameError: x",
-        f"    {'fifth':<24}not yet: divide",
+        f"{'07_halves':<32}1 of 4 solved",
+        f"    {'third':<28}wrong: a third of 3 is 1",
+        f"    {'fourth':<28}wrong: NameError: x",
+        f"    {'fifth':<28}not yet: divide",
         "    the end",
     ]
 

@@ -116,8 +116,9 @@ def _import(name: str) -> tuple[ModuleType, list[str]]:
     for count in range(len(parts), 0, -1):
         try:
             return importlib.import_module(".".join(parts[:count])), parts[count:]
-        except ModuleNotFoundError:
-            continue
+        except ModuleNotFoundError as error:
+            if not name.startswith(error.name):  # it is there, but lacks something that it imports
+                raise
     raise LookupError(f"there is no module {name}")
 
 
@@ -142,14 +143,13 @@ def map_table() -> str:
     for script in course.find_tutorials(HERE):
         notebook = course.read(script)
         opening = course.opening(notebook)
-        needs = ", ".join(re.findall(r"\b\d\d\b", opening.needs))
-        minutes = re.match(r"\d+", opening.minutes)
-        files = dict.fromkeys(locate(name)[0] for name in names_in_the_package(notebook))
-        ends = ", ".join(f"`{file}`" for file in list(files)[:3])
-        lines.append(
-            f"| [{opening.title}]({script.stem}.ipynb) | {needs} | {minutes[0] if minutes else ''} | {opening.seconds} "
-            f"| {', '.join(opening.equations)} | {ends} |"
-        )
+        needs = ", ".join(re.findall(r"(?<![\w-])\d\d\b", opening.needs)) or "–"
+        minutes = re.match(r"\d+", opening.minutes)[0]
+        tags = ", ".join(opening.equations) or "–"
+        modules = dict.fromkeys(_module(locate(name)[0]) for name in names_in_the_package(notebook))
+        ends = ", ".join(f"`{module}`" for module in list(modules)[:3])
+        title = f"[{opening.title}]({script.stem}.ipynb)"
+        lines.append(f"| {title} | {needs} | {minutes} | {opening.seconds} | {tags} | {ends} |")
     return "\n".join(lines)
 
 
@@ -160,8 +160,12 @@ def equation_table() -> str:
         links = ", ".join(f"[{stem[:2]}]({stem}.ipynb)" for stem in notebooks)
         homes = ", ".join(f"`{_dotted(name)}`" for name in functions)
         files = ", ".join(f"`{file}`" for file in dict.fromkeys(name.partition("::")[0] for name in tests))
-        lines.append(f"| {tag} | {links} | {homes} | {files} | {', '.join(f'`{file}`' for file in kernels)} |")
+        lines.append(f"| {tag} | {links} | {homes} | {files} | {', '.join(f'`{file}`' for file in kernels) or '–'} |")
     return "\n".join(lines)
+
+
+def _module(file: str) -> str:
+    return f"minicenternet.{file}".removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
 def _dotted(place: str) -> str:

@@ -29,9 +29,12 @@ def setup(app) -> dict[str, bool]:
 
 
 def mathml(latex: str, display: str) -> str:
-    """Return an equation, "inline" or "block", as MathML; raises ValueError when a command of it is not known."""
-    converted = convert(latex, display=display)
-    unknown = re.search(r"\\\w+", re.sub(r"<annotation.*?</annotation>", "", converted))
+    """Return an equation, "inline" or "block", as MathML; raises ValueError when something in it is not known."""
+    latex = re.sub(r"(?<!\\)\\\n", r"\\ ", latex)  # a space at a line's end
+    latex = re.sub(r"(\\\\)\[[\d.]+\w\w\]", r"\1", latex)  # extra space between lines
+    latex = re.sub(r"\\tag\{(.+?)\}", r"\\qquad\\text{(\1)}", latex)
+    converted = convert(latex.replace("{aligned}", "{split}"), display=display)
+    unknown = re.search(r"\\\w*|<mi>&</mi>", converted)
     if unknown:
         raise ValueError(f"{unknown[0]} cannot be typeset in {latex!r}")
     return converted
