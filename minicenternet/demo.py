@@ -21,7 +21,14 @@ from .predict import explain
 from .train import Run
 
 RECIPE = TrainConfig(
-    data="shapes", backbone="small", shapes=3200, epochs=4, learning_rate=4e-3, augment=False, evaluate_every=4
+    data="shapes",
+    backbone="small",
+    shapes=3200,
+    epochs=4,
+    batch_size=32,  # so that threads seldom wait for each other
+    learning_rate=8e-3,
+    augment=False,
+    evaluate_every=4,
 )
 SHOWN_IMAGES = 6
 SHOWN_SCORE = 0.3
