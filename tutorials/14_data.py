@@ -369,6 +369,7 @@ middle.set(xlabel="size (cells)", title="size of the boxes")
 middle.set_ylim(0, 1.3 * middle.get_ylim()[1])
 middle.legend(frameon=False, fontsize=8, loc="upper right")
 right_panel.hist(counts, bins=np.arange(counts.max() + 2) - 0.5, color=COLOURS[0])
+right_panel.xaxis.get_major_locator().set_params(integer=True)
 right_panel.set(xlabel="boxes in an image", ylabel="images", title="crowdedness")
 show(
     figure,
