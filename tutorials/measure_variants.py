@@ -42,7 +42,7 @@ from minicenternet.threads import one_blas_thread
 
 SIZE, STRIDE = 128, 4  # pixels, pixels per cell
 CELLS = SIZE // STRIDE
-BATCH, STEPS, RATE = 8, 150, 6e-3
+BATCH, STEPS, RATE = 8, 100, 8e-3
 SCENES = {  # of one class, which is learned soon
     "size": SIZE,
     "classes": ("square",),
