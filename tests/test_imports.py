@@ -37,7 +37,7 @@ def test_a_missing_name_is_an_attribute_error():
 
 
 def test_every_module_imports_without_optional_packages():
-    """No GPU library, no PyTorch and no pycocotools are needed to import anything."""
+    """No GPU library, no PyTorch, no pycocotools and nothing of Jupyter is needed to import anything."""
     names = [
         ".".join(["minicenternet", *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__")
         for path in sorted(PACKAGE.rglob("*.py"))
@@ -45,7 +45,7 @@ def test_every_module_imports_without_optional_packages():
     ]
     run(
         "import importlib, sys\n"
-        "for absent in ('cupy', 'torch', 'pycocotools'):\n"
+        "for absent in ('cupy', 'torch', 'pycocotools', 'jupytext', 'nbformat', 'IPython'):\n"
         "    sys.modules[absent] = None\n"
         f"for name in {names}:\n"
         "    importlib.import_module(name)\n"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from minicenternet import CenterNet
@@ -9,6 +11,7 @@ from minicenternet.data import Shapes, open_dataset
 from minicenternet.errors import InputError
 from minicenternet.evaluate import evaluate
 from minicenternet.model import PRETRAINED
+from minicenternet.nn.weights import load_weights
 
 SHAPES = PRETRAINED / "shapes.safetensors"
 
@@ -28,3 +31,12 @@ def test_it_is_small():
 def test_another_name():
     with pytest.raises(InputError, match="no weights called 'coco' come with the package; there are: shapes"):
         CenterNet.pretrained("coco")
+
+
+def test_the_card_says_what_the_file_says():
+    card = SHAPES.with_suffix(".md").read_text(encoding="utf-8")
+    arrays, metadata = load_weights(SHAPES)
+    metrics = json.loads(metadata["metrics"])
+    assert f"| 0 | {metrics['ap']:.3f} | {metrics['ap50']:.3f} |" in card
+    assert f"{sum(array.size for array in arrays.values()):,} numbers" in card
+    assert ", ".join(json.loads(metadata["class_names"])) in card

@@ -90,6 +90,7 @@ def make_site(folder: Path) -> Path:
         for script in course.find_tutorials(HERE):
             notebook = nbformat.read(script.with_suffix(".ipynb"), as_version=4)
             _describe_pictures(notebook)
+            _fold_solutions(notebook)
             nbformat.write(notebook, Path(sources) / f"{script.stem}.ipynb")
         shutil.copytree(HERE / "pictures", Path(sources) / "pictures")
         names = "\n".join(script.stem for script in course.find_tutorials(HERE))
@@ -112,6 +113,17 @@ def _describe_pictures(notebook: nbformat.NotebookNode) -> None:
         ]
         if alts:
             cell.metadata["mystnb"] = {"image": {"alt": " ".join(alts)}}
+
+
+def _fold_solutions(notebook: nbformat.NotebookNode) -> None:
+    """Put the reader's cell before each exercise and have myst-nb fold the solved one."""
+    cells = []
+    for cell in notebook.cells:
+        if "exercise" in cell.metadata.get("tags", ()):
+            cells.append(nbformat.v4.new_code_cell(course.Exercise.of(cell.source).unsolved()))
+            cell.metadata["tags"] = ["hide-input"]
+        cells.append(cell)
+    notebook.cells = cells
 
 
 if __name__ == "__main__":

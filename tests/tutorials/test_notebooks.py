@@ -4,6 +4,9 @@ FAST is set and the network is blocked. An exercise unsolved stops with its hint
 `wrong/NN_name.py` is refused with a message, and the solution passes; the run goes on with the solution.
 
     WRONG = {"radius": {"the diameter, not the radius": "return 2 * r", ...}, ...}      at least three of each exercise
+
+A tutorial that derives an equation compares it with the package's function: a cell after the derivation must fail when
+that function is off by a hundred thousandth.
 """
 
 from __future__ import annotations
@@ -22,10 +25,13 @@ import pytest
 from matplotlib import pyplot as plt
 
 from minicenternet import course, draw
+from minicenternet.autograd import Tensor
 
 TUTORIALS = Path(__file__).resolve().parents[2] / "tutorials"
 SCRIPTS = sorted(TUTORIALS.glob("[0-9][0-9]_*.py"))
 SECTIONS = ["Break it", "Summary", "In the package"]  # the last of each
+
+index = runpy.run_path(str(TUTORIALS / "index.py"), run_name="index")
 
 every_tutorial = pytest.mark.parametrize("script", SCRIPTS, ids=[script.stem for script in SCRIPTS])
 
@@ -40,6 +46,53 @@ def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
 
 def prose(notebook: nbformat.NotebookNode) -> str:
     return "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+
+
+@pytest.fixture(scope="module")
+def homes():
+    """The module and the name of the function that holds each equation."""
+    places = {tag: functions[0] for tag, _, functions, *_ in index["equations"]()}
+    parts = {tag: place.partition(".py::") for tag, place in places.items()}
+    return {tag: (importlib.import_module(file.replace("/", ".")), name) for tag, (file, _, name) in parts.items()}
+
+
+class Off:
+    """A function whose numbers are off by a hundred thousandth: what it returns or, returning nothing, fills in."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def __call__(self, *arguments, **options):
+        result = self.function(*arguments, **options)
+        if result is None:
+            arguments[0][...] *= 1 + 1e-5
+        return off(result)
+
+    def __getattr__(self, name):  # the `raw` of an op
+        return Off(getattr(self.function, name))
+
+
+def off(value):
+    if isinstance(value, Tensor):
+        return value * (1 + 1e-5)  # on the tape
+    if isinstance(value, (float, np.floating, np.ndarray)) and np.issubdtype(np.asarray(value).dtype, np.floating):
+        return value * (1 + np.asarray(1e-5, np.asarray(value).dtype))
+    if isinstance(value, tuple):
+        return type(value)(*map(off, value)) if hasattr(value, "_fields") else tuple(map(off, value))
+    return value
+
+
+def compares(source: str, module, name: str, namespace: dict) -> bool:
+    """Whether a cell refuses a function of the package that is off."""
+    if "assert" not in source or not re.search(rf"\b({name}|{module.__name__.rpartition('.')[2]})\b", source):
+        return False
+    function = getattr(module, name)
+    setattr(module, name, Off(function))
+    imported = {key: Off(function) for key, value in namespace.items() if value is function}
+    try:
+        return course.judge("", source, {**namespace, **imported}, "comparison").status == "wrong"
+    finally:
+        setattr(module, name, function)
 
 
 @pytest.fixture
@@ -62,7 +115,7 @@ def sealed(monkeypatch):
 
 
 @every_tutorial
-def test_the_cells_run_and_exercises_are_judged_three_ways(script, sealed, monkeypatch):
+def test_the_cells_run_and_exercises_are_judged_three_ways(script, sealed, homes, monkeypatch):
     notebook, wrong = course.read(script), planted(script)
     solved = {exercise.name: (exercise, check) for exercise, check in course.exercises(notebook)}
     assert set(wrong) == set(solved), "wrong answers are planted for each exercise, and for nothing else"
@@ -70,9 +123,12 @@ def test_the_cells_run_and_exercises_are_judged_three_ways(script, sealed, monke
     shown = []
     show = draw.show
     monkeypatch.setattr(draw, "show", lambda figure, alt: shown.append(alt) or show(figure, alt))
-    namespace = {"__name__": "__main__"}
+    namespace, derived, compared = {"__name__": "__main__"}, set(), set()
     for number, cell in enumerate(code_cells(notebook), start=1):
-        if "exercise" in cell.metadata.get("tags", ()):
+        tags = cell.metadata.get("tags", ())
+        compared |= {tag for tag in derived - compared if compares(cell.source, *homes[tag], namespace)}
+        derived |= {tag.removeprefix("derives-") for tag in tags if tag.startswith("derives-")}
+        if "exercise" in tags:
             exercise, check = solved[course.Exercise.of(cell.source).name]
             verdict = course.judge(exercise.unsolved(), check, namespace, exercise.name)
             assert verdict == ("not yet", exercise.hint), f"{exercise.name}, unsolved: {verdict}"
@@ -82,6 +138,7 @@ def test_the_cells_run_and_exercises_are_judged_three_ways(script, sealed, monke
         course.run_cell(cell.source, namespace, f"<{script.stem}, code cell {number}>")
         assert not plt.get_fignums(), f"code cell {number} of {script.name} leaves a figure open: end it with show()"
     assert shown, "a tutorial shows pictures"
+    assert compared == derived, f"no cell fails when the package's function of {derived - compared} is off by 1e-5"
 
 
 @every_tutorial
@@ -121,17 +178,7 @@ def test_names_of_the_package_exist(script):
     names = re.findall(r"`(minicenternet(?:\.\w+)+)(?:\(\))?`", text)
     assert re.search(r"`minicenternet\.", text.partition("## In the package")[2]), "where the package holds the same"
     for name in names:
-        resolve(name)
-
-
-def resolve(name: str) -> object:
-    """Return what a dotted name names."""
-    module, _, rest = name.rpartition(".")
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        assert module, f"there is no {name}"
-        return getattr(resolve(module), rest)
+        index["locate"](name)
 
 
 @every_tutorial

@@ -3,7 +3,8 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+here = Path(__file__).resolve().parent
+sys.path[:0] = [str(here), str(here.parent)]  # edition.py, index.py
 
 project = "minicenternet: the course"
 extensions = ["myst_nb", "edition"]
@@ -13,9 +14,12 @@ html_math_renderer = "mathml"
 html_copy_source = False
 html_show_copyright = False
 html_show_sphinx = False
-html_static_path = []
+html_static_path = ["look.css"]
+html_css_files = ["look.css"]
 nb_execution_mode = "off"  # the notebooks come executed
 nb_merge_streams = True
+nb_code_prompt_show = "Show the solution"
+nb_code_prompt_hide = "Hide the solution"
 myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_dmath_double_inline = True
 myst_heading_anchors = 3

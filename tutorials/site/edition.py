@@ -5,24 +5,16 @@ MathML is drawn by the browser itself, so that the site needs neither a script n
 
 from __future__ import annotations
 
-import ast
 import html
-import importlib
-import inspect
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 from docutils import nodes
+from index import NAME, PACKAGE, locate
 from latex2mathml.converter import convert
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import get_lexer_for_filename
-
-import minicenternet
-
-PACKAGE = Path(minicenternet.__file__).resolve().parent
-NAME = re.compile(r"(minicenternet(?:\.\w+)+)(?:\(\))?")
 
 
 def setup(app) -> dict[str, bool]:
@@ -37,9 +29,12 @@ def setup(app) -> dict[str, bool]:
 
 
 def mathml(latex: str, display: str) -> str:
-    """Return an equation, "inline" or "block", as MathML; raises ValueError when a command of it is not known."""
-    converted = convert(latex, display=display)
-    unknown = re.search(r"\\\w+", re.sub(r"<annotation.*?</annotation>", "", converted))
+    """Return an equation, "inline" or "block", as MathML; raises ValueError when something in it is not known."""
+    latex = re.sub(r"(?<!\\)\\\n", r"\\ ", latex)  # a space at a line's end
+    latex = re.sub(r"(\\\\)\[[\d.]+\w\w\]", r"\1", latex)  # extra space between lines
+    latex = re.sub(r"\\tag\{(.+?)\}", r"\\qquad\\text{(\1)}", latex)
+    converted = convert(latex.replace("{aligned}", "{split}"), display=display)
+    unknown = re.search(r"\\\w*|<mi>&</mi>", converted)
     if unknown:
         raise ValueError(f"{unknown[0]} cannot be typeset in {latex!r}")
     return converted
@@ -56,50 +51,6 @@ def _equation(writer, node) -> None:
 
 
 # ---- sources ---------------------------------------------------------------------------------------------------------
-
-
-def locate(name: str) -> tuple[str, int]:
-    """Return where what a dotted name of the package names is defined: its file, within the package, and the line.
-
-    Raises LookupError when there is no such thing.
-    """
-    module, inner = _import(name)
-    found = module
-    for part in inner:
-        if not hasattr(found, part):
-            raise LookupError(f"there is no {name}")
-        found = getattr(found, part)
-    found = inspect.unwrap(found) if callable(found) else found
-    if inspect.ismodule(found):
-        module, inner = found, []
-    elif hasattr(found, "__qualname__"):  # where it is defined, not where it was imported to
-        module, inner = importlib.import_module(found.__module__), found.__qualname__.split(".")
-    path = Path(module.__file__).resolve()
-    line, body = 1, ast.parse(path.read_text(encoding="utf-8")).body
-    for part in inner:
-        definition = next((node for node in body if part in _defined(node)), None)
-        if definition is None:
-            raise LookupError(f"{name} is not defined in {path.name}")
-        line, body = definition.lineno, getattr(definition, "body", [])
-    return path.relative_to(PACKAGE).as_posix(), line
-
-
-def _import(name: str) -> tuple[object, list[str]]:
-    """Return the innermost module of a dotted name, and the names that are left."""
-    parts = name.split(".")
-    for count in range(len(parts), 0, -1):
-        try:
-            return importlib.import_module(".".join(parts[:count])), parts[count:]
-        except ModuleNotFoundError:
-            continue
-    raise LookupError(f"there is no module {name}")
-
-
-def _defined(node: ast.stmt) -> list[str]:
-    if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-        return [node.name]
-    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-    return [target.id for target in targets if isinstance(target, ast.Name)]
 
 
 def _page(file: str) -> str:
