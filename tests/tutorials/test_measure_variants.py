@@ -66,9 +66,11 @@ def test_the_first_losses_are_the_recorded_ones(name, first_samples):
         np.testing.assert_allclose(value.item(), recorded[part][0], rtol=1e-3, err_msg=part)
 
 
-def test_the_images_of_a_step_depend_on_the_seed_alone():
+def test_the_images_of_a_step_depend_on_the_seed_alone(monkeypatch):
+    monkeypatch.setattr(script, "sample", lambda dataset, i: i)
+
     def indices(seed, steps):
-        return [[s.annotation.image_id for s in samples] for samples in script.batches(seed, steps)]
+        return list(map(list, script.batches(seed, steps)))
 
     assert indices(0, 3) == indices(0, 5)[:3] != indices(1, 3)
     epoch = len(script.TRAIN) // script.BATCH
