@@ -182,7 +182,7 @@ for (x1, y1, x2, y2), hit in zip(boxes, collides, strict=True):
         axes[0].add_patch(plt.Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=COLOURS[1], linewidth=1.2))
 axes[0].set(xlabel="x (input pixels)", ylabel="y (input pixels)", title="collisions at R = 8")
 for (name, share), line, colour in zip(shares.items(), ("-", "--"), COLOURS, strict=False):
-    axes[1].plot(strides, 100 * np.array(share), line, marker="o", color=colour, label=name)
+    axes[1].plot(strides, [100 * x if x else np.nan for x in share], line, marker="o", color=colour, label=name)
 axes[1].plot(
     strides, 100 * np.array(expected) / N, ":", marker="s", color=COLOURS[2], label=f"{N} at random, one class"
 )
