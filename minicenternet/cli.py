@@ -37,6 +37,8 @@ from .config import (
     ExplainConfig,
     PredictConfig,
     TrainConfig,
+    TutorialCheckConfig,
+    TutorialConfig,
     UseConfig,
     WeightsGetConfig,
     WeightsListConfig,
@@ -50,11 +52,15 @@ if TYPE_CHECKING:
 
 
 class Verb(NamedTuple):
-    """A command: its options, the function that does it and returns the exit code, and an example."""
+    """A command: its options, the function that does it and returns the exit code, and an example.
+
+    first: the option that a first argument without a name is for.
+    """
 
     options: type
     run: Callable[[Any], int]
     example: str
+    first: str = ""
 
     @property
     def summary(self) -> str:
@@ -121,13 +127,15 @@ def _help() -> str:
         "usage: minicenternet VERB [OPTIONS]        minicenternet VERB --help lists the options",
     ]
     for name, verb in VERBS.items():
-        lines += ["", f"{name:<14}{verb.summary}", f"{'':14}$ {verb.example}"]
+        lines += ["", f"{name:<16}{verb.summary}", f"{'':16}$ {verb.example}"]
     return "\n".join(lines)
 
 
 def _parse(name: str, verb: Verb, arguments: list[str]) -> Any:
     import tyro
 
+    if verb.first and arguments and not arguments[0].startswith("-"):
+        arguments = [verb.first, *arguments]
     return tyro.cli(
         verb.options,
         prog=f"minicenternet {name}",
@@ -357,6 +365,27 @@ def _say_what_next(weights: Path) -> None:
     print(f"now try: minicenternet predict IMAGES --weights {shlex.quote(str(weights))}")
 
 
+def _tutorial(options: TutorialConfig) -> int:
+    from .course import hand_out, open_jupyter
+
+    for line in hand_out(options.folder):
+        print(line)
+    print(f"\nyour answers are judged by: minicenternet tutorial check {shlex.quote(str(options.folder))}")
+    return open_jupyter(options.folder) if options.jupyter else 0
+
+
+def _tutorial_check(options: TutorialCheckConfig) -> int:
+    from .course import check
+
+    reached = []
+    for progress in check(options.folder, seconds=options.seconds):
+        print(progress, flush=True)
+        reached.append(progress)
+    there = sum(len(progress.verdicts) for progress in reached)
+    print(f"\n{'in all':<28}{sum(progress.solved for progress in reached)} of {there} solved")
+    return 0
+
+
 def _doctor(options: DoctorConfig) -> int:
     from .doctor import examine, report, usable
 
@@ -380,6 +409,8 @@ VERBS = {
     "evaluate": Verb(EvaluateConfig, _evaluate, "minicenternet evaluate --weights runs/demo/best.safetensors"),
     "predict": Verb(PredictConfig, _predict, "minicenternet predict photos --weights runs/demo/best.safetensors"),
     "explain": Verb(ExplainConfig, _explain, "minicenternet explain photo.jpg --weights runs/demo/best.safetensors"),
+    "tutorial check": Verb(TutorialCheckConfig, _tutorial_check, "minicenternet tutorial check", "--folder"),
+    "tutorial": Verb(TutorialConfig, _tutorial, "minicenternet tutorial", "--folder"),
     "data check": Verb(DataCheckConfig, _data_check, "minicenternet data check instances.json --images photos"),
     "data prepare": Verb(DataPrepareConfig, _data_prepare, "minicenternet data prepare coco-sample data/coco-sample"),
     "convert": Verb(ConvertConfig, _convert, "minicenternet convert net.pth net.safetensors --network dla34"),

@@ -15,6 +15,7 @@ from .files import replacing
 
 DEMO_FOLDER = Path("runs/demo")
 WEIGHTS_FOLDER = Path("weights")
+COURSE_FOLDER = Path("course")
 DEMO_WEIGHTS = DEMO_FOLDER / "best.safetensors"
 
 
@@ -302,6 +303,26 @@ class WeightsGetConfig:
     """The .pth file where it was downloaded already, or a URL of it; by default from where it was published."""
     folder: Path = WEIGHTS_FOLDER
     """Folder for NAME.pth and NAME.safetensors."""
+
+
+@dataclass(frozen=True)
+class TutorialConfig:
+    """Open the course in Jupyter: a copy of each notebook, with exercises."""
+
+    folder: Path = COURSE_FOLDER
+    """Folder for your copies, which may stand without --folder; those that you edited are left as they are."""
+    jupyter: bool = True
+    """Open Jupyter on the folder."""
+
+
+@dataclass(frozen=True)
+class TutorialCheckConfig:
+    """Check your answers to the exercises of the course."""
+
+    folder: Path = COURSE_FOLDER
+    """Folder of your copies, which may stand without --folder."""
+    seconds: float = 180
+    """Time limit for each notebook."""
 
 
 @dataclass(frozen=True)

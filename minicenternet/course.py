@@ -15,19 +15,24 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import importlib.util
 import json
 import linecache
 import os
 import re
+import subprocess
+import sys
+import tempfile
 import textwrap
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .errors import InputError
+from .files import replacing
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -223,3 +228,184 @@ def _where(error: Exception, name: str) -> str:
             line = traceback.tb_lineno
         traceback = traceback.tb_next
     return "" if line is None else f" (line {line} of the cell)"
+
+
+# ---- the reader's copies ---------------------------------------------------------------------------------------------
+
+
+def readers_copy(notebook: NotebookNode) -> NotebookNode:
+    """Return a tutorial as its reader gets it: exercises unsolved, hints instead of tracebacks."""
+    import nbformat
+
+    copy = nbformat.from_dict(notebook)
+    for cell in copy.cells:
+        if _has_tag(cell, "exercise"):
+            cell.source = Exercise.of(cell.source).unsolved()
+    first = next(i for i, cell in enumerate(copy.cells) if cell.cell_type == "code")
+    copy.cells.insert(first, nbformat.v4.new_code_cell(_SHOW_HINTS, id="show-hints"))
+    copy.metadata["minicenternet"] = {"digest": _digest(copy)}
+    return copy
+
+
+_SHOW_HINTS = """from minicenternet.course import show_hints
+
+show_hints()  # an exercise that is not solved yet says its hint, without a traceback"""
+
+
+def show_hints() -> None:
+    """Have the notebook that calls this print the message alone where a cell raises NotImplementedError."""
+    from IPython import get_ipython
+
+    def say(_, kind, error, traceback, tb_offset=None):
+        print(f"not yet: {error}")
+
+    get_ipython().set_custom_exc((NotImplementedError,), say)
+
+
+def _digest(notebook: NotebookNode) -> str:
+    """Of what the reader may have edited: the cells, not what they put out."""
+    return hashlib.sha256("\0".join(cell.source for cell in notebook.cells).encode()).hexdigest()
+
+
+def hand_out(folder: str | os.PathLike, tutorials: str | os.PathLike | None = None) -> Iterator[str]:
+    """Put the reader's copies into a folder; yields a line on each.  A copy that was edited is never written over.
+
+    tutorials: the folder of the scripts, by default this clone's.
+    Raises InputError as find_tutorials and read, and when a copy cannot be read or written.
+    """
+    import nbformat
+
+    for script in find_tutorials(tutorials):
+        path = Path(folder) / f"{script.stem}.ipynb"
+        copy = readers_copy(read(script))
+        there = read_copy(path) if path.exists() else None
+        if there is not None and _digest(there) != there.metadata.get("minicenternet", {}).get("digest"):
+            yield f"{path.name:<28}yours, left as it is"
+        elif there is not None and _digest(there) == _digest(copy):
+            yield f"{path.name:<28}there"
+        else:
+            with replacing(path) as temporary:
+                nbformat.write(copy, temporary)
+            yield f"{path.name:<28}{'new' if there is None else 'brought up to date'}"
+
+
+def read_copy(path: Path) -> NotebookNode:
+    """Return a notebook that its reader may have edited.  Raises InputError when it is damaged."""
+    import nbformat
+
+    try:
+        return nbformat.read(path, as_version=4)
+    except Exception as error:  # nbformat has half a dozen kinds for what is no notebook
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise InputError(f"{path} is no notebook ({reason}); move it away, and a new one is made") from error
+
+
+def open_jupyter(folder: str | os.PathLike) -> int:
+    """Run Jupyter on a folder until it is closed and return its exit code.  Raises InputError where there is none."""
+    if importlib.util.find_spec("jupyterlab") is None:
+        raise InputError(f"Jupyter is not installed: {INSTALL}. The notebooks are in {folder}, for other editors too")
+    with subprocess.Popen([sys.executable, "-m", "jupyterlab", str(folder)]) as process:
+        while True:
+            with suppress(KeyboardInterrupt):  # Jupyter gets it as well, and asks whether to stop
+                return process.wait()
+
+
+# ---- how far the reader is -------------------------------------------------------------------------------------------
+
+
+class Progress(NamedTuple):
+    """How far a copy is; fault: why not all of it was run, or ""."""
+
+    notebook: str
+    verdicts: dict[str, Verdict]
+    fault: str
+
+    @property
+    def solved(self) -> int:
+        """How many exercises are solved."""
+        return sum(verdict.status == "solved" for verdict in self.verdicts.values())
+
+    def __str__(self) -> str:
+        """A line on the notebook and, indented, one on each exercise that is not solved."""
+        lines = [f"{self.notebook:<28}{self.solved} of {len(self.verdicts)} solved"]
+        for name, (status, message) in self.verdicts.items():
+            if status != "solved":
+                said = " ".join(message.split())
+                lines.append(f"    {name:<24}{'wrong' if status == 'stopped' else status}: {said}")
+        return "\n".join(lines + ([f"    {self.fault}"] if self.fault else []))
+
+
+def check(
+    folder: str | os.PathLike, tutorials: str | os.PathLike | None = None, *, seconds: float = 180
+) -> Iterator[Progress]:
+    """Judge the answers in each copy in a folder, one after another, each in a process of its own with a time limit.
+
+    Each exercise is judged by itself, by the tutorial's own check: later cells run with the solution, in FAST mode.
+    Raises InputError where there are no copies.
+    """
+    copies = {script: Path(folder).resolve() / f"{script.stem}.ipynb" for script in find_tutorials(tutorials)}
+    copies = {script: copy for script, copy in copies.items() if copy.exists()}
+    if not copies:
+        raise InputError(
+            f"there are no notebooks of the course in {folder}; minicenternet tutorial {folder} makes them"
+        )
+    path = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"MINICENTERNET_FAST": "1", "MPLBACKEND": "agg", "PYTHONPATH": path}
+    run = "import sys; from minicenternet.course import write_verdicts; write_verdicts(*sys.argv[1:])"
+    for script, copy in copies.items():
+        read_copy(copy)  # a damaged one is refused here
+        with tempfile.TemporaryDirectory() as temporary:
+            results, fault = Path(temporary) / "verdicts", ""
+            command = [sys.executable, "-c", run, str(script.resolve()), str(copy), str(results)]
+            try:
+                ended = subprocess.run(command, env=environment, cwd=folder, timeout=seconds, **_UNSEEN)
+                if ended.returncode:
+                    last = (ended.stderr.decode(errors="replace").strip().splitlines() or ["it ended by itself"])[-1]
+                    fault = f"the rest was not run: {last}"
+            except subprocess.TimeoutExpired:
+                fault = f"stopped after {seconds:.0f} s: is there a loop without end in the next exercise?"
+            lines = results.read_text(encoding="utf-8").splitlines() if results.exists() else []
+            verdicts = {name: Verdict(*verdict) for name, *verdict in map(json.loads, lines)}
+        names = [exercise.name for exercise, _ in exercises(read(script))]
+        unseen = Verdict("not yet", "not reached")
+        yield Progress(script.stem, {name: verdicts.get(name, unseen) for name in names}, fault)
+
+
+_UNSEEN = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+
+
+def write_verdicts(script: str, copy: str, results: str) -> None:
+    """Judge the answers in a copy and write each verdict, a line of JSON, as soon as it is known."""
+    with open(results, "w", encoding="utf-8") as file:
+        for name, verdict in judge_copy(read(script), read_copy(Path(copy))):
+            print(json.dumps([name, *verdict]), file=file, flush=True)
+
+
+def judge_copy(notebook: NotebookNode, copy: NotebookNode) -> Iterator[tuple[str, Verdict]]:
+    """Yield each exercise's name and verdict, for the answers in a copy and the cells that its reader added.
+
+    All other cells are the tutorial's: what its reader changed in them does not count.
+    """
+    ids = {cell.id for cell in notebook.cells}
+    answers = {cell.id: cell.source for cell in copy.cells}
+    added: dict[str, list[str]] = {}  # before which cell of the tutorial the reader put which of their own
+    waiting: list[str] = []
+    for cell in copy.cells:
+        if cell.id in ids:
+            added[cell.id], waiting = waiting, []
+        elif cell.cell_type == "code" and cell.id != "show-hints":
+            waiting.append(cell.source)
+    checks = {exercise.name: check for exercise, check in exercises(notebook)}
+    namespace = {"__name__": "__main__"}
+    for number, cell in enumerate(notebook.cells, start=1):
+        for source in added.get(cell.id, ()):
+            with suppress(Exception):  # the reader's own trials may fail
+                run_cell(source, namespace, "<a cell of yours>")
+        if _has_tag(cell, "exercise"):
+            name = Exercise.of(cell.source).name
+            if cell.id in answers:
+                yield name, judge(answers[cell.id], checks[name], namespace, name)
+            else:
+                yield name, Verdict("not yet", "its cell is no longer in your copy")
+        if cell.cell_type == "code":
+            run_cell(cell.source, namespace, f"<cell {number}>")

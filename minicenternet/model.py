@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
 from typing import Literal, NamedTuple
 
@@ -30,6 +31,7 @@ from .tasks import TASKS
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # RGB, of pixels in 0..1
 # Of the images with which `summary` measures memory; by then, scratch is at its largest.
 MEASURED_PIXELS = 4 * 512 * 512
+PRETRAINED = Path(__file__).parent / "pretrained"
 CLASSIFIERS = ("fc.", "base.fc.")  # of networks trained on ImageNet; no detector computes with it
 
 
@@ -306,6 +308,18 @@ class CenterNet(Module):
             ) from error
         model.load_state_dict(arrays)
         return model.eval()
+
+    @classmethod
+    def pretrained(cls, name: str = "shapes") -> CenterNet:
+        """Return a network that comes with the package, in evaluation mode: `pretrained/NAME.md` is its card.
+
+        Raises InputError for another name.
+        """
+        path = PRETRAINED / f"{name}.safetensors"
+        if not path.is_file():
+            there = ", ".join(file.stem for file in sorted(PRETRAINED.glob("*.safetensors")))
+            raise InputError(f"no weights called {name!r} come with the package; there are: {there}")
+        return cls.load(path)
 
 
 class LoadReport(NamedTuple):

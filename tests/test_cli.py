@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from pth_files import checkpoint
+from tiny_tutorial import TUTORIAL
 
-from minicenternet import CenterNet, __version__, cli, doctor
+from minicenternet import CenterNet, __version__, cli, course, doctor
 from minicenternet.data import Shapes
 from minicenternet.data.voc import CLASSES as VOC_CLASSES
 from minicenternet.errors import InputError
@@ -559,3 +560,22 @@ def test_doctor_and_bench_from_the_command_line(run, monkeypatch):
     code, said, _ = run("bench", *arguments, "--json", "figures.json")
     assert code == 0 and "images/s" in said and os.path.isfile("figures.json")
     assert_refused(run("bench", "--backbones", "alexnet"), "unknown backbone 'alexnet'")
+
+
+# ---- the course ------------------------------------------------------------------------------------------------------
+
+
+def test_the_course_is_handed_out_and_checked(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(course, "TUTORIALS", tmp_path)
+    (tmp_path / "07_halves.py").write_text(TUTORIAL, encoding="utf-8")
+    code, said, _ = run("tutorial", "mine", "--no-jupyter")
+    assert code == 0 and "07_halves.ipynb" in said and "minicenternet tutorial check mine" in said
+    assert os.listdir("mine") == ["07_halves.ipynb"]
+    code, said, _ = run("tutorial", "check", "--folder", "mine")
+    assert code == 0 and "not yet: divide" in said and said.splitlines()[-1] == f"{'in all':<28}0 of 1 solved"
+
+
+def test_an_installed_package_has_no_tutorials(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(course, "TUTORIALS", tmp_path)
+    assert_refused(run("tutorial"), "an installed package does not hold them", 'pip install -e ".[notebooks]"')
+    assert_refused(run("tutorial", "check"), "Clone the project")

@@ -28,6 +28,7 @@ FLOORS = {
     "tasks": 5,
     "data": 5,
     "metrics": 5,
+    "draw": 6,
     "cli": 7,
     "__main__": 7,
 }

@@ -9,7 +9,6 @@ FAST is set and the network is blocked. An exercise unsolved stops with its hint
 from __future__ import annotations
 
 import ast
-import importlib
 import re
 import runpy
 import socket
@@ -26,6 +25,8 @@ from minicenternet import course, draw
 TUTORIALS = Path(__file__).resolve().parents[2] / "tutorials"
 SCRIPTS = sorted(TUTORIALS.glob("[0-9][0-9]_*.py"))
 SECTIONS = ["Break it", "Summary", "In the package"]  # the last of each
+
+locate = runpy.run_path(str(TUTORIALS / "index.py"), run_name="index")["locate"]
 
 every_tutorial = pytest.mark.parametrize("script", SCRIPTS, ids=[script.stem for script in SCRIPTS])
 
@@ -121,17 +122,7 @@ def test_names_of_the_package_exist(script):
     names = re.findall(r"`(minicenternet(?:\.\w+)+)(?:\(\))?`", text)
     assert re.search(r"`minicenternet\.", text.partition("## In the package")[2]), "where the package holds the same"
     for name in names:
-        resolve(name)
-
-
-def resolve(name: str) -> object:
-    """Return what a dotted name names."""
-    module, _, rest = name.rpartition(".")
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        assert module, f"there is no {name}"
-        return getattr(resolve(module), rest)
+        locate(name)
 
 
 @every_tutorial

@@ -12,6 +12,7 @@ from matplotlib import pyplot as plt
 from PIL import Image
 
 from minicenternet import draw
+from minicenternet.draw import look
 from minicenternet.errors import InputError
 from minicenternet.metrics import average_precision
 from minicenternet.predict import Detections
@@ -21,13 +22,13 @@ from minicenternet.predict import Detections
 def figures(monkeypatch):
     """The figures drawn, in order."""
     drawn = []
-    finish = draw._finish
+    finish = look.finish
 
     def noting(figure, path):
         drawn.append(figure)
         return finish(figure, path)
 
-    monkeypatch.setattr(draw, "_finish", noting)
+    monkeypatch.setattr(look, "finish", noting)
     return drawn
 
 
@@ -85,7 +86,7 @@ def test_the_best_box_is_on_top():
 
 
 def test_classes_look_different():
-    assert len({draw._style(label) for label in range(28)}) == 28
+    assert len({look.style(label) for label in range(28)}) == 28
 
 
 @pytest.mark.parametrize("names", [None, ["$x_1", "$\\frac{$", "a_b^c"]])
@@ -97,7 +98,7 @@ def test_any_name_can_be_drawn(figures, names):
 def test_boxes_outside_the_image(figures):
     boxes = np.array([[-500, -500, -300, -300], [0, 0, 1e5, 1e5], [20, 20, 20, 20]])
     draw.draw_boxes(np.zeros((64, 64, 3), np.uint8), boxes, np.zeros(3, int))
-    assert figures[0].get_size_inches() @ [draw.DPI, 0] == 640
+    assert figures[0].get_size_inches() @ [look.DPI, 0] == 640
 
 
 def maps(height=32, width=32, classes=3, peak=(20, 11)):
