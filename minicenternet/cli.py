@@ -321,7 +321,15 @@ def _data_prepare(options: DataPrepareConfig) -> int:
     from .data.prepare import prepare
 
     try:
-        prepare(options.name, options.folder, options.source)
+        prepare(
+            options.name,
+            options.folder,
+            options.source,
+            years=options.years,
+            count=options.subset,
+            classes=[name.strip() for name in options.classes.split(",") if name.strip()],
+            seed=options.seed,
+        )
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
@@ -412,7 +420,7 @@ VERBS = {
     "tutorial check": Verb(TutorialCheckConfig, _tutorial_check, "minicenternet tutorial check", "--folder"),
     "tutorial": Verb(TutorialConfig, _tutorial, "minicenternet tutorial", "--folder"),
     "data check": Verb(DataCheckConfig, _data_check, "minicenternet data check instances.json --images photos"),
-    "data prepare": Verb(DataPrepareConfig, _data_prepare, "minicenternet data prepare coco-sample data/coco-sample"),
+    "data prepare": Verb(DataPrepareConfig, _data_prepare, "minicenternet data prepare voc data/voc"),
     "convert": Verb(ConvertConfig, _convert, "minicenternet convert net.pth net.safetensors --network dla34"),
     "weights list": Verb(WeightsListConfig, _weights_list, "minicenternet weights list"),
     "weights get": Verb(WeightsGetConfig, _weights_get, "minicenternet weights get ctdet_coco_resdcn18"),
