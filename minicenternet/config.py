@@ -43,6 +43,9 @@ class TrainConfig:
     """Run folder to go on with, exactly where it stopped; all other options but --device and --precision are
     taken from that run."""
 
+    recipe: str | None = None
+    """Take the options that are not given from a recipe, such as coco-dla34-1x: minicenternet recipes lists them. The
+    weights that it begins with are downloaded; --weights random begins without any."""
     backbone: str = "small"
     """small, resnet18, 34, 50, 101 or 152, resdcn18 to 152, dla34, dlav0_34 or hourglass104."""
     weights: str | None = None
@@ -229,6 +232,28 @@ class ExplainConfig:
     """The picture to write."""
     min_score: float = 0.3
     """Lowest score, from 0 to 1, of what is shown."""
+
+
+@dataclass(frozen=True)
+class RecipesConfig:
+    """List whole trainings by name: published AP, cost, hours on this machine."""
+
+    names: tuple[str, ...] = ()
+    """Recipes to show in full, for which --names may be left out; by default all in a table."""
+    measure: bool = False
+    """Do 20 training steps of each network, and predict hours and memory from them."""
+    device: str = "auto"
+    """Where to measure: auto (a GPU where one can be used), cpu, cuda, or cuda:0, cuda:1 and so on."""
+    precision: Literal["float32", "tf32", "bf16", "fp16"] | None = None
+    """What to measure in; by default the recipe's own on a GPU, float32 on a CPU."""
+    size: int | None = None
+    """Side of the images measured with; by default the recipe's on a GPU, 128 on a CPU."""
+    batch_size: int | None = None
+    """Images of a step measured with; by default the recipe's on a GPU, or the half that fits; 2 on a CPU."""
+
+    def __post_init__(self):
+        for name in ("size", "batch_size"):
+            _require(getattr(self, name) is None or getattr(self, name) > 0, name, getattr(self, name), "more than 0")
 
 
 @dataclass(frozen=True)

@@ -321,7 +321,9 @@ class OutOfMemoryError(MemoryError):
 
 def get_default_memory_pool() -> types.SimpleNamespace:
     """Return a pool that knows of no array."""
-    return types.SimpleNamespace(used_bytes=lambda: 0, free_bytes=lambda: 0)
+    return types.SimpleNamespace(
+        used_bytes=lambda: 0, free_bytes=lambda: 0, total_bytes=lambda: 0, free_all_blocks=lambda: None
+    )
 
 
 class _Device:
