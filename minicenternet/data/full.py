@@ -14,6 +14,7 @@ goes on: with a half of an archive, with an archive unpacked by half.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -78,15 +79,20 @@ class Published:
         source: a folder that holds the archives, or the URL of a mirror.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        done = _unpacked(folder)
-        if any(file.name not in done for file in self.files):
-            self._check_room(folder, offline=source is not None and not _is_url(source))
-        for file in self.files:
-            if file.name not in done:
-                self._archive(file, folder, source, say)
-                done.append(file.name)
-                with replacing(folder / UNPACKED) as temporary:
-                    temporary.write_text(json.dumps(done, indent=2) + "\n", encoding="utf-8")
+        done, downloading = _unpacked(folder), source is None or _is_url(source)
+        lacking = [file for file in self.files if file.name not in done]
+        if lacking:
+            self._check_room(folder, self.bytes_at_most if downloading else self.bytes_unpacked)
+        for file in lacking:
+            path = self._download(file, folder, source) if downloading else _find(file, Path(source))
+            say(f"{file.base} is right; {unpack(path, folder, self.place)} files of it are unpacked")
+            if hasattr(os, "sync"):
+                os.sync()  # a power cut must not find the files gone, and the archive too
+            done.append(file.name)
+            with replacing(folder / UNPACKED) as temporary:
+                temporary.write_text(json.dumps(done, indent=2) + "\n", encoding="utf-8")
+            if downloading:
+                path.unlink()
         try:
             self.annotate(folder)
             train, val = (Coco(folder / "annotations" / name) for name in (self.train, self.val))
@@ -104,9 +110,8 @@ class Published:
             f"{folder}"
         )
 
-    def _check_room(self, folder: Path, offline: bool) -> None:
-        there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        needed = (self.bytes_unpacked if offline else self.bytes_at_most) - there
+    def _check_room(self, folder: Path, needed: int) -> None:
+        needed -= sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         free = shutil.disk_usage(folder).free
         if free < needed:
             raise InputError(
@@ -114,22 +119,12 @@ class Published:
                 "folder"
             )
 
-    def _archive(self, file: File, folder: Path, source: str | None, say: Callable[[str], None]) -> None:
-        kept = folder / file.base
-        if source is None or _is_url(source):
-            mirror = [] if source is None else [f"{source.rstrip('/')}/{name}" for name in (file.name, file.base)]
-            fetch(file, kept, mirror or self.urls(file))
-            say(self._unpack(file, kept, folder))
-            kept.unlink()
-        else:
-            path = _find(file, Path(source))
-            wrong = fault(path, file)
-            if wrong:
-                raise InputError(f"{path} is not the published one: {wrong}. Get it again, or {OTHERWISE}")
-            say(self._unpack(file, path, folder))
-
-    def _unpack(self, file: File, path: Path, folder: Path) -> str:
-        return f"{file.base} is right; {unpack(path, folder, self.place)} files of it are unpacked"
+    def _download(self, file: File, folder: Path, source: str | None) -> Path:
+        """Return where the archive is, once it is there and right."""
+        path = folder / file.base
+        mirror = [] if source is None else [f"{source.rstrip('/')}/{name}" for name in (file.name, file.base)]
+        fetch(file, path, mirror or self.urls(file))
+        return path
 
 
 def _is_url(source: str) -> bool:
@@ -137,10 +132,14 @@ def _is_url(source: str) -> bool:
 
 
 def _find(file: File, source: Path) -> Path:
-    for path in (source / file.base, source / file.name):
-        if path.is_file():
-            return path
-    raise InputError(f"{source} holds no {file.base}; name the folder of the archives, or leave --source out")
+    """Return where in a folder of archives the right one is.  Raises InputError where it is not, or another one."""
+    path = next((path for path in (source / file.base, source / file.name) if path.is_file()), None)
+    if path is None:
+        raise InputError(f"{source} holds no {file.base}; name the folder of the archives, or leave --source out")
+    wrong = fault(path, file)
+    if wrong:
+        raise InputError(f"{path} is not the published one: {wrong}. Get it again, or {OTHERWISE}")
+    return path
 
 
 def _unpacked(folder: Path) -> list[str]:

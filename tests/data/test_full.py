@@ -235,7 +235,7 @@ def test_a_corrupt_archive_is_taken_from_the_mirror_or_refused(voc, tmp_path):
     assert len(open_dataset(tmp_path, split="val")) == 2
 
 
-@pytest.mark.parametrize("step", ["fetch", "unpack", "_merge_voc"])
+@pytest.mark.parametrize("step", ["fetch", "unpack", "replacing", "_merge_voc"])
 def test_every_step_can_be_interrupted(voc, tmp_path, monkeypatch, capsys, step):
     def interrupted(*arguments):
         calls.append(arguments)
