@@ -6,8 +6,8 @@ published       AP on COCO val2017, or mAP on VOC 2007 test, in per cent: plain,
 released        on how many GPUs the authors trained, images of a batch on the first one, hours
 parameters      of the network; multiply_adds: of one image forward, at the size trained on
 
-One thing is not as released: images are given in RGB with ImageNet's statistics, as the trunks know them. The released
-code gave them in BGR, and of COCO with COCO's own statistics.
+One thing is not as released: images are given in RGB with ImageNet's statistics, as its trunks know them, where the
+weights do not say otherwise. The released code gave them in BGR, and of COCO with COCO's own statistics.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ IMAGES = {"coco": 118_287, "voc": 16_551}  # to train on
 CLASSES = {"coco": 80, "voc": 20}
 MAX_BYTES = 2**30
 RANDOM = "random"
-UNLIKE = "Unlike in the released code, images are in RGB with ImageNet's statistics, as the trunk knows them."
+UNLIKE = "Images are in RGB with ImageNet's statistics, unless the weights say otherwise; the released code gave BGR."
 
 
 class Trunk(NamedTuple):
