@@ -36,6 +36,7 @@ from .config import (
     EvaluateConfig,
     ExplainConfig,
     PredictConfig,
+    RecipesConfig,
     TrainConfig,
     TutorialCheckConfig,
     TutorialConfig,
@@ -54,13 +55,15 @@ if TYPE_CHECKING:
 class Verb(NamedTuple):
     """A command: its options, the function that does it and returns the exit code, and an example.
 
-    first: the option that a first argument without a name is for.
+    first: the option that a first argument without a name is for.  default: makes, from the arguments, the options
+    that hold where none are given.
     """
 
     options: type
     run: Callable[[Any], int]
     example: str
     first: str = ""
+    default: Callable[[list[str]], Any] | None = None
 
     @property
     def summary(self) -> str:
@@ -141,6 +144,7 @@ def _parse(name: str, verb: Verb, arguments: list[str]) -> Any:
         prog=f"minicenternet {name}",
         description=f"{verb.summary}\n\nExample: {verb.example}",
         args=arguments,
+        **({"default": verb.default(arguments)} if verb.default else {}),
         config=(tyro.conf.PositionalRequiredArgs, tyro.conf.DisallowNone, tyro.conf.OmitArgPrefixes),
     )
 
@@ -172,13 +176,28 @@ def _demo(options: DemoConfig) -> int:
     return 0
 
 
+def _of_recipe(arguments: list[str]) -> TrainConfig:
+    """Return the options of the recipe that the arguments name, so that those given beside it win over them."""
+    for argument, following in itertools.pairwise([*arguments, ""]):
+        option, _, name = argument.partition("=")
+        if option == "--recipe" and (name or following):
+            from .recipes import find
+
+            return find(name or following).config
+    return TrainConfig()
+
+
 def _train(options: TrainConfig) -> int:
     from .distributed import ending_together, join
+    from .recipes import begin
     from .train import Interrupted, Run
 
     world = join()
     with ending_together(world):
-        run = Run(options, world=world)
+        if world.rank == 0:
+            begin(options)  # one rank downloads what the others find
+        world.share("")
+        run = Run(begin(options), world=world)
         with _bugs_reported_in(run.folder):
             try:
                 last = run.train()
@@ -194,6 +213,23 @@ def _train(options: TrainConfig) -> int:
     else:
         print(f"no AP, as the validation images hold no objects: see {run.folder}")
     _say_what_next(run.folder / "best.safetensors")
+    return 0
+
+
+def _recipes(options: RecipesConfig) -> int:
+    from . import recipes
+    from .recipes import measure
+
+    chosen = [recipes.find(name) for name in options.names] or list(recipes.recipes().values())
+    print(f"{recipes.table(recipes.HEAD, map(recipes.cells, chosen))}\n\n{recipes.LEGEND}")
+    for recipe in chosen if options.names else ():
+        print(f"\n{recipes.details(recipe)}")
+    if options.measure:
+        found = measure.measure(chosen, options.device, options.precision, options.size, options.batch_size)
+        rows = (measure.cells(recipe, found[recipe.name]) for recipe in chosen)
+        print(f"\n{recipes.table(measure.HEAD, rows, left=3)}\n\n{measure.LEGEND}")
+    else:
+        print("\nMemory and hours on this machine: minicenternet recipes NAME --measure")
     return 0
 
 
@@ -330,7 +366,15 @@ def _data_prepare(options: DataPrepareConfig) -> int:
     from .data.prepare import prepare
 
     try:
-        prepare(options.name, options.folder, options.source)
+        prepare(
+            options.name,
+            options.folder,
+            options.source,
+            years=options.years,
+            count=options.subset,
+            classes=[name.strip() for name in options.classes.split(",") if name.strip()],
+            seed=options.seed,
+        )
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
@@ -421,14 +465,17 @@ def _bench(options: BenchConfig) -> int:
 
 VERBS = {
     "demo": Verb(DemoConfig, _demo, "minicenternet demo"),
-    "train": Verb(TrainConfig, _train, "minicenternet train --data instances.json --images photos --epochs 50"),
+    "train": Verb(
+        TrainConfig, _train, "minicenternet train --data instances.json --images photos --epochs 50", default=_of_recipe
+    ),
     "evaluate": Verb(EvaluateConfig, _evaluate, "minicenternet evaluate --weights runs/demo/best.safetensors"),
     "predict": Verb(PredictConfig, _predict, "minicenternet predict photos --weights runs/demo/best.safetensors"),
     "explain": Verb(ExplainConfig, _explain, "minicenternet explain photo.jpg --weights runs/demo/best.safetensors"),
     "tutorial check": Verb(TutorialCheckConfig, _tutorial_check, "minicenternet tutorial check", "--folder"),
     "tutorial": Verb(TutorialConfig, _tutorial, "minicenternet tutorial", "--folder"),
     "data check": Verb(DataCheckConfig, _data_check, "minicenternet data check instances.json --images photos"),
-    "data prepare": Verb(DataPrepareConfig, _data_prepare, "minicenternet data prepare coco-sample data/coco-sample"),
+    "data prepare": Verb(DataPrepareConfig, _data_prepare, "minicenternet data prepare voc data/voc"),
+    "recipes": Verb(RecipesConfig, _recipes, "minicenternet recipes coco-dla34-1x --measure", "--names"),
     "convert": Verb(ConvertConfig, _convert, "minicenternet convert net.pth net.safetensors --network dla34"),
     "weights list": Verb(WeightsListConfig, _weights_list, "minicenternet weights list"),
     "weights get": Verb(WeightsGetConfig, _weights_get, "minicenternet weights get ctdet_coco_resdcn18"),

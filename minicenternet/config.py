@@ -43,6 +43,9 @@ class TrainConfig:
     """Run folder to go on with, exactly where it stopped; all other options but --device, --precision and
     --graph are taken from that run."""
 
+    recipe: str | None = None
+    """Take the options that are not given from a recipe, such as coco-dla34-1x: minicenternet recipes lists them. The
+    weights that it begins with are downloaded; --weights random begins without any."""
     backbone: str = "small"
     """small, resnet18, 34, 50, 101 or 152, resdcn18 to 152, dla34, dlav0_34 or hourglass104."""
     weights: str | None = None
@@ -239,6 +242,28 @@ class ExplainConfig:
 
 
 @dataclass(frozen=True)
+class RecipesConfig:
+    """List whole trainings by name: published AP, cost, hours on this machine."""
+
+    names: tuple[str, ...] = ()
+    """Recipes to show in full, for which --names may be left out; by default all in a table."""
+    measure: bool = False
+    """Do 20 training steps of each network, and predict hours and memory from them."""
+    device: str = "auto"
+    """Where to measure: auto (a GPU where one can be used), cpu, cuda, or cuda:0, cuda:1 and so on."""
+    precision: Literal["float32", "tf32", "bf16", "fp16"] | None = None
+    """What to measure in; by default the recipe's own on a GPU, float32 on a CPU."""
+    size: int | None = None
+    """Side of the images measured with; by default the recipe's on a GPU, 128 on a CPU."""
+    batch_size: int | None = None
+    """Images of a step measured with; by default the recipe's on a GPU, or the half that fits; 2 on a CPU."""
+
+    def __post_init__(self):
+        for name in ("size", "batch_size"):
+            _require(getattr(self, name) is None or getattr(self, name) > 0, name, getattr(self, name), "more than 0")
+
+
+@dataclass(frozen=True)
 class DemoConfig:
     """Train on made-up shapes, measure AP, draw what was found."""
 
@@ -268,12 +293,22 @@ class DataCheckConfig:
 class DataPrepareConfig:
     """Download a data set, or take it from disk, check it, and lay it out for training."""
 
-    name: Literal["coco-sample"]
-    """coco-sample: 73 photographs of COCO 2017 under open licences."""
+    name: Literal["voc", "coco", "coco-sample"]
+    """voc: PASCAL VOC, 20 classes, 3 GB to download; coco: COCO 2017, 80 classes, 20 GB; coco-sample: 73 photographs
+    of COCO 2017 under open licences."""
     folder: Path
     """Folder for it; what is there and right is not fetched again."""
     source: str | None = None
-    """A folder or an archive that has the files, a URL of such an archive, or of a mirror; by default the publisher."""
+    """URL of a mirror, or the folder of the archives where they are on disk; of coco-sample also a folder or an archive
+    that has the files, or a URL of such an archive. By default the publisher."""
+    years: tuple[int, ...] | None = None
+    """Of voc: 2007, 2012, by default both, merged."""
+    subset: int | None = None
+    """Make a subset as well, of so many images to train on and as many to validate."""
+    classes: str = ""
+    """Classes of the subset, such as dog,cat: only their objects, and only images that show one; by default all."""
+    seed: int = 0
+    """Of the choice of images: the same seed gives the same subset."""
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ FLOORS = {
     "data": 5,
     "metrics": 5,
     "draw": 6,
+    "recipes": 6,
     "cli": 7,
     "__main__": 7,
 }

@@ -5,6 +5,8 @@
      "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [x, y, width, height],
                       "iscrowd": 0, "area": 1234.5}, ...]}          iscrowd and area may be left out
 
+`difficult`, a key of ours beside iscrowd, is VOC's mark of an object that is hard to recognise.
+
 Labels follow the category ids in rising order. Images without annotations stay. Crowd regions stay, flagged. Boxes of
 no area, of which COCO itself has two, are left out and counted in `dropped`.
 """
@@ -33,7 +35,7 @@ class Coco(ImageFiles):
     json_path      the JSON file
     image_folder   where its images are; when not given, the first of these that holds one of them: as COCO lays it out
                    (annotations/instances_train2017.json: train2017/ beside annotations/), images/ beside the
-                   JSON file, the JSON file's own folder
+                   JSON file, the JSON file's own folder, the folder above it
     problems       mistakes are noted here and their records left out; without it the first one raises InputError
 
     Raises InputError when the file is not JSON or not COCO, lists no images, or no image folder is found; and without
@@ -150,7 +152,7 @@ def _image_folder(path: Path, image_folder: str | os.PathLike | None, names: lis
             raise InputError(f"no image folder at {image_folder}. Name the folder that holds the images of {path}.")
         return Path(image_folder)
     split = path.stem.rsplit("_", 1)[-1]  # instances_train2017 -> train2017
-    candidates = [path.parent.parent / split, path.parent / "images", path.parent]
+    candidates = [path.parent.parent / split, path.parent / "images", path.parent, path.parent.parent]
     for folder in candidates:
         if folder.is_dir() and len(missing_files(folder, names)) < len(names):
             return folder
@@ -163,13 +165,14 @@ def _boxes(records: list, index_of: dict, label_of: dict, path: Path, problems: 
     """The annotations as ImageFiles takes them."""
     ids: list = []
     seen = set()
-    image_index, labels, crowd, numbers = array("q"), array("q"), array("b"), array("d")
+    image_index, labels, crowd, difficult, numbers = array("q"), array("q"), array("b"), array("b"), array("d")
     for position, record in enumerate(records):
         try:
             x, y, width, height = map(float, record["bbox"])
             area = record.get("area")
             area = width * height if area is None else float(area)
             image, category, group = record["image_id"], record["category_id"], bool(record.get("iscrowd"))
+            hard = bool(record.get("difficult"))
             name = record["id"] if "id" in record else f"number {position + 1} of the file"
             again, known_image, known_class = name in seen, image in index_of, category in label_of
         except (KeyError, TypeError, ValueError, OverflowError) as error:
@@ -191,6 +194,7 @@ def _boxes(records: list, index_of: dict, label_of: dict, path: Path, problems: 
             image_index.append(index_of[image])
             labels.append(label_of[category])
             crowd.append(group)
+            difficult.append(hard)
             numbers.extend((x, y, width, height, area))
         seen.add(name)
 
@@ -206,7 +210,7 @@ def _boxes(records: list, index_of: dict, label_of: dict, path: Path, problems: 
         "boxes": boxes[whole],
         "labels": np.array(labels, np.int64)[whole],
         "crowd": np.array(crowd, bool)[whole],
-        "difficult": np.zeros(np.count_nonzero(whole), bool),
+        "difficult": np.array(difficult, bool)[whole],
         "area": numbers[whole, 4],
         "dropped": int(np.count_nonzero(~whole)),
     }

@@ -1,5 +1,7 @@
 """Data sets made ready on disk: fetched, or taken from what is there already, checked, laid out for `open_dataset`.
 
+    prepare("voc", DIR)              PASCAL VOC 2007 and 2012, merged: see full.py
+    prepare("coco", DIR)             COCO 2017: see full.py
     prepare("coco-sample", DIR)      photographs of COCO 2017 under open licences, with their boxes
         DIR/annotations/instances_train2017.json, instances_val2017.json
         DIR/train2017/*.jpg, DIR/val2017/*.jpg
@@ -13,51 +15,63 @@ from __future__ import annotations
 
 import json
 import os
-import tarfile
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from tqdm import tqdm
 
-from ..download import download, sha256
+from ..download import download
 from ..errors import InputError
 from ..files import replacing
+from .archives import ARCHIVES, OTHERWISE, File, Stored, fault, fetch, folder_inside
 from .coco import Coco, read_json
+from .full import COCO_ANNOTATIONS, coco, voc
+from .subset import subset
 
-
-class Recipe(NamedTuple):
-    """A data set that can be prepared: what is said of it first, and what makes it from (folder, source)."""
-
-    describe: Callable[[], str]
-    make: Callable[[Path, str | None], str]
+NAMES = ("coco-sample", "voc", "coco")
 
 
 def prepare(
-    name: str, folder: str | os.PathLike, source: str | None = None, say: Callable[[str], None] = print
+    name: str,
+    folder: str | os.PathLike,
+    source: str | None = None,
+    say: Callable[[str], None] = print,
+    *,
+    years: Sequence[int] | None = None,
+    count: int | None = None,
+    classes: Sequence[str] = (),
+    seed: int = 0,
 ) -> None:
     """Say what a data set holds, how large it is and under which licences, then make it in `folder`.
 
-    name: a key of PREPARED.  source: where its files are instead of at its publisher: a folder in the published
-    layout, an archive of one (.zip, .tar, .tar.gz, .tgz), a URL of such an archive, or the URL of a mirror.
+    name: one of NAMES.  source: where its files are instead of at its publisher: the URL of a mirror, or a folder. Of
+    voc and coco the folder holds the published archives; of coco-sample it has the published layout, or source is an
+    archive of that (.zip, .tar, .tar.gz, .tgz) or a URL of one.  years: of voc, by default 2007 and 2012.
+    count, classes, seed: where a count or classes are given, a subset is made as well, see subset.py.
     Raises InputError for an unknown name, a source that lacks a file or holds a wrong one, and a failed download.
     """
-    if name not in PREPARED:
-        raise InputError(f"no data set called {name!r} can be prepared; there are {', '.join(PREPARED)}")
-    say(PREPARED[name].describe())
-    say(PREPARED[name].make(Path(folder), source))
+    folder = Path(folder)
+    if name not in NAMES:
+        raise InputError(f"no data set called {name!r} can be prepared; there are {', '.join(NAMES)}")
+    if years is not None and name != "voc":
+        raise InputError(f"--years is {' '.join(map(str, years))}, but {name} has no years: leave it out")
+    if name == "coco-sample":
+        say(describe_coco_sample())
+        say(make_coco_sample(folder, source))
+    else:
+        published = coco() if name == "coco" else voc(years or (2007, 2012))
+        say(published.describe(folder))
+        say(published.make(folder, source, say))
+    if count is not None or classes:
+        say(f"the subset is in {subset(folder, count, classes, seed)}")
 
 
 # ---- where files come from -------------------------------------------------------------------------------------------
 
-ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 MAX_ARCHIVE = MAX_JSON = 2**31  # bytes; COCO's largest annotation file has 0.5 GB
-DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImplementedError, RuntimeError)
-CHUNK = 2**20
 
 
 class Source(Protocol):
@@ -65,56 +79,6 @@ class Source(Protocol):
 
     def get(self, name: str, path: Path, max_bytes: int) -> None:
         """Write the file to path.  Raises InputError when there is none, or it is larger than max_bytes."""
-
-
-class Stored:
-    """A folder on disk, or an archive of one, perhaps inside other folders; used as a context, which closes it."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        try:
-            if path.is_dir():
-                self.archive = None
-            elif zipfile.is_zipfile(path):
-                self.archive = zipfile.ZipFile(path)
-                self.members = {_last_two(name): name for name in self.archive.namelist()}
-            elif path.is_file() and tarfile.is_tarfile(path):
-                self.archive = tarfile.open(path)
-                self.members = {_last_two(member.name): member for member in self.archive if member.isfile()}
-            else:
-                found = "a file that is neither" if path.is_file() else "nothing"
-                raise InputError(f"the source {path} is {found}; expected a folder, a .zip or a .tar(.gz) archive")
-        except DAMAGED as error:
-            raise InputError(f"the archive {path} is damaged ({error}); get it again") from error
-
-    def __enter__(self) -> Stored:
-        return self
-
-    def __exit__(self, *_) -> None:
-        if self.archive is not None:
-            self.archive.close()
-
-    def get(self, name: str, path: Path, max_bytes: int) -> None:
-        try:
-            with self._open(name) as file, open(path, "wb") as copy:
-                while chunk := file.read(CHUNK):
-                    if copy.tell() + len(chunk) > max_bytes:
-                        raise InputError(f"{name} in {self.path} is larger than {max_bytes} bytes: it is another file")
-                    copy.write(chunk)
-        except DAMAGED as error:
-            raise InputError(f"{name} in the archive {self.path} is damaged ({error}); get it again") from error
-
-    def _open(self, name: str) -> BinaryIO:
-        if self.archive is None and (self.path / name).is_file():
-            return open(self.path / name, "rb")
-        if self.archive is not None and name in self.members:
-            member = self.members[name]
-            return self.archive.open(member) if isinstance(member, str) else self.archive.extractfile(member)
-        raise InputError(f"{self.path} has no {name}; expected it there, as in the published layout")
-
-
-def _last_two(name: str) -> str:
-    return "/".join(PurePosixPath(name).parts[-2:])
 
 
 class CocoHost:
@@ -126,20 +90,12 @@ class CocoHost:
     @property
     def kept(self) -> Path:
         """The archive on disk."""
-        return self.folder / PurePosixPath(ANNOTATIONS.name).name
+        return self.folder / COCO_ANNOTATIONS.base
 
     def get(self, name: str, path: Path, max_bytes: int) -> None:
         if not name.startswith("annotations/"):
             return download(f"{self.url}/{name}", path, max_bytes, OTHERWISE)
-        if not self.kept.is_file():
-            download(f"{self.url}/{ANNOTATIONS.name}", self.kept, ANNOTATIONS.size, OTHERWISE)
-        found = sha256(self.kept)
-        if found != ANNOTATIONS.sha256:
-            self.kept.unlink()
-            raise InputError(
-                f"{self.url}/{ANNOTATIONS.name} came with SHA-256 {found}, expected {ANNOTATIONS.sha256}: "
-                f"it was deleted. Try again later, or {OTHERWISE}"
-            )
+        fetch(COCO_ANNOTATIONS, self.kept, [f"{self.url}/{COCO_ANNOTATIONS.name}"])
         with Stored(self.kept) as archive:
             archive.get(name, path, max_bytes)
 
@@ -166,21 +122,7 @@ def opened(source: str | None, folder: Path) -> Iterator[Source]:
 # ---- photographs of COCO under open licences -------------------------------------------------------------------------
 
 
-class File(NamedTuple):
-    """A published file: its name there, its size in bytes and its SHA-256."""
-
-    name: str
-    size: int
-    sha256: str
-
-
 COCO_URL = "http://images.cocodataset.org"  # has no certificate of its own name for https; checksums stand in for it
-ANNOTATIONS = File(
-    "annotations/annotations_trainval2017.zip",
-    252_907_541,
-    "113a836d90195ee1f884e704da6304dfaaecff1f023f49b6ca93c4aaae470268",
-)
-OTHERWISE = "name a folder or an archive that you have, or a mirror, by --source"
 SPLITS = ("train", "val")
 LICENCES = {  # by COCO's numbers; those left out forbid commercial use or changes
     4: ("CC BY 2.0", "https://creativecommons.org/licenses/by/2.0/"),
@@ -205,6 +147,10 @@ class Photo(NamedTuple):
     def image_id(self) -> int:
         return int(PurePosixPath(self.name).stem)
 
+    @property
+    def file(self) -> File:
+        return File(self.name, self.size, self.sha256)
+
 
 def photos(split: str) -> list[Photo]:
     """Return the photographs of one split of the sample, in the order of their ids."""
@@ -224,8 +170,8 @@ def describe_coco_sample() -> str:
             f"{len(val)} to validate), {sum(photo.objects for photo in every)} objects, as boxes",
             f"  photographs   {_mb(sum(photo.size for photo in every))}; {licences}; ATTRIBUTION.txt will list them",
             "  annotations   CC BY 4.0, COCO Consortium (https://cocodataset.org/#termsofuse)",
-            f"  download      the photographs one by one; an archive of all COCO annotations, {_mb(ANNOTATIONS.size)}, "
-            "deleted afterwards",
+            "  download      the photographs one by one; an archive of all COCO annotations, "
+            f"{_mb(COCO_ANNOTATIONS.size)}, deleted afterwards",
             f"  from          {COCO_URL}, unless --source names a folder, an archive or a mirror; this",
             "                address could not be tried when this was written",
         ]
@@ -239,9 +185,7 @@ def _mb(size: int) -> str:
 def make_coco_sample(folder: Path, source: str | None) -> str:
     """Make or complete the sample in `folder`; returns what to say in the end."""
     for name in ("annotations", *(f"{split}2017" for split in SPLITS)):
-        if (folder / name).is_symlink():
-            raise InputError(f"{folder / name} is a link to elsewhere; nothing is written there: name another folder")
-        (folder / name).mkdir(parents=True, exist_ok=True)
+        folder_inside(folder, name)
     with opened(source, folder) as files:
         for split in SPLITS:
             _annotations(files, split, folder)
@@ -262,19 +206,19 @@ def _json(split: str) -> str:
 
 def _photo(files: Source, photo: Photo, folder: Path) -> None:
     target = folder / photo.name
-    if target.is_file() and sha256(target) == photo.sha256:
+    if target.is_file() and fault(target, photo.file) is None:
         return
     arrived = target.with_name(f"{target.name}.new")
     for _ in range(2):  # what a bad line spoilt may come whole the second time
         files.get(photo.name, arrived, photo.size)
-        found = sha256(arrived)
-        if found == photo.sha256:
+        wrong = fault(arrived, photo.file)
+        if wrong is None:
             os.replace(arrived, target)
             return
         arrived.unlink()
     raise InputError(
-        f"{photo.name} came with SHA-256 {found}, expected {photo.sha256}: the file is damaged or another one, and was "
-        f"not kept. Try again later, or {OTHERWISE}"
+        f"{photo.name} came with {wrong}: the file is damaged or another one, and was not kept. Try again later, or "
+        f"{OTHERWISE}"
     )
 
 
@@ -282,7 +226,7 @@ def _annotations(files: Source, split: str, folder: Path) -> None:
     """Write the annotation file of the sample's photographs, unless it is there."""
     target, wanted = folder / _json(split), {photo.image_id: photo for photo in photos(split)}
     with suppress(InputError):  # not there, or damaged
-        if _fault(_of_sample(target, wanted), wanted) is None:
+        if _lacking(_of_sample(target, wanted), wanted) is None:
             return
     whole = target.with_name(f"{target.name}.whole")  # up to 0.5 GB
     try:
@@ -290,9 +234,9 @@ def _annotations(files: Source, split: str, folder: Path) -> None:
         content = _of_sample(whole, wanted)
     finally:
         whole.unlink(missing_ok=True)
-    fault = _fault(content, wanted)
-    if fault is not None:
-        raise InputError(f"{_json(split)} of the source is not COCO 2017's: {fault}. Get COCO's own file")
+    lacking = _lacking(content, wanted)
+    if lacking is not None:
+        raise InputError(f"{_json(split)} of the source is not COCO 2017's: {lacking}. Get COCO's own file")
     with replacing(target) as temporary:
         temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
 
@@ -320,7 +264,7 @@ def _only(record: Mapping, keys: Sequence[str]) -> dict:
     return {key: record[key] for key in keys if key in record}
 
 
-def _fault(content: Mapping, wanted: Mapping[int, Photo]) -> str | None:
+def _lacking(content: Mapping, wanted: Mapping[int, Photo]) -> str | None:
     """What is wrong with the records of the sample, or None."""
     licences = {record["id"]: record.get("license") for record in content["images"]}
     objects = Counter(record["image_id"] for record in content["annotations"])
@@ -346,6 +290,3 @@ def _attribution(folder: Path) -> str:
             name, url = LICENCES[record["license"]]
             lines.append(f"{split}2017/{record['file_name']}  {name}  {url}  {record.get('flickr_url', '')}".rstrip())
     return "\n".join(lines) + "\n"
-
-
-PREPARED = {"coco-sample": Recipe(describe_coco_sample, make_coco_sample)}

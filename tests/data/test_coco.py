@@ -235,6 +235,12 @@ def test_mistakes_are_collected_when_asked_for(write):
     assert len(dataset) == 1 and len(dataset.annotation(0).boxes) == 1
 
 
+def test_difficult_objects_are_marked(write):
+    record = content()
+    record["annotations"][1]["difficult"] = 1
+    assert Coco(write(record)).difficult.tolist() == [False, True]
+
+
 def test_missing_annotation_file(tmp_path):
     with pytest.raises(InputError, match="no annotation file at .*none.json"):
         Coco(tmp_path / "none.json")
@@ -248,7 +254,7 @@ def test_utf8_names_and_byte_order_mark(write):
 
 def test_image_folder_is_found_as_documented(write, tmp_path):
     path = write(content(), "annotations/instances_train2017.json")
-    for folder in ("annotations", "annotations/images", "train2017"):  # from the last place looked at to the first
+    for folder in (".", "annotations", "annotations/images", "train2017"):  # from the last place looked at to the first
         (tmp_path / folder).mkdir(exist_ok=True)
         for name in ("a.jpg", "b.jpg"):
             Image.new("RGB", (40, 30)).save(tmp_path / folder / name)
