@@ -255,15 +255,11 @@ def evaluate(
     )
     world, kept, parts = world or World(), None, []
     if keep is not None:
-        of = {**_identity(model, dataset), **{name: options[name] for name in options if name != "rounded"}}
-        if world.rank == 0:
-            kept = KeptParts(keep, of)
-            parts = kept.parts(dataset.class_names)
-        known = world.share(json.dumps([i for part in parts for i in part.images]))  # by then the folder is there
-        kept = kept or KeptParts(keep, of)
-    else:
-        known = "[]"
-    missing = sorted(set(range(len(dataset))) - set(json.loads(known)))
+        used = {name: value for name, value in options.items() if name != "rounded"}
+        kept = KeptParts(keep, {**_identity(model, dataset), **used}, world)
+        parts = kept.parts(dataset.class_names)
+    known = json.loads(world.share(json.dumps([i for part in parts for i in part.images])))
+    missing = sorted(set(range(len(dataset))) - set(known))
     own = _detect(predictor, dataset, missing[world.rank :: world.size], label_of, kept, len(missing), progress)
     gathered = world.gather(own.pack())
     if world.rank > 0:
@@ -337,6 +333,7 @@ def _identity(model: CenterNet, dataset: DataSet) -> dict[str, object]:
         "images": names.hexdigest(),
         "classes": list(dataset.class_names),
         "input_size": list(model.input_size),
+        "pixels": [list(model.pixel_mean), list(model.pixel_std), model.channel_order],
     }
 
 

@@ -1,9 +1,9 @@
 """Detections of part of a data set, as bytes: what ranks send each other, and what an evaluation keeps to go on from.
 
-kept = KeptParts(folder, {"k": 100, ...})      of one network, used in one way, on one data set; others are refused
-kept.add(part)                                 from then on a file of its own, whole or not at all
-KeptParts(folder, the same).parts(names)       all of them, whoever wrote them, in however many ranks
-delete_parts(folder)                           when what they were kept for is done
+kept = KeptParts(folder, {"k": 100, ...}, world)     of one network, used in one way, on one data set
+kept.add(part)                                       from then on a file of its own, whole or not at all
+KeptParts(folder, the same, world).parts(names)      all of them, whoever wrote them, in however many ranks
+delete_parts(folder)                                 when what they were kept for is done
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .distributed import World
 from .errors import InputError
 from .files import replacing
 from .predict import Detections
@@ -63,14 +64,18 @@ class Part:
 
 
 class KeptParts:
-    """A folder of parts.
+    """A folder of parts, which all ranks can read and write.
 
     of: what all of them are of, ready for json.dump.  Raises InputError when the folder holds parts of anything else.
     """
 
-    def __init__(self, folder: str | os.PathLike, of: Mapping[str, object]):
-        self.folder, text = Path(folder), json.dumps(of, indent=2, sort_keys=True) + "\n"
-        file = self.folder / OF
+    def __init__(self, folder: str | os.PathLike, of: Mapping[str, object], world: World):
+        self.folder, self.world = Path(folder), world
+        if world.rank == 0:
+            self._check(of)
+
+    def _check(self, of: Mapping[str, object]) -> None:
+        file, text = self.folder / OF, json.dumps(of, indent=2, sort_keys=True) + "\n"
         if not file.exists():
             with replacing(file) as temporary:
                 temporary.write_text(text, encoding="utf-8")
@@ -86,8 +91,13 @@ class KeptParts:
             temporary.write_bytes(part.pack())
 
     def parts(self, class_names: Sequence[str]) -> list[Part]:
-        """Return all parts that were added, now or earlier.  Raises InputError when one is damaged."""
+        """Return all parts that were added, by whichever rank, now or earlier; on other ranks than 0 none.
+
+        Raises InputError when one is damaged.
+        """
         found = []
+        if self.world.rank > 0:
+            return found
         for path in sorted(self.folder.glob("*.npz")):
             try:
                 found.append(Part.unpack(path.read_bytes(), class_names))

@@ -5,7 +5,9 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from ranks import in_ranks
 
+from minicenternet.distributed import World
 from minicenternet.errors import InputError
 from minicenternet.parts import KeptParts, Part, delete_parts
 from minicenternet.predict import Detections
@@ -42,24 +44,24 @@ def test_files_and_back(tmp_path):
     parts = [part_of([0, 2, 4]), part_of([1, 3], seed=1)]
     of = {"k": 100, "scales": (0.5, 1.0)}
     for part in parts:  # of two ranks, say
-        KeptParts(tmp_path / "kept", of).add(part)
-    for part, again in zip(parts, KeptParts(tmp_path / "kept", of).parts(NAMES), strict=True):
+        KeptParts(tmp_path / "kept", of, World()).add(part)
+    for part, again in zip(parts, KeptParts(tmp_path / "kept", of, World()).parts(NAMES), strict=True):
         assert_same(again, part)
     delete_parts(tmp_path / "kept")
     assert not list(tmp_path.iterdir())
 
 
 def test_parts_of_something_else_are_refused(tmp_path):
-    KeptParts(tmp_path, {"k": 100, "flip": False, "nms": None}).add(part_of([1]))
+    KeptParts(tmp_path, {"k": 100, "flip": False, "nms": None}, World()).add(part_of([1]))
     with pytest.raises(InputError, match="keeps detections of another evaluation.*: k, flip differ. Finish that one"):
-        KeptParts(tmp_path, {"k": 99, "flip": True, "nms": None})
+        KeptParts(tmp_path, {"k": 99, "flip": True, "nms": None}, World())
     (tmp_path / "of.json").write_text("[")
     with pytest.raises(InputError, match="of.json is damaged"):
-        KeptParts(tmp_path, {"k": 100, "flip": False, "nms": None})
+        KeptParts(tmp_path, {"k": 100, "flip": False, "nms": None}, World())
 
 
 def test_a_damaged_part_is_named(tmp_path):
-    kept = KeptParts(tmp_path, {})
+    kept = KeptParts(tmp_path, {}, World())
     kept.add(part_of([5, 6]))
     whole = (tmp_path / "00000005.npz").read_bytes()
     for damaged in (b"", whole[:100], whole[: len(whole) // 2], b"x" + whole[1:]):
@@ -69,9 +71,20 @@ def test_a_damaged_part_is_named(tmp_path):
 
 
 def test_what_others_put_there_stays(tmp_path):
-    KeptParts(tmp_path, {}).add(part_of([1]))
+    KeptParts(tmp_path, {}, World()).add(part_of([1]))
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / ".00000002.npz.7.tmp").write_text("of a writer that was killed")
     delete_parts(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
-    assert json.dumps(KeptParts(tmp_path, {}).parts(NAMES)) == "[]"
+    assert json.dumps(KeptParts(tmp_path, {}, World()).parts(NAMES)) == "[]"
+
+
+def test_the_first_rank_checks_and_reads(tmp_path):
+    def of_rank(world):
+        kept = KeptParts(tmp_path, {}, world)
+        world.share("")  # that the folder is there
+        kept.add(part_of([world.rank]))
+        world.share("")
+        return len(kept.parts(NAMES))
+
+    assert in_ranks(3, of_rank) == [3, 0, 0]
