@@ -48,6 +48,7 @@ from .errors import InputError
 from .files import replacing
 
 if TYPE_CHECKING:
+    from .distributed import World
     from .model import CenterNet
     from .predict import Detections
 
@@ -233,7 +234,7 @@ def _recipes(options: RecipesConfig) -> int:
     return 0
 
 
-def _load(options: UseConfig) -> CenterNet:
+def _load(options: UseConfig, say: Callable[[str], None] = print) -> CenterNet:
     """Return the network, on the device asked for; of auto, say which it is and why."""
     from .device import choose
     from .model import CenterNet
@@ -241,29 +242,43 @@ def _load(options: UseConfig) -> CenterNet:
     model = CenterNet.load(options.weights)
     device, why = choose(options.device)
     if options.device == "auto":
-        print(why)
+        say(why)
     return model.to(device).set_precision(options.precision)
 
 
 def _evaluate(options: EvaluateConfig) -> int:
+    from .distributed import ending_together, join
+
+    world = join()
+    with ending_together(world):
+        return _evaluate_in(world, options)
+
+
+def _evaluate_in(world: World, options: EvaluateConfig) -> int:
+    """Evaluate as one of several ranks, of which the first speaks and writes."""
     from tqdm import tqdm
 
     from .data import open_dataset
     from .evaluate import evaluate
+    from .parts import delete_parts
 
-    model = _load(options)
+    say = print if world.rank == 0 else lambda text: None
+    model = _load(options, say)
     source = {
         "source": options.data,
         "image_folder": options.images,
         "size": model.input_size,
         "length": options.shapes,
         "seed": options.seed,
+        "unannotated": True,
     }
     dataset = open_dataset(split=options.split, **source)
     if dataset is None:
         dataset = open_dataset(split="train", **source)
-        print(f"{options.data} has no {options.split} split: all of it is measured\n")
-    with tqdm(total=len(dataset), desc="detecting", unit=" images", leave=False, disable=None) as bar:
+        say(f"{options.data} has no {options.split} split: all of it is measured\n")
+    keep = options.output / "unfinished" if options.output else None
+    hidden = None if world.rank == 0 else True  # None: where nobody watches
+    with tqdm(total=len(dataset), desc="detecting", unit=" images", leave=False, disable=hidden) as bar:
         evaluation = evaluate(
             model.fold(),
             dataset,
@@ -277,11 +292,16 @@ def _evaluate(options: EvaluateConfig) -> int:
             rounded=options.rounded,
             batch_size=options.batch_size,
             graph=options.graph,
-            progress=lambda done, total: bar.update(),
+            progress=lambda done, total: bar.update(done - bar.n),
+            world=world,
+            keep=keep,
         )
+    if evaluation is None:
+        return 0
     print(evaluation.text())
     if options.output:
         evaluation.save(options.output)
+        delete_parts(keep)
         print(f"\ndetections, figures and pictures are in {options.output}")
     return 0
 

@@ -200,13 +200,15 @@ class EvaluateConfig(UseConfig):
     images: Path | None = None
     """Folder of the images of a .json file, where it is not found beside it."""
     split: str = "val"
-    """Part of the data to measure on; without a val part, all of it."""
+    """Part of the data to measure on; without a val part, all of it. Of COCO's test images, test-dev, whose objects are
+    not published, only the detections are made, to be sent in."""
     output: Path | None = None
-    """Folder to write the detections, all figures, and pictures of the best and the worst images to."""
+    """Folder to write the detections, all figures, and pictures of the best and the worst images to. Until then what
+    was detected is kept there: the same command goes on from it if it was stopped."""
     protocol: Literal["coco", "voc"] = "coco"
     """voc adds the AP of PASCAL VOC, by 11 points and by all."""
     referee: bool = True
-    """Have pycocotools measure the same detections, where it is installed."""
+    """Have pycocotools, and faster-coco-eval, measure the same detections, where they are installed."""
     shapes: int = 200
     """Images that --data shapes makes."""
     seed: int = 0

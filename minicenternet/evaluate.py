@@ -1,11 +1,16 @@
-"""How good is a network on a data set: AP by COCO's or VOC's protocol, what it cost, and where it fails."""
+"""How good is a network on a data set: AP by COCO's or VOC's protocol, what it cost, and where it fails.
+
+A data set of any size can be shared out among ranks, and what was detected is kept in a folder, so that an evaluation
+that was killed goes on.
+"""
 
 from __future__ import annotations
 
-import importlib.util
-import io
+import hashlib
 import json
 import os
+import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -13,6 +18,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from .backend import to_cpu
 from .data.annotation import Annotation, DataSet
 from .distributed import World
 from .errors import InputError
@@ -26,6 +32,8 @@ from .metrics import (
     to_coco_results,
     voc_average_precision,
 )
+from .metrics.coco import installed_referees
+from .parts import KeptParts, Part
 from .predict import Detections, Predictor
 
 if TYPE_CHECKING:
@@ -33,41 +41,45 @@ if TYPE_CHECKING:
 
 SHOWN_SCORE = 0.3  # detections below it are left out of pictures and of the counts beside them
 SHOWN_IOU = 0.5
-TOLERANCE = 1e-6  # by which pycocotools' figures may differ from ours
+TOLERANCE = 1e-6  # by which a referee's figures may differ from ours
+KEEP_SECONDS = 30.0  # of detecting, after which what was detected is kept
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
     """The figures of a network on a data set, and all its detections.
 
-    dataset; detections: one for each of its images, without the image; result: AP and AR by COCO's protocol;
-    referee: the same by pycocotools, or None where it was not asked for or is not installed; voc: (per class, mean) AP
-    by VOC's protocol for "11" points and "all", or None where not asked for; seconds: time in each stage;
-    options: how the network was used.
+    dataset; detections: one for each of its images, without the image; result: AP and AR by COCO's protocol, or None
+    where the data set has no annotations; referees: the same by each referee that was asked for and is installed, by
+    its name; voc: (per class, mean) AP by VOC's protocol for "11" points and "all", or None where not asked for;
+    seconds: time in each stage, of all ranks together; options: how the network was used.
     """
 
     dataset: DataSet
     detections: list[Detections]
-    result: Result
-    referee: Result | None
+    result: Result | None
+    referees: Mapping[str, Result]
     voc: Mapping[str, tuple[np.ndarray, float]] | None
     seconds: Mapping[str, float]
     options: Mapping[str, object]
 
-    @property
-    def difference(self) -> float:
-        """The largest difference between our twelve figures and the referee's."""
-        return float(np.abs(self.result.stats() - self.referee.stats()).max())
+    def difference(self, referee: str) -> float:
+        """The largest difference between our twelve figures and a referee's."""
+        return float(np.abs(self.result.stats() - self.referees[referee].stats()).max())
 
     def text(self) -> str:
-        """The tables: COCO's figures and each class, VOC's if asked for, the referee's verdict, seconds per stage."""
-        parts = [self.result.table(self.dataset.class_names)]
+        """The tables: COCO's figures and each class, VOC's if asked for, the referees' verdicts, seconds per stage."""
+        parts = []
+        if self.result:
+            parts.append(self.result.table(self.dataset.class_names))
+        else:
+            parts.append("the data set has no annotations, so AP cannot be measured here: only detections were made")
         if self.voc:
             parts.append(self._voc_table())
-        if self.referee:
-            agrees = "agrees" if self.difference < TOLERANCE else "DISAGREES"
-            parts.append(f"pycocotools {agrees}: the largest difference is {self.difference:.1e}")
-        elif self.options["referee"]:
+        for name in self.referees:
+            agrees = "agrees" if self.difference(name) < TOLERANCE else "DISAGREES"
+            parts.append(f"{name} {agrees}: the largest difference is {self.difference(name):.1e}")
+        if self.options["referee"] and self.result and not self.referees:
             parts.append("pycocotools is not installed, so there was no referee: python -m pip install pycocotools")
         images = len(self.detections)
         stages = ", ".join(f"{stage} {1000 * seconds / images:.1f}" for stage, seconds in self.seconds.items())
@@ -91,16 +103,12 @@ class Evaluation:
 
     def metrics(self) -> dict:
         """All figures in plain types, ready for json.dump; None where there is nothing to measure."""
-        names = self.dataset.class_names
-        figures = {f.name: v for f, v in zip(fields(Result), _plain(self.result.stats()), strict=False)}
-        metrics = {
-            "images": len(self.detections),
-            **figures,
-            "per_class": dict(zip(names, _plain(self.result.per_class), strict=True)),
-            "per_class_ap50": dict(zip(names, _plain(self.result.per_class_ap50), strict=True)),
-        }
-        if self.referee:
-            metrics["difference_from_pycocotools"] = self.difference
+        names, metrics = self.dataset.class_names, {"images": len(self.detections)}
+        if self.result:
+            metrics |= {f.name: v for f, v in zip(fields(Result), _plain(self.result.stats()), strict=False)}
+            for key in ("per_class", "per_class_ap50"):
+                metrics[key] = dict(zip(names, _plain(getattr(self.result, key)), strict=True))
+        metrics |= {f"difference_from_{name}": self.difference(name) for name in self.referees}
         for points, (per_class, mean) in (self.voc or {}).items():
             metrics[f"voc_{points}"] = _plain([mean])[0]
             metrics[f"voc_{points}_per_class"] = dict(zip(names, _plain(per_class), strict=True))
@@ -110,7 +118,8 @@ class Evaluation:
         """Write detections.json (COCO's results format), metrics.json, table.txt and three pictures to a folder.
 
         The pictures are precision_recall.png, and best.png and worst.png of so many images each: ground truth beside
-        detections.  Raises InputError when the folder cannot be written to or an image cannot be read.
+        detections. Without ground truth there are none.
+        Raises InputError when the folder cannot be written to or an image cannot be read.
         """
         from .draw import draw_precision_recall  # matplotlib is imported only by those who draw
 
@@ -125,6 +134,8 @@ class Evaluation:
         ):
             with replacing(folder / name) as temporary:
                 temporary.write_text(text, encoding="utf-8")
+        if not self.result:
+            return
         draw_precision_recall(self.result, self.dataset.class_names, folder / "precision_recall.png")
         counts = [
             count_mistakes(self.dataset.annotation(i), found, len(self.dataset.class_names))
@@ -204,15 +215,19 @@ def evaluate(
     graph: bool = False,
     progress: Callable[[int, int], None] | None = None,
     world: World | None = None,
+    keep: str | os.PathLike | None = None,
 ) -> Evaluation | None:
     """Detect on every image of a data set, those without objects included, and measure AP.
 
-    protocol: "voc" measures AP as VOC does as well.  referee: have pycocotools measure the same detections, where it is
-    installed.  rounded: measure coordinates and scores to two decimals, as the released code writes them; this ties
-    many scores.  progress: called after each image with (images done, images in all).  world: of several ranks that
-    call together each detects on its share of the images, and the first returns the Evaluation, the others None.
+    protocol: "voc" measures AP as VOC does as well.  referee: have pycocotools, and faster-coco-eval, measure the same
+    detections, where installed.  rounded: measure coordinates and scores to two decimals, as the released code writes
+    them; this ties many scores.  progress: called after each image with (images done, images in all).  world: of
+    several ranks that call together each detects on its share of the images, and the first returns the Evaluation, the
+    others None.  keep: a folder, which all ranks can read and write; what is detected is kept there, and images of
+    which it has detections already are not looked at again, whatever the number of ranks was.
     All others are Predictor's.
-    Raises InputError when the network has other classes than the data set, and for an image that cannot be read.
+    Raises InputError when the network has other classes than the data set, for an image that cannot be read, and where
+    `keep` holds detections of another network, data set or way of using it.
     """
     if protocol not in ("coco", "voc"):
         raise InputError(f"protocol is {protocol!r}, expected 'coco' or 'voc'.")
@@ -238,59 +253,88 @@ def evaluate(
         batch_size=batch_size,
         graph=graph,
     )
-    world, detections = world or World(), []
-    for found in predictor.stream(dataset[i] for i in range(world.rank, len(dataset), world.size)):
-        detections.append(
-            replace(found, labels=label_of[found.labels], class_names=tuple(dataset.class_names), image=None)
-        )
-        if progress:
-            progress(len(detections), len(dataset))
-    if world.size > 1:
-        gathered = world.gather(_packed(detections))
-        if world.rank > 0:
-            return None
-        detections = _dealt_back([_unpacked(data, dataset.class_names) for data in gathered])
+    world, kept, parts = world or World(), None, []
+    if keep is not None:
+        used = {name: value for name, value in options.items() if name != "rounded"}
+        kept = KeptParts(keep, {**_identity(model, dataset), **used}, world)
+        parts = kept.parts(dataset.class_names)
+    known = json.loads(world.share(json.dumps([i for part in parts for i in part.images])))
+    missing = sorted(set(range(len(dataset))) - set(known))
+    own = _detect(predictor, dataset, missing[world.rank :: world.size], label_of, kept, len(missing), progress)
+    gathered = world.gather(own.pack())
+    if world.rank > 0:
+        return None
+    parts += [Part.unpack(data, dataset.class_names) for data in gathered]
+    found = {i: one for part in parts for i, one in zip(part.images, part.detections, strict=True)}
+    detections = [found[i] for i in range(len(dataset))]
+    seconds = sum((part.seconds for part in parts), Counter())
+    options |= {"protocol": protocol, "referee": referee}
+    if not getattr(dataset, "annotated", True):
+        return Evaluation(dataset, detections, None, {}, None, seconds, options)
     truth = [dataset.annotation(i) for i in range(len(dataset))]
     measured = (truth, list(map(_rounded, detections)) if rounded else detections, len(dataset.class_names))
     voc = None
     if protocol == "voc":  # our boxes end at the far edge of their last pixel, VOC's own on the pixel
         voc = {points: voc_average_precision(*measured, points=points, plus_one=False) for points in ("11", "all")}
-    installed = importlib.util.find_spec("pycocotools") is not None
+    referees = installed_referees() if referee else []
     return Evaluation(
         dataset,
         detections,
         average_precision(*measured),
-        coco_evaluate(*measured, rounded=rounded) if referee and installed else None,
+        {name: coco_evaluate(*measured, rounded=rounded, referee=name) for name in referees},
         voc,
-        dict(predictor.seconds),
-        {**options, "protocol": protocol, "referee": referee},
+        seconds,
+        options,
     )
 
 
-def _packed(detections: Sequence[Detections]) -> bytes:
-    """Return the detections of some images as the bytes of an .npz file."""
-    file, empty = io.BytesIO(), [np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64)]
-    columns = zip(empty, *((one.boxes, one.scores, one.labels) for one in detections), strict=True)
-    boxes, scores, labels = map(np.concatenate, columns)
-    names = json.dumps([one.file_name for one in detections])
-    np.savez(file, boxes=boxes, scores=scores, labels=labels, counts=[len(one) for one in detections], names=names)
-    return file.getvalue()
+def _detect(
+    predictor: Predictor,
+    dataset: DataSet,
+    images: Sequence[int],
+    label_of: np.ndarray,
+    kept: KeptParts | None,
+    missing: int,
+    progress: Callable[[int, int], None] | None,
+) -> Part:
+    """Return the detections on the images, by index, of which `kept` gets all, a part at a time.
+
+    missing: images that all ranks together look at, for the progress.
+    """
+    whole, part, last = Part(), Part(), time.monotonic()
+    for i, found in zip(images, predictor.stream(dataset[i] for i in images), strict=True):
+        part.images.append(i)
+        part.detections.append(
+            replace(found, labels=label_of[found.labels], class_names=tuple(dataset.class_names), image=None)
+        )
+        whole.images.append(i)
+        whole.detections.append(part.detections[-1])
+        if progress:
+            progress(len(dataset) - missing + len(whole.images), len(dataset))
+        if kept and (len(whole.images) == len(images) or time.monotonic() - last >= KEEP_SECONDS):
+            part.seconds = predictor.seconds - whole.seconds
+            kept.add(part)
+            whole.seconds += part.seconds
+            part, last = Part(), time.monotonic()
+    whole.seconds = predictor.seconds
+    return whole
 
 
-def _unpacked(data: bytes, class_names: Sequence[str]) -> list[Detections]:
-    with np.load(io.BytesIO(data)) as file:
-        ends = np.cumsum(file["counts"]).astype(int)
-        columns = [np.split(file[name], ends[:-1]) for name in ("boxes", "scores", "labels")]
-        names = json.loads(str(file["names"]))
-    return [
-        Detections(*of_one, tuple(class_names), file_name=name)
-        for *of_one, name in zip(*columns, names, strict=False)  # no names: np.split makes one part even of nothing
-    ]
-
-
-def _dealt_back(of_ranks: Sequence[Sequence[Detections]]) -> list[Detections]:
-    """Return one list of what was dealt out to the ranks in turn."""
-    return [of_ranks[i % len(of_ranks)][i // len(of_ranks)] for i in range(sum(map(len, of_ranks)))]
+def _identity(model: CenterNet, dataset: DataSet) -> dict[str, object]:
+    """Return what tells the detections of a network on a data set from others: digests of its weights and of names."""
+    weights, names = hashlib.sha256(), hashlib.sha256()
+    for key, array in model.state_dict().items():
+        weights.update(key.encode() + np.ascontiguousarray(to_cpu(array)).tobytes())
+    for i in range(len(dataset)):
+        names.update(repr((dataset.annotation(i).image_id, dataset.annotation(i).file_name)).encode())
+    return {
+        "weights": weights.hexdigest(),
+        "precision": model.precision,
+        "images": names.hexdigest(),
+        "classes": list(dataset.class_names),
+        "input_size": list(model.input_size),
+        "pixels": [list(model.pixel_mean), list(model.pixel_std), model.channel_order],
+    }
 
 
 def _rounded(found: Detections) -> Detections:

@@ -212,8 +212,9 @@ class Predictor:
                     batch = np.stack([normalised(canvas, self.model) for canvas in canvases])
                 with memory_explained(self.batch_size, self._halved):
                     decoded = self._in_input(batch)
-                for i, boxes, scores, labels in zip(members, *decoded, strict=True):
-                    found[i].append((apply_to_boxes(views[i].to_image, boxes), scores, labels))
+                with self._timed("merge"):
+                    for i, boxes, scores, labels in zip(members, *decoded, strict=True):
+                        found[i].append((apply_to_boxes(views[i].to_image, boxes), scores, labels))
         with self._timed("merge"):
             return [self._merge(*map(np.concatenate, zip(*parts, strict=True))) for parts in found]
 

@@ -33,7 +33,7 @@ class Seer(Module):
     """
 
     task = detection
-    pixel_mean, pixel_std, channel_order = (0, 0, 0), (1, 1, 1), "RGB"
+    pixel_mean, pixel_std, channel_order, precision = (0, 0, 0), (1, 1, 1), "RGB", "float32"
 
     def __init__(self, input_size=(128, 128), class_names=CLASSES, stride=16):
         self.weight = Parameter(np.zeros(1, np.float32))

@@ -18,7 +18,7 @@ from PIL import Image
 from pth_files import checkpoint
 from tiny_tutorial import TUTORIAL
 
-from minicenternet import CenterNet, __version__, cli, course, doctor
+from minicenternet import CenterNet, __version__, cli, course, doctor, evaluate
 from minicenternet.data import Shapes
 from minicenternet.data.voc import CLASSES as VOC_CLASSES
 from minicenternet.errors import InputError
@@ -112,6 +112,29 @@ def test_from_training_to_detections(run, tmp_path):
 
     code, said, _ = run("train", "--data", "cats.json", "--images", "photos", "--size", 32, "--epochs", 1, *TINY[-2:])
     assert code == 0 and "no validation data" in said and (tmp_path / "runs/cats-1/best.safetensors").is_file()
+
+
+def test_test_images_are_detected_on_and_a_stopped_evaluation_goes_on(run, tmp_path, weights, monkeypatch):
+    for i in range(3):
+        write_photo(tmp_path / f"{i}.png")
+    images = [{"id": 10 + i, "file_name": f"{i}.png", "width": 50, "height": 40} for i in range(3)]
+    categories = [{"id": i + 1, "name": name} for i, name in enumerate(SHAPES)]
+    (tmp_path / "image_info_test-dev2017.json").write_text(json.dumps({"images": images, "categories": categories}))
+    command = ("evaluate", "--data", "image_info_test-dev2017.json", "--weights", weights, "--output", "sent")
+    command += ("--batch-size", 1)
+    monkeypatch.setattr(evaluate, "KEEP_SECONDS", 0)
+    (tmp_path / "2.png").rename(tmp_path / "away.png")
+    (tmp_path / "2.png").write_bytes(b"")
+    assert_refused(run(*command), "2.png")
+    assert len(os.listdir("sent/unfinished")) == 3  # two images, and of what they are
+    assert_refused(run(*command, "--flip"), "sent/unfinished keeps detections of another evaluation", "flip differ")
+    (tmp_path / "away.png").replace(tmp_path / "2.png")
+    code, said, _ = run(*command)
+    assert code == 0 and "no annotations" in said and "3 images" in said
+    assert sorted(os.listdir("sent")) == ["detections.json", "metrics.json", "table.txt"]
+    records = json.loads((tmp_path / "sent/detections.json").read_text())
+    assert len(records) == 300 and {record["image_id"] for record in records} == {10, 11, 12}
+    assert_refused(run("train", "--data", "image_info_test-dev2017.json"), "no list called annotations")
 
 
 def test_pictures_of_images_with_one_name_are_kept_apart(run, tmp_path, weights):

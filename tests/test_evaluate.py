@@ -1,18 +1,31 @@
 """AP of a network that is right, and of one that is not, with every image counted."""
 
+import importlib.util
 import json
+import math
+import os
+import signal
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from ranks import in_ranks
 from seer import CLASSES, Painted, Seer
 
+import minicenternet
+from minicenternet import CenterNet
 from minicenternet import evaluate as module
+from minicenternet.data import open_dataset
 from minicenternet.data.coco import Coco
+from minicenternet.data.transforms import apply_to_boxes, warp
 from minicenternet.errors import InputError
 from minicenternet.evaluate import count_mistakes, evaluate
-from minicenternet.predict import Detections
+from minicenternet.ops import sigmoid
+from minicenternet.predict import Detections, normalised, run, view
 
 OBJECTS = [
     {0: ((10, 22, 53, 61), 0.9), 1: ((70, 9, 117, 30), 0.8)},
@@ -152,7 +165,7 @@ def test_rounding_ties_scores(tmp_path):
     assert evaluate(Seer(), data).result.ap == pytest.approx(0.5, abs=1e-3)
     rounded = evaluate(Seer(), data, rounded=True, referee=True, protocol="voc")
     assert rounded.result.ap == pytest.approx(1, abs=1e-3) and rounded.voc["all"][1] == pytest.approx(1, abs=1e-3)
-    assert rounded.referee is None or rounded.difference < 1e-6
+    assert all(rounded.difference(name) < 1e-6 for name in rounded.referees)
     rounded.save(tmp_path, pictures=1)
     best = json.loads((tmp_path / "detections.json").read_text())[0]
     assert best["score"] == 0.5 and best["bbox"] == [round(x, 2) for x in best["bbox"]]
@@ -181,16 +194,16 @@ def test_referee():
     pytest.importorskip("pycocotools")
     evaluation = evaluate(Seer(), Missing(OBJECTS, [*OBJECTS[:3], OBJECTS[0]]), referee=True)
     assert 0 < evaluation.result.ap < 1
-    assert evaluation.difference < 1e-6
+    assert evaluation.difference("pycocotools") < 1e-6
     assert "pycocotools agrees: the largest difference is" in evaluation.text()
-    wrong = replace(evaluation, referee=replace(evaluation.referee, ar_10=0.123))
-    assert "pycocotools DISAGREES" in wrong.text()
+    wrong = replace(evaluation, referees={"pycocotools": replace(evaluation.referees["pycocotools"], ar_10=0.123)})
+    assert "pycocotools DISAGREES" in wrong.text() and wrong.metrics()["difference_from_pycocotools"] > 0.1
 
 
 def test_without_referee(monkeypatch):
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     evaluation = evaluate(Seer(), Painted(OBJECTS), referee=True)
-    assert evaluation.referee is None
+    assert not evaluation.referees
     assert "pycocotools is not installed" in evaluation.text()
     assert "pycocotools" not in evaluate(Seer(), Painted(OBJECTS)).text()
 
@@ -246,3 +259,197 @@ def test_best_and_worst_are_told_apart(monkeypatch, tmp_path):
     monkeypatch.setattr(module.Evaluation, "draw", lambda self, path, images: pages.update({path.name: list(images)}))
     evaluation.save(tmp_path, pictures=2)
     assert pages["best.png"] == [0, 2] and sorted(pages["worst.png"]) == [3, 4]
+
+
+def test_the_faster_referee():
+    pytest.importorskip("pycocotools")
+    pytest.importorskip("faster_coco_eval")
+    evaluation = evaluate(Seer(), Missing(OBJECTS, [*OBJECTS[:3], OBJECTS[0]]), referee=True)
+    assert list(evaluation.referees) == ["pycocotools", "faster-coco-eval"]
+    assert evaluation.difference("faster-coco-eval") < 1e-6
+    assert "faster-coco-eval agrees" in evaluation.text()
+
+
+# ---- at full size: images without annotations, killed and gone on with, shared out -----------------------------------
+
+
+def assert_same_detections(ours, theirs):
+    assert len(ours) == len(theirs)
+    for one, other in zip(ours, theirs, strict=True):
+        for name in ("boxes", "scores", "labels"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+
+
+def test_images_without_annotations_are_detected_on(tmp_path):
+    coco_folder(tmp_path)
+    content = json.loads((tmp_path / "truth.json").read_text())
+    with_truth = evaluate(Seer(), Coco(tmp_path / "truth.json"))
+    del content["annotations"]
+    (tmp_path / "image_info_test-dev2017.json").write_text(json.dumps(content))
+    data = Coco(tmp_path / "image_info_test-dev2017.json", unannotated=True)
+    evaluation = evaluate(Seer(), data, referee=True, protocol="voc")
+    assert evaluation.result is None and evaluation.voc is None and not evaluation.referees
+    assert_same_detections(evaluation.detections, with_truth.detections)
+    assert "no annotations" in evaluation.text() and "milliseconds for each: load" in evaluation.text()
+    evaluation.save(tmp_path / "results")
+    assert sorted(os.listdir(tmp_path / "results")) == ["detections.json", "metrics.json", "table.txt"]
+    records = json.loads((tmp_path / "results/detections.json").read_text())
+    assert {record["image_id"] for record in records if record["score"] > 0.1} == {1000, 1002, 1003}
+    assert json.loads((tmp_path / "results/metrics.json").read_text())["images"] == 4
+
+
+class Counting(Painted):
+    """Notes which images are read, and ends the program at one of them."""
+
+    def __init__(self, objects, fatal=None):
+        super().__init__(objects)
+        self.fatal, self.read = fatal, []
+
+    def __getitem__(self, i):
+        if i == self.fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.read.append(i)
+        return super().__getitem__(i)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="SIGKILL is Unix's")
+def test_a_killed_evaluation_goes_on(tmp_path):
+    program = f"""
+from seer import Seer
+from test_evaluate import OBJECTS, Counting, module
+module.KEEP_SECONDS = 0
+module.evaluate(Seer(), Counting(2 * OBJECTS, fatal=5), keep={str(tmp_path / "kept")!r}, flip=True, batch_size=2)
+"""
+    paths = [str(Path(__file__).parent), str(Path(minicenternet.__file__).parents[1])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    killed = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+
+    data, calls = Counting(2 * OBJECTS), []
+    options = {"flip": True, "keep": tmp_path / "kept", "progress": lambda *numbers: calls.append(numbers)}
+    evaluation = evaluate(Seer(), data, **options)
+    assert sorted(data.read) == [4, 5, 6, 7] and calls == [(5, 8), (6, 8), (7, 8), (8, 8)]
+    whole = evaluate(Seer(), Painted(2 * OBJECTS), flip=True)
+    assert_same_detections(evaluation.detections, whole.detections)
+    assert evaluation.result.stats() == pytest.approx(whole.result.stats(), nan_ok=True)
+
+    again = Counting(2 * OBJECTS)  # finished: nothing is left to look at, and the seconds are those of then
+    finished = evaluate(Seer(), again, **options, protocol="voc", rounded=True)
+    assert again.read == [] and finished.seconds["network"] == pytest.approx(evaluation.seconds["network"])
+    with pytest.raises(InputError, match="another evaluation.*: flip differ"):
+        evaluate(Seer(), again, **options | {"flip": False})
+    with pytest.raises(InputError, match="another evaluation.*: images differ"):
+        evaluate(Seer(), Painted(OBJECTS), **options)
+    other = Seer()
+    other.weight.data[0] = 1
+    with pytest.raises(InputError, match="another evaluation.*: weights differ"):
+        evaluate(other, again, **options)
+
+
+def test_another_number_of_ranks_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "KEEP_SECONDS", 0)
+    objects, read = [*OBJECTS, *OBJECTS[::-1], OBJECTS[0]], []
+
+    class Stopping(Painted):
+        fatal = set()
+
+        def __getitem__(self, i):
+            if i in self.fatal:
+                raise InputError("stopped")
+            read.append(i)
+            return super().__getitem__(i)
+
+    def part(world):
+        return evaluate(Seer(), data, keep=tmp_path, world=world, batch_size=1)
+
+    data = Stopping(objects)
+    for ranks, fatal in ((3, {3, 7}), (2, {6, 7})):
+        data.fatal = fatal
+        with pytest.raises(InputError, match="stopped"):
+            in_ranks(ranks, part)
+    data.fatal = set()
+    (evaluation,) = in_ranks(1, part)
+    assert sorted(read) == list(range(9))  # none twice
+    assert_same_detections(evaluation.detections, evaluate(Seer(), Painted(objects)).detections)
+
+
+def test_ranks_share_the_images_and_add_their_seconds():
+    data = [Counting(OBJECTS + OBJECTS[:1]) for _ in range(3)]
+    first, *others = in_ranks(3, lambda world: evaluate(Seer(), data[world.rank], world=world))
+    assert others == [None, None] and [one.read for one in data] == [[0, 3], [1, 4], [2]]
+    assert_same_detections(first.detections, evaluate(Seer(), data[0]).detections)
+    assert set(first.seconds) == {"load", "prepare", "network", "decode", "merge"}
+    assert "5 images" in first.text()
+
+
+# ---- several scales and the mirror image, composed by hand -----------------------------------------------------------
+
+
+def soft_nms_by_loops(boxes, scores, labels, floor=0.001):
+    """Gaussian soft-NMS, sigma 0.5, of one class at a time, with overlaps in whole pixels (released code)."""
+    left, kept = {i: float(score) for i, score in enumerate(scores)}, []
+    corners = boxes.astype(float)
+    while left:
+        best = max(left, key=lambda i: (left[i], -i))
+        score = left.pop(best)
+        if score < floor:
+            break
+        kept.append((best, score))
+        for i in left:
+            if labels[i] == labels[best]:
+                low, high = np.maximum(corners[i, :2], corners[best, :2]), np.minimum(corners[i, 2:], corners[best, 2:])
+                common = max(high[0] - low[0] + 1, 0) * max(high[1] - low[1] + 1, 0)
+                areas = [(corners[j, 2] - corners[j, 0] + 1) * (corners[j, 3] - corners[j, 1] + 1) for j in (i, best)]
+                left[i] *= math.exp(-((common / (sum(areas) - common)) ** 2) / 0.5)
+    indices, values = zip(*kept, strict=True)
+    return np.array(indices), np.array(values)
+
+
+def detect_by_hand(model, image, scales, resolution, k):
+    """One image at each scale and its mirror image, each alone through the network; then soft-NMS of all."""
+    found = []
+    for scale in scales:
+        seen = view(*image.shape[:2], model.input_size, scale, None if resolution == "fixed" else 31)
+        pixels = normalised(warp(image, seen.to_input, seen.size), model)[None]
+        own, mirrored = run(model, pixels), run(model, np.ascontiguousarray(pixels[:, :, ::-1]))
+        p = [sigmoid.raw(maps["hm"].data.astype(float))[0] for maps in (own, mirrored)]
+        p = (p[0] + p[1][:, :, ::-1]) / 2
+        size = (own["wh"].data + mirrored["wh"].data[:, :, ::-1]) / 2
+        maps = {"hm": np.log(p / (1 - p)), "wh": size, "reg": own["reg"].data}
+        maps = {name: minicenternet.autograd.Tensor(values.astype(np.float32)) for name, values in maps.items()}
+        boxes, scores, labels = (array[0] for array in model.task.decode(maps, k))
+        found.append((apply_to_boxes(seen.to_image, boxes), scores, labels))
+    boxes, scores, labels = map(np.concatenate, zip(*found, strict=True))
+    kept, new = soft_nms_by_loops(boxes, scores, labels)
+    assert len(kept) and np.abs(new - scores[kept]).max() > 0.01, "nothing was suppressed: nothing is tested"
+    return boxes[kept][:k], new[:k], labels[kept][:k]
+
+
+@pytest.mark.parametrize("resolution", ["fixed", "keep"])
+def test_several_scales_of_photographs_are_single_ones_composed_by_hand(shared_data, resolution):
+    data = open_dataset(shared_data / "coco-open", split="val")
+    rng, scales, k = np.random.default_rng(0), (0.5, 1, 1.25), 30
+    model = CenterNet("small", class_names=data.class_names, input_size=(128, 128))
+    for name, spread, middle in (("hm", 0.2, -1), ("wh", 1.0, 8), ("reg", 0.3, 0.5)):
+        last = model.heads[name][2]
+        last.weight.data = (spread * rng.standard_normal(last.weight.shape)).astype(np.float32)
+        last.bias.data[:] = middle
+
+    class Few:
+        class_names, category_ids = data.class_names, data.category_ids
+
+        def __len__(self):
+            return 3
+
+        def annotation(self, i):
+            return data.annotation(5 * i)
+
+        def __getitem__(self, i):
+            return data[5 * i]
+
+    evaluation = evaluate(model, Few(), flip=True, scales=scales, resolution=resolution, k=k)
+    for i, found in enumerate(evaluation.detections):
+        boxes, scores, labels = detect_by_hand(model, Few()[i].image, scales, resolution, k)
+        np.testing.assert_allclose(found.scores, scores, atol=1e-5)
+        np.testing.assert_allclose(found.boxes, boxes, atol=1e-2)
+        np.testing.assert_array_equal(found.labels, labels)

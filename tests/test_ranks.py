@@ -1,5 +1,6 @@
-"""Training in several ranks of real MPI, from the command line, and what happens when one of them dies."""
+"""Training and evaluation in several ranks of real MPI, from the command line, and what happens when one dies."""
 
+import json
 import os
 import signal
 import subprocess
@@ -9,9 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from ranks import mpirun
 
 import minicenternet
+from minicenternet import CenterNet
+from minicenternet.data import Coco
+from minicenternet.evaluate import evaluate
+from minicenternet.metrics import to_coco_results
 from minicenternet.nn.weights import load_weights
 
 COMMAND = ("-m", "minicenternet", "train")
@@ -116,3 +122,28 @@ def test_an_error_of_one_rank_is_told_once_by_name(tmp_path):
     assert process.returncode != 0
     assert "of 2 (" in complaints and "--batch-size is 13" in complaints and "multiple of the 2 ranks" in complaints
     assert "Traceback" not in complaints
+
+
+def test_two_ranks_detect_as_one_process_does(tmp_path):
+    """On images without annotations, for which no pictures are drawn."""
+    model, images = CenterNet("small", class_names=["a", "b"], input_size=(64, 64)), []
+    model.save(tmp_path / "network.safetensors")
+    for i in range(5):
+        pixels = np.random.default_rng(i).integers(0, 256, (40, 50, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+        images.append({"id": 70 + i, "file_name": f"{i}.png", "width": 50, "height": 40})
+    categories = [{"id": 3, "name": "b"}, {"id": 5, "name": "a"}]
+    (tmp_path / "test.json").write_text(json.dumps({"images": images, "categories": categories}))
+    process = mpirun(
+        2, "-m", "minicenternet", "evaluate", "--weights", str(tmp_path / "network.safetensors"), "--batch-size", "1",
+        "--data", str(tmp_path / "test.json"), "--device", "cpu", "--output", str(tmp_path / "two"),
+        environment=ENVIRONMENT,
+    )  # fmt: skip
+    printed, complaints = process.communicate(timeout=120)
+    assert process.returncode == 0, complaints
+    data = Coco(tmp_path / "test.json", unannotated=True)
+    detections = evaluate(model.fold(), data, batch_size=1).detections
+    expected = to_coco_results(detections, data.image_ids, data.category_ids)
+    assert json.loads((tmp_path / "two" / "detections.json").read_text()) == expected and len(expected) == 500
+    assert printed.count("5 images, milliseconds for each") == 1  # one rank speaks
+    assert not (tmp_path / "two" / "unfinished").exists()

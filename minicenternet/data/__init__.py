@@ -28,6 +28,7 @@ def open_dataset(
     length: int = 1000,
     seed: int = 0,
     problems: Problems | None = None,
+    unannotated: bool = False,
 ) -> Shapes | Coco | Voc | None:
     """Open one split of a data set, or return None where there is no `val` split.
 
@@ -38,6 +39,7 @@ def open_dataset(
                of shapes is a series of its own
     size, length, seed       for shapes only: see Shapes
     image_folder, problems   for COCO and for COCO and VOC: see Coco and Voc
+    unannotated              for COCO: see Coco; in a folder, image_info_<split>*.json stands in for instances_
 
     Raises InputError when nothing is found at source, or something else, and whatever the data set raises.
     """
@@ -49,13 +51,13 @@ def open_dataset(
         own = np.random.SeedSequence((seed, *split.encode())).generate_state(1)[0]
         return Shapes(length, size, seed if split == "train" else int(own))
     if path.suffix == ".json":
-        return _open_json(path, split, image_folder, problems)
+        return _open_json(path, split, image_folder, problems, unannotated)
     if year_folders(path):
         if image_folder is not None:
             raise InputError(f"{path} is in VOC's form, whose images are in JPEGImages: leave the image folder out.")
         return None if split == "val" and "val" not in splits(path) else Voc(path, split, problems=problems)
     if path.is_dir() and "annotations" in os.listdir(path):
-        return _open_coco_root(path, split, image_folder, problems)
+        return _open_coco_root(path, split, image_folder, problems, unannotated)
     if path.is_dir():
         inside = sorted(os.listdir(path))
         found = f"a folder that holds {', '.join(inside[:8]) or 'nothing'}{', ...' if len(inside) > 8 else ''}"
@@ -68,16 +70,16 @@ def open_dataset(
 
 
 def _open_json(
-    path: Path, split: str, image_folder: str | os.PathLike | None, problems: Problems | None
+    path: Path, split: str, image_folder: str | os.PathLike | None, problems: Problems | None, unannotated: bool
 ) -> Coco | None:
     if split == "train" or re.search(rf"(?<![a-z]){re.escape(split)}", path.name):
-        return Coco(path, image_folder, problems)
+        return Coco(path, image_folder, problems, unannotated)
     sibling = _beside(path, split)
     if sibling != path and sibling.is_file():
         if image_folder is not None:  # train2017 -> val2017 where there is such a folder, else one folder for both
             own = _beside(Path(image_folder), split)
             image_folder = own if own.is_dir() else image_folder
-        return Coco(sibling, image_folder, problems)
+        return Coco(sibling, image_folder, problems, unannotated)
     if split == "val":
         return None
     raise InputError(f"no {split} split beside {path}: expected {sibling.name} there, or name the file itself.")
@@ -88,12 +90,14 @@ def _beside(path: Path, split: str) -> Path:
 
 
 def _open_coco_root(
-    path: Path, split: str, image_folder: str | os.PathLike | None, problems: Problems | None
+    path: Path, split: str, image_folder: str | os.PathLike | None, problems: Problems | None, unannotated: bool
 ) -> Coco | None:
     annotations = path / "annotations"
     found = sorted(annotations.glob(f"instances_{split}*.json"))
+    if not found and unannotated:
+        found = sorted(annotations.glob(f"image_info_{split}*.json"))
     if len(found) == 1:
-        return Coco(found[0], image_folder, problems)
+        return Coco(found[0], image_folder, problems, unannotated)
     if found:
         raise InputError(f"{annotations} holds {', '.join(file.name for file in found)}: name the file that you mean.")
     if split == "val" and any(annotations.glob("instances_train*.json")):

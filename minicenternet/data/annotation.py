@@ -75,8 +75,10 @@ class ImageFiles:
     """Base of Coco and Voc: images are read when asked for, all annotations stay in flat arrays.
 
     Flat arrays keep 118,287 images small in memory and quick to send to worker processes.
-    `dropped` counts the boxes of no area, which were left out.
+    `dropped` counts the boxes of no area, which were left out. `annotated` is False where the objects are not known.
     """
+
+    annotated = True
 
     def __init__(
         self,

@@ -8,7 +8,8 @@
 `difficult`, a key of ours beside iscrowd, is VOC's mark of an object that is hard to recognise.
 
 Labels follow the category ids in rising order. Images without annotations stay. Crowd regions stay, flagged. Boxes of
-no area, of which COCO itself has two, are left out and counted in `dropped`.
+no area, of which COCO itself has two, are left out and counted in `dropped`. COCO's lists of test images
+(image_info_test-dev2017.json) have no "annotations": they can be detected on, but neither trained on nor measured.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class Coco(ImageFiles):
                    (annotations/instances_train2017.json: train2017/ beside annotations/), images/ beside the
                    JSON file, the JSON file's own folder, the folder above it
     problems       mistakes are noted here and their records left out; without it the first one raises InputError
+    unannotated    take a list of test images, too; `annotated` is then False
 
     Raises InputError when the file is not JSON or not COCO, lists no images, or no image folder is found; and without
     `problems` for an annotation of an unknown image or category, a box with a NaN, infinite or negative size, an id
@@ -48,16 +50,18 @@ class Coco(ImageFiles):
         json_path: str | os.PathLike,
         image_folder: str | os.PathLike | None = None,
         problems: Problems | None = None,
+        unannotated: bool = False,
     ):
         path = Path(json_path)
         problems = problems or Problems(refuse=True)
-        content = read_json(path)
+        content = read_json(path, unannotated)
+        self.annotated = "annotations" in content
         class_names, category_ids, label_of = _categories(content["categories"], path, problems)
         images, index_of = _images(content["images"], path, problems)
         folder = _image_folder(path, image_folder, images["file_names"])
         for name in missing_files(folder, images["file_names"]):
             problems.add("missing image", f"{path}: there is no {folder / name}")
-        boxes = _boxes(content["annotations"], index_of, label_of, path, problems)
+        boxes = _boxes(content.get("annotations", []), index_of, label_of, path, problems)
         super().__init__(folder=folder, class_names=class_names, category_ids=category_ids, **images, **boxes)
 
 
@@ -69,8 +73,11 @@ def _parse(text: bytes) -> object:
         return json.loads(text)  # an odd outline, or a mistake, whose place in the file is then reported
 
 
-def read_json(path: Path) -> dict:
-    """Return what a COCO-format file holds, most outlines replaced by 0.  Raises InputError when it is none."""
+def read_json(path: Path, unannotated: bool = False) -> dict:
+    """Return what a COCO-format file holds, most outlines replaced by 0.  Raises InputError when it is none.
+
+    unannotated: a list of test images will do.
+    """
     if not path.is_file():
         raise InputError(f"no annotation file at {path}. Check the name and the folder.")
     try:
@@ -85,7 +92,13 @@ def read_json(path: Path) -> dict:
             "images, annotations and categories. (A list is what detections look like, not ground truth.)"
         )
     absent = [key for key in ("images", "annotations", "categories") if not isinstance(content.get(key), list)]
-    if absent:
+    if absent == ["annotations"] and "annotations" not in content:
+        if not unannotated:
+            raise InputError(
+                f"{path} has images and categories, but no list called annotations, as COCO's lists of test images "
+                "have none: `minicenternet evaluate` can detect on them; name another file to train on or to check."
+            )
+    elif absent:
         raise InputError(
             f"{path} is not a COCO annotation file: it has no list called {' or '.join(absent)}; "
             f"its keys are {', '.join(map(repr, content)) or 'none'}."
@@ -151,7 +164,8 @@ def _image_folder(path: Path, image_folder: str | os.PathLike | None, names: lis
         if not Path(image_folder).is_dir():
             raise InputError(f"no image folder at {image_folder}. Name the folder that holds the images of {path}.")
         return Path(image_folder)
-    split = path.stem.rsplit("_", 1)[-1]  # instances_train2017 -> train2017
+    # instances_train2017 -> train2017, image_info_test-dev2017 -> test2017
+    split = path.stem.rsplit("_", 1)[-1].replace("-dev", "")
     candidates = [path.parent.parent / split, path.parent / "images", path.parent, path.parent.parent]
     for folder in candidates:
         if folder.is_dir() and len(missing_files(folder, names)) < len(names):

@@ -1,10 +1,13 @@
-"""The referee: the same figures from pycocotools, and the records of COCO's JSON files."""
+"""The referees: the same figures from pycocotools and faster-coco-eval, and the records of COCO's JSON files."""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import io
 from collections.abc import Sequence
 from contextlib import redirect_stdout
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,20 +17,49 @@ from .average_precision import ALL, IOU_50, Result, flatten
 IGNORED_AREA = 1e11  # square pixels, beyond the largest range
 
 
-def coco_evaluate(ground_truth: Sequence, detections: Sequence, num_classes: int, *, rounded: bool = False) -> Result:
-    """AP and AR of a data set as pycocotools computes them.
+class Referee(NamedTuple):
+    """A package that measures as pycocotools does: the modules and the name of its evaluation, what pip calls it."""
+
+    files: str
+    evaluation: str
+    class_name: str
+    requirement: str
+
+
+REFEREES = {
+    "pycocotools": Referee("pycocotools.coco", "pycocotools.cocoeval", "COCOeval", "pycocotools>=2.0.8"),
+    "faster-coco-eval": Referee("faster_coco_eval", "faster_coco_eval", "COCOeval_faster", "faster-coco-eval>=1.8"),
+}
+
+
+def installed_referees() -> list[str]:
+    """Return those of REFEREES that are installed."""
+    packages = {name: referee.files.split(".")[0] for name, referee in REFEREES.items()}
+    return [name for name, package in packages.items() if importlib.util.find_spec(package) is not None]
+
+
+def coco_evaluate(
+    ground_truth: Sequence,
+    detections: Sequence,
+    num_classes: int,
+    *,
+    rounded: bool = False,
+    referee: str = "pycocotools",
+) -> Result:
+    """AP and AR of a data set as pycocotools computes them, or faster-coco-eval, which does so in C++.
 
     Arguments, result and errors are those of average_precision.
-    rounded: score the detections as to_coco_results(rounded=True) writes them.
-    Raises InputError when pycocotools is not installed.
+    rounded: score the detections as to_coco_results(rounded=True) writes them.  referee: one of REFEREES.
+    Raises InputError when the referee is not installed.
     """
+    package = REFEREES[referee]
     try:
-        from pycocotools.coco import COCO
-        from pycocotools.cocoeval import COCOeval
+        COCO = importlib.import_module(package.files).COCO
+        COCOeval = getattr(importlib.import_module(package.evaluation), package.class_name)
     except ImportError as error:
         raise InputError(
-            "pycocotools is not installed, so the referee's AP cannot be had; "
-            "run: python -m pip install 'pycocotools>=2.0.8'"
+            f"{referee} is not installed, so the referee's AP cannot be had; "
+            f"run: python -m pip install '{package.requirement}'"
         ) from error
     flatten(ground_truth, detections, num_classes)  # for its checks
     image_ids, category_ids = range(1, len(ground_truth) + 1), range(1, num_classes + 1)
@@ -52,7 +84,7 @@ def coco_evaluate(ground_truth: Sequence, detections: Sequence, num_classes: int
     curves = evaluation.eval["precision"][..., ALL, -1].transpose(2, 0, 1)  # (C, T, 101)
     curves = np.where(curves < 0, np.nan, curves)
     return Result(
-        *evaluation.stats.tolist(),
+        *evaluation.stats[:12].tolist(),  # faster-coco-eval adds figures of its own
         per_class=curves.mean(axis=(1, 2)),
         per_class_ap50=curves[:, IOU_50].mean(axis=1),
         precision=curves[:, IOU_50],

@@ -319,3 +319,27 @@ def test_open_dataset_refuses_what_is_no_data_set(tmp_path, layout):
 def test_every_data_set_has_the_same_members():
     for kind in (Coco, Voc, Shapes):
         assert all(hasattr(kind, member) for member in ("__len__", "__getitem__", "annotation"))
+
+
+def test_a_list_of_test_images_is_taken_where_it_is_asked_for(write, tmp_path):
+    listed = {key: value for key, value in content().items() if key != "annotations"}
+    path = write(listed, "annotations/image_info_test-dev2017.json", images=())
+    (tmp_path / "test2017").mkdir()
+    for name, size in (("a.jpg", (40, 30)), ("b.jpg", (20, 20))):
+        Image.new("RGB", size).save(tmp_path / "test2017" / name)
+    for dataset in (
+        Coco(path, unannotated=True),
+        open_dataset(path, unannotated=True),
+        open_dataset(tmp_path, split="test-dev", unannotated=True),
+    ):
+        assert not dataset.annotated and dataset.folder == tmp_path / "test2017" and len(dataset) == 2
+        assert dataset[0].image.shape == (30, 40, 3) and len(dataset.annotation(0).boxes) == 0
+        assert dataset.class_names == ("cat", "dog")
+    for refused in (lambda: Coco(path), lambda: open_dataset(path)):
+        with pytest.raises(InputError, match="no list called annotations.*`minicenternet evaluate` can detect on them"):
+            refused()
+    with pytest.raises(InputError, match=r"holds no instances_test-dev\*.json"):
+        open_dataset(tmp_path, split="test-dev")
+    with pytest.raises(InputError, match="no list called annotations"):  # there, but of no use: a mistake
+        Coco(write({**listed, "annotations": None}), unannotated=True)
+    assert Coco(write(content()), unannotated=True).annotated

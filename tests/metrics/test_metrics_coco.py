@@ -88,3 +88,25 @@ def test_bad_input():
     pytest.importorskip("pycocotools")
     with pytest.raises(InputError, match="1 among the labels is not a class from 0 to 0"):
         coco_evaluate(TRUTH, FOUND, 1)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_faster_referee_measures_the_same(seed, capsys):
+    pytest.importorskip("pycocotools")
+    pytest.importorskip("faster_coco_eval")
+    truth, detections = crowded(images=8, per_image=120, seed=seed)
+    ours, slow = average_precision(truth, detections, 3), coco_evaluate(truth, detections, 3)
+    fast = coco_evaluate(truth, detections, 3, referee="faster-coco-eval")
+    for other in (ours, slow):
+        np.testing.assert_allclose(fast.stats(), other.stats(), rtol=0, atol=1e-6)
+        for name in ("per_class", "per_class_ap50", "precision"):
+            np.testing.assert_allclose(getattr(fast, name), getattr(other, name), rtol=0, atol=1e-6)
+    nothing = coco_evaluate(truth, [found()] * 8, 3, referee="faster-coco-eval")
+    np.testing.assert_array_equal(nothing.stats(), coco_evaluate(truth, [found()] * 8, 3).stats())
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_faster_referee_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+    with pytest.raises(InputError, match="faster-coco-eval is not installed.*pip install 'faster-coco-eval"):
+        coco_evaluate(TRUTH, FOUND, 2, referee="faster-coco-eval")
