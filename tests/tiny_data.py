@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -59,3 +59,33 @@ def threads_of_blas(sample, rng):
     from threadpoolctl import threadpool_info
 
     return {"threads": np.int64(max(library["num_threads"] for library in threadpool_info()))}
+
+
+@dataclass
+class Numbers(TinyData):
+    """Tiny data with an array of an odd number of bytes, one of none, and one that is not contiguous."""
+
+    bytes_: np.ndarray = field(default_factory=lambda: np.arange(101, dtype=np.uint8))
+    nothing: np.ndarray = field(default_factory=lambda: np.zeros((0, 4)))
+    columns: np.ndarray = field(default_factory=lambda: np.arange(60.0).reshape(6, 10)[:, ::3])
+
+    def __getitem__(self, i):
+        sample = super().__getitem__(i)
+        value = int(self.bytes_[100 - i]) + int(self.columns[i % 6, 1]) + len(self.nothing)
+        return replace(sample, image=np.full_like(sample.image, value))
+
+
+@dataclass
+class Boxed(TinyData):
+    """Tiny data with boxes."""
+
+    boxes: np.ndarray = field(default_factory=lambda: np.ones((9, 4), np.float32))
+
+    def annotation(self, i):
+        return replace(super().annotation(i), boxes=self.boxes)
+
+
+def writes(sample, rng):
+    """An example that writes to its annotation, which is a mistake."""
+    sample.annotation.boxes[:] = 0
+    return {"image": sample.image}
