@@ -12,12 +12,13 @@ time the smaller it is: of each block of 8 x 8 pixels the decoder then makes 4 x
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from ..errors import InputError
 
@@ -50,7 +51,7 @@ def read_reduced(
     if not path.is_file():
         raise InputError(f"no image file at {path}. Check the name and the folder.")
     try:
-        with Image.open(path) as stored:
+        with Image.open(io.BytesIO(path.read_bytes())) as stored:
             times = _reduce(stored, zoom) if stored.size == size else 1
             stored.load()
             image = ImageOps.exif_transpose(stored)
@@ -61,6 +62,11 @@ def read_reduced(
         raise InputError(f"cannot use the image {path}: {error}") from error
     except Image.DecompressionBombError as error:
         raise InputError(f"cannot use the image {path}: {error}. Make it smaller, or leave it out.") from error
+    except UnidentifiedImageError as error:
+        raise InputError(
+            f"cannot read {path} as an image: it is damaged or not an image of a known kind. "
+            "Get the file again, or leave it out."
+        ) from error
     except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything
         raise InputError(
             f"cannot read {path} as an image: it is truncated, damaged or not an image ({error}). "

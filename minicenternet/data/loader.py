@@ -90,12 +90,12 @@ class Loader:
         self.workers, self.prefetch = workers, prefetch
         self.skipped: list[str] = []
         skip = on_bad_image == "skip"
-        self._batches = _Batches(dataset, example, batch_size, seed, shuffle, drop_last, skip, rank, ranks)
+        self.batches = _Batches(dataset, example, batch_size, seed, shuffle, drop_last, skip, rank, ranks)
         self._pool: _Pool | None = None
 
     def __len__(self) -> int:
         """Batches in an epoch."""
-        return len(self._batches)
+        return len(self.batches)
 
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[dict[str, np.ndarray]]:
         """The batches of one epoch, from `start_batch` on; the loop over them may be left at any time."""
@@ -109,15 +109,15 @@ class Loader:
                 if message not in self.skipped:
                     self.skipped.append(message)
                     warnings.warn(f"skipped: {message}", stacklevel=2)
-            rows = len(self._batches.indices(epoch, batch))
-            yield {key: array[:rows] for key, array in self._batches.arrays(buffer).items()}
+            rows = len(self.batches.indices(epoch, batch))
+            yield {key: array[:rows] for key, array in self.batches.arrays(buffer).items()}
 
     def _prepare(self, epoch: int, batch: int) -> tuple[np.ndarray, list[str] | Exception]:
         if not self.workers:
-            buffer = np.empty(self._batches.nbytes, np.uint8)
-            return buffer, self._batches.fill(buffer, epoch, batch)
+            buffer = np.empty(self.batches.nbytes, np.uint8)
+            return buffer, self.batches.fill(buffer, epoch, batch)
         if self._pool is None:
-            self._pool = _Pool(self._batches, self.workers, self.prefetch)
+            self._pool = _Pool(self.batches, self.workers, self.prefetch)
         try:
             return self._pool.get(epoch, batch)
         except BaseException:  # of Ctrl-C too: it may come between a request and its reply
@@ -181,8 +181,7 @@ class _Batches:
                     f"the example of {name} has {_described(shapes)}, unlike the first one, which has "
                     f"{_described(self.layout)}; examples must have the same shapes to be stacked"
                 )
-            for key, array in arrays.items():
-                array[row] = example[key]
+            write_row(arrays, row, example)
         return skipped
 
     def _example(self, epoch: int, index: int, skipped: list[str]) -> dict[str, np.ndarray]:
@@ -202,6 +201,12 @@ class _Batches:
                     raise InputError(message) from error
                 skipped.append(message)
         raise InputError(f"none of the {len(self.dataset)} images can be prepared; the last: {message}")
+
+
+def write_row(arrays: dict[str, np.ndarray], row: int, example: dict[str, np.ndarray]) -> None:
+    """Copy an example into its row of a batch."""
+    for key, array in arrays.items():
+        array[row] = example[key]
 
 
 @lru_cache(maxsize=4)
