@@ -6,10 +6,11 @@ import multiprocessing
 import os
 import signal
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 
-from minicenternet.data.annotation import Annotation, Sample
+from minicenternet.data.annotation import Annotation, DataSet, Sample
 from minicenternet.errors import InputError
 
 
@@ -89,3 +90,39 @@ def writes(sample, rng):
     """An example that writes to its annotation, which is a mistake."""
     sample.annotation.boxes[:] = 0
     return {"image": sample.image}
+
+
+@dataclass
+class WithoutPixels:
+    """The annotations of a data set, with an image of one pixel each: for what its records alone take."""
+
+    dataset: DataSet
+
+    @property
+    def class_names(self):
+        return self.dataset.class_names
+
+    @property
+    def category_ids(self):
+        return self.dataset.category_ids
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def annotation(self, i):
+        return self.dataset.annotation(i)
+
+    def __getitem__(self, i):
+        return Sample(np.zeros((1, 1, 3), np.uint8), self.annotation(i))
+
+
+def box_count(sample, rng):
+    """The number of boxes, and a sum for which every number of the annotation is read."""
+    a = sample.annotation
+    return {"boxes": np.int64(len(a.boxes)), "sum": np.float64(a.boxes.sum() + a.labels.sum() + a.area.sum())}
+
+
+def pss(pid):
+    """Bytes of memory that a process holds, its share of what it shares with others (Linux)."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import os
 import re
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -104,7 +105,7 @@ LARGEST = 1e15  # numbers of a box beyond it are mistakes, whose area float32 mi
 class ImageFiles:
     """Base of Coco and Voc: images are read when asked for, all annotations stay in flat arrays.
 
-    Flat arrays keep 118,287 images small in memory and quick to send to worker processes.
+    Flat arrays keep 118,287 images small in memory, in which worker processes share them.
     `dropped` counts the boxes of no area, which were left out.
     """
 
@@ -131,8 +132,11 @@ class ImageFiles:
         self.folder = folder
         self.class_names = tuple(class_names)
         self.category_ids = tuple(category_ids)
-        self.image_ids = image_ids
-        self.file_names = file_names
+        try:
+            self.image_ids: Sequence[int | str] = array("q", image_ids)
+        except (TypeError, OverflowError):  # words
+            self.image_ids = image_ids
+        self.file_names = np.array(file_names, str)  # (I,)
         self.sizes = sizes
         self.first_box = np.concatenate([[0], np.cumsum(per_image)])  # image i has boxes first_box[i] to first_box[i+1]
         self.box_ids = box_ids[order]
@@ -153,7 +157,7 @@ class ImageFiles:
         own = slice(self.first_box[i], self.first_box[i + 1])
         return Annotation(
             self.image_ids[i],
-            self.file_names[i],
+            str(self.file_names[i]),
             int(width),
             int(height),
             self.boxes[own],

@@ -60,6 +60,19 @@ class Examples:
         return self.example(self.dataset.unread(i), np.random.default_rng(np.random.SeedSequence((0, 0, i))))
 
 
+def example_of(dataset: DataSet, size: int) -> TrainingExample:
+    """Return what makes the examples, on both sides."""
+    return TrainingExample(
+        task="detection",
+        num_classes=len(dataset.class_names),
+        size=(size, size),
+        pixel_mean=(0.485, 0.456, 0.406),
+        pixel_std=(0.229, 0.224, 0.225),
+        channel_order="RGB",
+        augmentation=Augmentation(),
+    )
+
+
 @contextmanager
 def of_minicenternet(dataset: DataSet, example: TrainingExample, batch_size: int, workers: int, batches: int):
     """Give batches without end."""
@@ -138,19 +151,11 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if options.data is None:
-            from full_coco import write_coco
+            from made_up_coco import write_coco
 
             write_coco(Path(folder), "train", images=64, boxes=465)
         dataset = open_dataset(options.data or folder)
-        example = TrainingExample(
-            task="detection",
-            num_classes=len(dataset.class_names),
-            size=(options.size, options.size),
-            pixel_mean=(0.485, 0.456, 0.406),
-            pixel_std=(0.229, 0.224, 0.225),
-            channel_order="RGB",
-            augmentation=Augmentation(),
-        )
+        example = example_of(dataset, options.size)
         print(f"{len(dataset)} images, {options.size} px, batches of {options.batch_size}, {options.turns} turns")
         print(f"{'workers':>7}  {'':<18}{'images/s':>12}{'CPU ms an image':>18}")
         for workers in options.workers:
