@@ -72,7 +72,7 @@ def bench(
 
     def add(name: str, amount: float, unit: str, run: Callable[[], object]) -> None:
         """amount: of work in one run; the figure is amount per second, or milliseconds per run."""
-        median, runs = _median_seconds(run if device == "cpu" else lambda: (run(), wait_for_gpu()), seconds)
+        median, runs = median_seconds(run if device == "cpu" else lambda: (run(), wait_for_gpu()), seconds)
         figures.append(Figure(name, 1000 * median if unit == "ms" else amount / median, unit, runs))
         say(line(figures[-1]))
 
@@ -112,7 +112,7 @@ def _sizes(backbone: str, size: int | None, batch_size: int | None) -> tuple[int
     return size or usual_size, batch_size or usual_batch
 
 
-def _median_seconds(run: Callable[[], object], seconds: float) -> tuple[float, int]:
+def median_seconds(run: Callable[[], object], seconds: float) -> tuple[float, int]:
     """Run once unmeasured, then for `seconds`, at least three times; return the median time and how many there were."""
     run()
     times: list[float] = []

@@ -469,15 +469,27 @@ def _doctor(options: DoctorConfig) -> int:
 
 def _bench(options: BenchConfig) -> int:
     from .bench import bench, save
+    from .bench_loader import bench_loader
 
-    figures = bench(
-        options.backbones,
-        options.size,
-        options.batch_size,
-        options.seconds,
-        device=options.device,
-        graph=options.graph,
-    )
+    if options.loader:
+        figures = bench_loader(
+            options.loader,
+            options.backbones,
+            images=options.images,
+            size=options.size,
+            batch_size=options.batch_size,
+            device=options.device,
+            seconds=options.seconds,
+        )
+    else:
+        figures = bench(
+            options.backbones,
+            options.size,
+            options.batch_size,
+            options.seconds,
+            device=options.device,
+            graph=options.graph,
+        )
     if options.json:
         save(figures, options.json)
     return 0

@@ -379,14 +379,21 @@ class DoctorConfig:
 
 @dataclass(frozen=True)
 class BenchConfig:
-    """Measure how fast this machine trains and detects: under a minute."""
+    """Measure how fast this machine trains and detects (under a minute), or with --loader how fast batches come."""
 
+    loader: str | None = None
+    """Measure this instead: how fast this data (as --data of train) is read and prepared, by how many workers, where
+    the time goes, and how many workers feed a training step."""
+    images: str | None = None
+    """With --loader: folder of the images of a .json file, where it is not found beside it."""
+    device: str = "auto"
+    """With --loader: what trains, as --device of train."""
     backbones: tuple[str, ...] = ("small", "resnet18")
     """Networks to measure."""
     size: int | None = None
-    """Side of the network input in pixels; by default 128 for small and 256 for the others."""
+    """Side of the network input in pixels; by default 128 for small and 256 for the others, with --loader as train."""
     batch_size: int | None = None
-    """Images in a step of training; by default 16 for small and 2 for the others."""
+    """Images in a step of training; by default 16 for small and 2 for the others, with --loader as train."""
     seconds: float = 3.0
     """Time for each figure; at least three runs are measured."""
     device: str = "cpu"

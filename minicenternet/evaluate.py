@@ -137,10 +137,7 @@ class Evaluation:
         if not self.result:
             return
         draw_precision_recall(self.result, self.dataset.class_names, folder / "precision_recall.png")
-        counts = [
-            count_mistakes(self.dataset.annotation(i), found, len(self.dataset.class_names))
-            for i, found in enumerate(self.detections)
-        ]
+        counts = [count_mistakes(self.dataset.annotation(i), found) for i, found in enumerate(self.detections)]
         best_first = sorted(range(len(counts)), key=lambda i: counts[i].rank, reverse=True)
         self.draw(folder / "best.png", best_first[:pictures])
         self.draw(folder / "worst.png", best_first[::-1][:pictures])
@@ -154,7 +151,7 @@ class Evaluation:
         for i in images[: len(self.detections)]:
             sample, found = self.dataset[i], self.detections[i].above(SHOWN_SCORE)
             truth = sample.annotation
-            count = count_mistakes(truth, found, len(names))
+            count = count_mistakes(truth, found)
             left = draw_boxes(sample.image, truth.boxes, truth.labels, None, names, text_size=0.04)
             right = draw_boxes(sample.image, found.boxes, found.labels, found.scores, names, text_size=0.04)
             pairs.append(np.concatenate([left, np.full_like(left[:, :6], 255), right], axis=1))
@@ -182,7 +179,7 @@ class Mistakes:
         return (1.0 if mistakes == 0 else share), self.found - mistakes
 
 
-def count_mistakes(truth: Annotation, found: Detections, num_classes: int) -> Mistakes:
+def count_mistakes(truth: Annotation, found: Detections) -> Mistakes:
     """Return how many objects of an image were found and missed, and how many detections are false.
 
     Crowd regions and difficult objects count in no way, nor does what is detected there.
@@ -190,7 +187,7 @@ def count_mistakes(truth: Annotation, found: Detections, num_classes: int) -> Mi
     found = found.above(SHOWN_SCORE)
     ignored = truth.crowd | truth.difficult
     right = false = 0
-    for label in range(num_classes):
+    for label in np.union1d(found.labels, truth.labels):
         here, there = found.labels == label, truth.labels == label
         iou = box_iou(found.boxes[here], truth.boxes[there], truth.crowd[there])
         taken = match(iou, truth.crowd[there], ignored[there], np.array([SHOWN_IOU]))[0]

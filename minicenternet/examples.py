@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from .backend import Array, to_gpu
-from .data.annotation import Sample
-from .data.transforms import Augmentation, choose, from_output, prepare, warp
+from .data.annotation import Sample, Unread
+from .data.transforms import Augmentation, choose, from_output, image_for, prepare, warp
 from .ops.prepare_images_cuda import prepare_batch
 from .points.targets import MAX_OBJECTS
 from .tasks import TASKS
@@ -39,7 +39,7 @@ class TrainingExample:
     min_overlap: float = 0.7
     radius_form: str = "released"
 
-    def __call__(self, sample: Sample, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def __call__(self, sample: Sample | Unread, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Return "image" (h, w, 3) float32 and the task's targets."""
         prepared = prepare(
             sample,
@@ -68,17 +68,17 @@ class Unprepared:
     size: tuple[int, int]
     augmentation: Augmentation | None
 
-    def __call__(self, sample: Sample, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def __call__(self, sample: Sample | Unread, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Return "pixels" uint8, of an image of "height_width"; how to see and colour it; "boxes" and "labels".
 
         from_output (2, 3) and colours (6,): as in ops.prepare_images_cuda.  boxes (M, 4), labels (M,): in pixels of the
         input, -1 in empty slots; more than M objects have no place among the targets.
         """
-        chosen = choose(sample, size=self.size, augmentation=self.augmentation, rng=rng)
-        image, to_image = sample.image, from_output(chosen.matrix)
-        pixels = np.zeros(ROOM * self.size[0] * self.size[1] * 3, np.uint8)
+        chosen = choose(sample.annotation, size=self.size, augmentation=self.augmentation, rng=rng)
+        image, matrix = image_for(sample, chosen.matrix)
+        to_image, pixels = from_output(matrix), np.zeros(ROOM * self.size[0] * self.size[1] * 3, np.uint8)
         if image.size > pixels.size:
-            image, to_image = warp(image, chosen.matrix, self.size), np.eye(2, 3)
+            image, to_image = warp(image, matrix, self.size), np.eye(2, 3)
         pixels[: image.size] = image.reshape(-1)
         boxes, labels = np.zeros((MAX_OBJECTS, 4), np.float32), np.full(MAX_OBJECTS, -1, np.int64)
         count = min(len(chosen.boxes), MAX_OBJECTS)

@@ -385,7 +385,7 @@ class Run:
             while counters.epoch < config.epochs:
                 progress.epoch(counters.epoch, counters.batch)
                 batches = self.loader.epoch(counters.epoch, counters.batch)
-                for batch in batches if self.device == "cpu" else self._prepared_on_gpu(batches):
+                for batch in batches if self.device == "cpu" else self.prepared_on_gpu(batches):
                     if self.optimiser.steps == 0 and self.world.rank == 0:
                         self._draw_targets(batch)
                     losses = self.step(batch)
@@ -412,7 +412,7 @@ class Run:
         of_graphs = self.step_on_gpu.memory()[1] if self.config.graph else 0
         return used + of_graphs, held + of_graphs
 
-    def _prepared_on_gpu(self, batches: Iterable[Mapping[str, np.ndarray]]) -> Iterator[dict[str, Array]]:
+    def prepared_on_gpu(self, batches: Iterable[Mapping[str, np.ndarray]]) -> Iterator[dict[str, Array]]:
         """Yield images and targets of the batches; a GPU too small for them is an InputError, as in `step`."""
         for batch in upload_ahead(batches):
             with memory_explained(self.batch_size, self._fitting):

@@ -26,10 +26,10 @@ def clock(monkeypatch):
 def test_the_median_of_at_least_three_runs(clock):
     runs = []
     clock(0, 1, 0, 5, 0, 2)  # looked at before and after each run: 1, 5 and 2 seconds
-    assert bench._median_seconds(lambda: runs.append(1), seconds=0.001) == (2, 3)
+    assert bench.median_seconds(lambda: runs.append(1), seconds=0.001) == (2, 3)
     assert len(runs) == 4  # the first is not measured
     clock(0, 2)
-    assert bench._median_seconds(lambda: None, seconds=9) == (2, 5)
+    assert bench.median_seconds(lambda: None, seconds=9) == (2, 5)
 
 
 def test_figures_and_units(clock, monkeypatch):

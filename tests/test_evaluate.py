@@ -237,13 +237,13 @@ def test_count_mistakes():
     boxes = np.float32([[0, 0, 10, 11], [0, 0, 10, 12], [20, 0, 30, 10], [40, 0, 50, 25], [40, 0, 50, 10]])
     labels, scores = np.array([0, 0, 0, 2, 2]), np.float32([0.9, 0.8, 0.7, 0.6, 0.2])
     found = Detections(boxes, scores, labels, CLASSES)
-    count = count_mistakes(truth, found, 3)  # one found, then again, one of another class, one too tall, one unsure
+    count = count_mistakes(truth, found)  # one found, then again, one of another class, one too tall, one unsure
     assert (count.found, count.missed, count.false) == (1, 2, 3)
     ignored = replace(truth, difficult=np.array([True, False, False]), crowd=np.array([False, False, True]))
-    count = count_mistakes(ignored, found, 3)  # what lies in a crowd region is not false
+    count = count_mistakes(ignored, found)  # what lies in a crowd region is not false
     assert (count.found, count.missed, count.false) == (0, 1, 3)
     inside = Detections(np.float32([[41, 1, 43, 3]] * 4), np.float32([0.9] * 4), np.array([2] * 4), CLASSES)
-    count = count_mistakes(ignored, inside, 3)
+    count = count_mistakes(ignored, inside)
     assert (count.found, count.missed, count.false) == (0, 1, 0)
 
 
@@ -252,7 +252,7 @@ def test_best_and_worst_are_told_apart(monkeypatch, tmp_path):
     painted = [OBJECTS[3], {0: OBJECTS[0][0]}, {}, {}, OBJECTS[2]]
     data = Missing(annotated, painted)
     evaluation = evaluate(Seer(), data)
-    counts = [count_mistakes(data.annotation(i), evaluation.detections[i], 3) for i in range(5)]
+    counts = [count_mistakes(data.annotation(i), evaluation.detections[i]) for i in range(5)]
     ranks = [count.rank for count in counts]
     assert ranks[0] > ranks[2] > ranks[1] > ranks[3] == ranks[4]  # all found, nothing to find, half, nothing right
     pages = {}

@@ -5,11 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 
-from minicenternet.data.annotation import Annotation, Sample
+from minicenternet.data.annotation import Annotation, DataSet, Sample
 from minicenternet.errors import InputError
 
 
@@ -59,3 +60,69 @@ def threads_of_blas(sample, rng):
     from threadpoolctl import threadpool_info
 
     return {"threads": np.int64(max(library["num_threads"] for library in threadpool_info()))}
+
+
+@dataclass
+class Numbers(TinyData):
+    """Tiny data with an array of an odd number of bytes, one of none, and one that is not contiguous."""
+
+    bytes_: np.ndarray = field(default_factory=lambda: np.arange(101, dtype=np.uint8))
+    nothing: np.ndarray = field(default_factory=lambda: np.zeros((0, 4)))
+    columns: np.ndarray = field(default_factory=lambda: np.arange(60.0).reshape(6, 10)[:, ::3])
+
+    def __getitem__(self, i):
+        sample = super().__getitem__(i)
+        value = int(self.bytes_[100 - i]) + int(self.columns[i % 6, 1]) + len(self.nothing)
+        return replace(sample, image=np.full_like(sample.image, value))
+
+
+@dataclass
+class Boxed(TinyData):
+    """Tiny data with boxes."""
+
+    boxes: np.ndarray = field(default_factory=lambda: np.ones((9, 4), np.float32))
+
+    def annotation(self, i):
+        return replace(super().annotation(i), boxes=self.boxes)
+
+
+def writes(sample, rng):
+    """An example that writes to its annotation, which is a mistake."""
+    sample.annotation.boxes[:] = 0
+    return {"image": sample.image}
+
+
+@dataclass
+class WithoutPixels:
+    """The annotations of a data set, with an image of one pixel each: for what its records alone take."""
+
+    dataset: DataSet
+
+    @property
+    def class_names(self):
+        return self.dataset.class_names
+
+    @property
+    def category_ids(self):
+        return self.dataset.category_ids
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def annotation(self, i):
+        return self.dataset.annotation(i)
+
+    def __getitem__(self, i):
+        return Sample(np.zeros((1, 1, 3), np.uint8), self.annotation(i))
+
+
+def box_count(sample, rng):
+    """The number of boxes, and a sum for which every number of the annotation is read."""
+    a = sample.annotation
+    return {"boxes": np.int64(len(a.boxes)), "sum": np.float64(a.boxes.sum() + a.labels.sum() + a.area.sum())}
+
+
+def pss(pid):
+    """Bytes of memory that a process holds, its share of what it shares with others (Linux)."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))

@@ -14,10 +14,15 @@ no area, of which COCO itself has two, are left out and counted in `dropped`. CO
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
 from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -65,12 +70,25 @@ class Coco(ImageFiles):
         super().__init__(folder=folder, class_names=class_names, category_ids=category_ids, **images, **boxes)
 
 
-def _parse(text: bytes) -> object:
-    """The JSON in the text, without most of the outlines."""
+def _parse(path: Path) -> object:
+    """The JSON in the file, without most of the outlines."""
+    with _no_collector():
+        try:
+            return json.loads(OUTLINE.sub(b'"segmentation":0', path.read_bytes()))
+        except ValueError:
+            return json.loads(path.read_bytes())  # an odd outline, or a mistake, whose place in the file is reported
+
+
+@contextmanager
+def _no_collector() -> Iterator[None]:
+    """Inside, nobody looks for cycles of garbage: among millions of new records that takes longer than to read them."""
+    enabled = gc.isenabled()
+    gc.disable()
     try:
-        return json.loads(OUTLINE.sub(b'"segmentation":0', text))
-    except ValueError:
-        return json.loads(text)  # an odd outline, or a mistake, whose place in the file is then reported
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def read_json(path: Path, unannotated: bool = False) -> dict:
@@ -81,7 +99,7 @@ def read_json(path: Path, unannotated: bool = False) -> dict:
     if not path.is_file():
         raise InputError(f"no annotation file at {path}. Check the name and the folder.")
     try:
-        content = _parse(path.read_bytes())
+        content = _parse(path)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}. Check its permissions.") from error
     except (ValueError, RecursionError) as error:
@@ -177,6 +195,52 @@ def _image_folder(path: Path, image_folder: str | os.PathLike | None, names: lis
 
 def _boxes(records: list, index_of: dict, label_of: dict, path: Path, problems: Problems) -> dict:
     """The annotations as ImageFiles takes them."""
+    try:
+        columns = _columns(records, index_of, label_of)
+    except (KeyError, TypeError, ValueError, OverflowError):
+        columns = _columns_one_by_one(records, index_of, label_of, path, problems)
+    ids, image_index, labels, crowd, difficult, numbers = columns
+    boxes = np.concatenate([numbers[:, :2], numbers[:, :2] + numbers[:, 2:4]], axis=1).astype(np.float32)
+    whole = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    for row in np.flatnonzero(~whole):
+        bbox = ", ".join(f"{value:g}" for value in numbers[row, :4])
+        problems.add("box of no area", f"{path}: annotation {ids[row]!r} has bbox [{bbox}]", tolerated=True)
+    return {
+        "box_image": image_index[whole],
+        "box_ids": np.array(ids)[whole],
+        "boxes": boxes[whole],
+        "labels": labels[whole],
+        "crowd": crowd[whole],
+        "difficult": difficult[whole],
+        "area": numbers[whole, 4],
+        "dropped": int(np.count_nonzero(~whole)),
+    }
+
+
+Columns = tuple[list, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+# ids, images (N,) int64, labels (N,) int64, crowd (N,) bool, difficult (N,) bool, x y width height area (N, 5) float64
+
+
+def _columns(records: list, index_of: dict, label_of: dict) -> Columns:
+    """The annotations column by column, which is fast; raises where any lacks something or is not as it should be."""
+    ids = list(map(itemgetter("id"), records))
+    image_index = np.array([index_of[record["image_id"]] for record in records], np.int64)
+    labels = np.array([label_of[record["category_id"]] for record in records], np.int64)
+    crowd = np.array([bool(record.get("iscrowd")) for record in records], bool)
+    difficult = np.array([bool(record.get("difficult")) for record in records], bool)
+    bboxes = list(map(itemgetter("bbox"), records))
+    if len(set(ids)) < len(ids) or set(map(len, bboxes)) - {4}:
+        raise ValueError
+    numbers = np.empty((len(records), 5))
+    numbers[:, :4] = np.fromiter(chain.from_iterable(bboxes), float, 4 * len(records)).reshape(-1, 4)
+    numbers[:, 4] = list(map(itemgetter("area"), records))
+    if not ((numbers[:, 2:] >= 0).all() and (np.abs(numbers).sum(axis=1) < LARGEST).all()):
+        raise ValueError
+    return ids, image_index, labels, crowd, difficult, numbers
+
+
+def _columns_one_by_one(records: list, index_of: dict, label_of: dict, path: Path, problems: Problems) -> Columns:
+    """The same of all good annotations; the others are problems."""
     ids: list = []
     seen = set()
     image_index, labels, crowd, difficult, numbers = array("q"), array("q"), array("b"), array("b"), array("d")
@@ -211,20 +275,11 @@ def _boxes(records: list, index_of: dict, label_of: dict, path: Path, problems: 
             difficult.append(hard)
             numbers.extend((x, y, width, height, area))
         seen.add(name)
-
-    numbers = np.array(numbers).reshape(-1, 5)
-    boxes = np.concatenate([numbers[:, :2], numbers[:, :2] + numbers[:, 2:4]], axis=1).astype(np.float32)
-    whole = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-    for row in np.flatnonzero(~whole):
-        bbox = ", ".join(f"{value:g}" for value in numbers[row, :4])
-        problems.add("box of no area", f"{path}: annotation {ids[row]!r} has bbox [{bbox}]", tolerated=True)
-    return {
-        "box_image": np.array(image_index, np.int64)[whole],
-        "box_ids": np.array(ids)[whole],
-        "boxes": boxes[whole],
-        "labels": np.array(labels, np.int64)[whole],
-        "crowd": np.array(crowd, bool)[whole],
-        "difficult": np.array(difficult, bool)[whole],
-        "area": numbers[whole, 4],
-        "dropped": int(np.count_nonzero(~whole)),
-    }
+    return (
+        ids,
+        np.array(image_index, np.int64),
+        np.array(labels, np.int64),
+        np.array(crowd, bool),
+        np.array(difficult, bool),
+        np.array(numbers).reshape(-1, 5),
+    )

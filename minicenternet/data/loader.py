@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import shutil
 import signal
 import traceback
@@ -24,6 +25,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from itertools import accumulate
 from multiprocessing.connection import Connection
 from multiprocessing.shared_memory import SharedMemory
 
@@ -31,17 +33,18 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from ..errors import InputError
-from .annotation import DataSet, Sample
+from .annotation import DataSet, Sample, Unread
 
-Example = Callable[[Sample, np.random.Generator], dict[str, np.ndarray]]
+Example = Callable[[Sample | Unread, np.random.Generator], dict[str, np.ndarray]]
 
 
 class Loader:
     """Stacked examples of a data set, epoch by epoch.
 
-    example(sample, rng) makes a dict of arrays from a Sample, with the same keys, shapes and dtypes for every sample.
-    A batch is a dict of these arrays, stacked, and "dataset_index" (B,) int64: the images in it. With workers, the data
-    set and `example` are pickled.
+    example(sample, rng) makes a dict of arrays from a Sample (an Unread one, where the data set has such), with the
+    same keys, shapes and dtypes for every sample. A batch is a dict of these arrays, stacked, and "dataset_index" (B,)
+    int64: the images in it. With workers, the data set and `example` are pickled; what arrays there are in them lie in
+    memory that the workers share, and cannot be written to by these.
 
         workers         processes, started at the first batch and kept until `close`; 0 prepares in this process
         shuffle         a new order in every epoch
@@ -87,12 +90,12 @@ class Loader:
         self.workers, self.prefetch = workers, prefetch
         self.skipped: list[str] = []
         skip = on_bad_image == "skip"
-        self._batches = _Batches(dataset, example, batch_size, seed, shuffle, drop_last, skip, rank, ranks)
+        self.batches = _Batches(dataset, example, batch_size, seed, shuffle, drop_last, skip, rank, ranks)
         self._pool: _Pool | None = None
 
     def __len__(self) -> int:
         """Batches in an epoch."""
-        return len(self._batches)
+        return len(self.batches)
 
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[dict[str, np.ndarray]]:
         """The batches of one epoch, from `start_batch` on; the loop over them may be left at any time."""
@@ -106,15 +109,15 @@ class Loader:
                 if message not in self.skipped:
                     self.skipped.append(message)
                     warnings.warn(f"skipped: {message}", stacklevel=2)
-            rows = len(self._batches.indices(epoch, batch))
-            yield {key: array[:rows] for key, array in self._batches.arrays(buffer).items()}
+            rows = len(self.batches.indices(epoch, batch))
+            yield {key: array[:rows] for key, array in self.batches.arrays(buffer).items()}
 
     def _prepare(self, epoch: int, batch: int) -> tuple[np.ndarray, list[str] | Exception]:
         if not self.workers:
-            buffer = np.empty(self._batches.nbytes, np.uint8)
-            return buffer, self._batches.fill(buffer, epoch, batch)
+            buffer = np.empty(self.batches.nbytes, np.uint8)
+            return buffer, self.batches.fill(buffer, epoch, batch)
         if self._pool is None:
-            self._pool = _Pool(self._batches, self.workers, self.prefetch)
+            self._pool = _Pool(self.batches, self.workers, self.prefetch)
         try:
             return self._pool.get(epoch, batch)
         except BaseException:  # of Ctrl-C too: it may come between a request and its reply
@@ -144,6 +147,7 @@ class _Batches:
         self.dataset, self.example, self.batch_size, self.seed = dataset, example, batch_size, seed
         self.shuffle, self.drop_last, self.skip_bad_images = shuffle, drop_last, skip_bad_images
         self.rank, self.ranks, self.rows = rank, ranks, batch_size // ranks
+        self.read = getattr(dataset, "unread", dataset.__getitem__)
         first = self._example(0, 0, [])
         self.layout = _shapes(first)
         if any(dtype.hasobject for dtype, _ in self.layout.values()):
@@ -177,8 +181,7 @@ class _Batches:
                     f"the example of {name} has {_described(shapes)}, unlike the first one, which has "
                     f"{_described(self.layout)}; examples must have the same shapes to be stacked"
                 )
-            for key, array in arrays.items():
-                array[row] = example[key]
+            write_row(arrays, row, example)
         return skipped
 
     def _example(self, epoch: int, index: int, skipped: list[str]) -> dict[str, np.ndarray]:
@@ -187,7 +190,7 @@ class _Batches:
             candidate = (index + step) % len(self.dataset)
             rng = np.random.default_rng(np.random.SeedSequence((self.seed, epoch, candidate)))
             try:
-                return {**self.example(self.dataset[candidate], rng), "dataset_index": np.int64(candidate)}
+                return {**self.example(self.read(candidate), rng), "dataset_index": np.int64(candidate)}
             except Exception as error:
                 name = self.dataset.annotation(candidate).file_name
                 if not isinstance(error, InputError):
@@ -198,6 +201,12 @@ class _Batches:
                     raise InputError(message) from error
                 skipped.append(message)
         raise InputError(f"none of the {len(self.dataset)} images can be prepared; the last: {message}")
+
+
+def write_row(arrays: dict[str, np.ndarray], row: int, example: dict[str, np.ndarray]) -> None:
+    """Copy an example into its row of a batch."""
+    for key, array in arrays.items():
+        array[row] = example[key]
 
 
 @lru_cache(maxsize=4)
@@ -228,14 +237,16 @@ class _Pool:
         self.next = (0, 0)  # to be asked for
         self.processes: list[multiprocessing.process.BaseProcess] = []
         self.pipes: list[Connection] = []
-        self.memory = _shared_memory(self.slots * batches.nbytes)
+        arrays: list[pickle.PickleBuffer] = []  # the data set's own, and those of `example`
+        pickled = pickle.dumps(batches, protocol=5, buffer_callback=arrays.append)
+        self.memory, places = _shared_memory(self.slots * batches.nbytes, [array.raw() for array in arrays])
         # Also at garbage collection and when the program ends.
         self.close = weakref.finalize(self, _finish, self.processes, self.pipes, self.memory)
         context = multiprocessing.get_context("spawn")  # a forked copy of a program with threads can deadlock
         with _interrupts_held():
             for number in range(workers):
                 pipe, far_end = context.Pipe()
-                arguments = (far_end, self.memory, batches)
+                arguments = (far_end, self.memory, pickled, places)
                 process = context.Process(target=_work, args=arguments, name=f"data worker {number}", daemon=True)
                 process.start()
                 far_end.close()  # the worker's is now the only one, and ends with it
@@ -289,9 +300,10 @@ class _Pool:
         )
 
 
-def _work(pipe: Connection, memory: SharedMemory, batches: _Batches) -> None:
+def _work(pipe: Connection, memory: SharedMemory, pickled: bytes, places: list[slice]) -> None:
     """A worker's life: fill the slots asked for until the pipe ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle; Windows cannot hold it back
+    batches: _Batches = pickle.loads(pickled, buffers=[memory.buf[place].toreadonly() for place in places])
     with threadpool_limits(1):  # the workers are the parallelism
         try:
             while True:
@@ -311,14 +323,20 @@ def _slot(memory: SharedMemory, slot: int, nbytes: int) -> np.ndarray:
     return np.frombuffer(memory.buf, np.uint8, nbytes, slot * nbytes)
 
 
-def _shared_memory(nbytes: int) -> SharedMemory:
+def _shared_memory(nbytes: int, arrays: list[memoryview]) -> tuple[SharedMemory, list[slice]]:
+    """Memory with room for slots of `nbytes` in all and, behind them, a copy of each array; and where these lie."""
+    ends = list(accumulate((_padded(array.nbytes) for array in arrays), initial=nbytes))
     # Linux grants more than there is, and kills whoever touches it.
-    if os.path.isdir("/dev/shm") and nbytes > (free := shutil.disk_usage("/dev/shm").free):
+    if os.path.isdir("/dev/shm") and ends[-1] > (free := shutil.disk_usage("/dev/shm").free):
         raise InputError(
-            f"the batches prepared ahead need {nbytes / 1e6:.0f} MB of shared memory and /dev/shm has "
+            f"the batches prepared ahead need {ends[-1] / 1e6:.0f} MB of shared memory and /dev/shm has "
             f"{free / 1e6:.0f} MB free; use fewer workers or a smaller batch, or enlarge it (docker run --shm-size=8g)"
         )
-    return SharedMemory(create=True, size=nbytes)
+    memory = SharedMemory(create=True, size=ends[-1])
+    places = [slice(start, start + array.nbytes) for start, array in zip(ends, arrays, strict=False)]
+    for place, array in zip(places, arrays, strict=True):
+        memory.buf[place] = array
+    return memory, places
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """From a Sample to a network input: one affine map per image, applied to pixels and boxes together, then colour.
 
-    prepare    =  choose a matrix (letterbox or a random view) and colours  ->  warp  ->  jitter_colour  ->  normalise
+    prepare    =  choose a matrix (letterbox or a random view) and colours  ->  image_for  ->  warp  ->  jitter_colour
+                  ->  normalise
 
 A matrix is (2, 3) float64 and takes points of the image to points of the output:  (x', y') = matrix @ (x, y, 1).
 The convention is the released code's: the centre of the top left pixel is (0, 0), so a mirror image is x <- w - 1 - x.
@@ -20,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import InputError
-from .annotation import Sample
+from .annotation import Annotation, Sample, Unread
 
 CROP_SCALES = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3)
 CROP_BORDER = 128  # pixels between the edge of the image and the centre of a random crop; less in small images
@@ -292,7 +293,7 @@ def normalise(image: np.ndarray, mean: Sequence[float], std: Sequence[float]) ->
 
 
 def choose(
-    sample: Sample,
+    annotation: Annotation,
     *,
     size: tuple[int, int],
     augmentation: Augmentation | None = None,
@@ -300,19 +301,13 @@ def choose(
     crowd: str = "keep",
     difficult: str = "keep",
 ) -> Chosen:
-    """The view of a sample in an input of `size` (h, w), its colours and objects: all of `prepare` but the pixels."""
-    image, annotation = sample.image, sample.annotation
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise InputError(
-            f"{annotation.file_name}: an image is (H, W, 3) uint8 RGB, not {image.shape} {image.dtype}; "
-            "convert it, for example with minicenternet.data.images.read_image"
-        )
+    """The view of an image in an input of `size` (h, w), its colours and objects: all of `prepare` but the pixels."""
     for name, value in [("crowd", crowd), ("difficult", difficult)]:
         _check_option(name, value, ("keep", "drop"))
     if augmentation and rng is None:
         raise InputError("augmentation needs rng, a numpy.random.Generator; give one, or leave augmentation out")
 
-    extent = (image.shape[1], image.shape[0], size[1], size[0])
+    extent = (annotation.width, annotation.height, size[1], size[0])
     a = augmentation
     if a is None:
         matrix = letterbox(*extent)
@@ -331,13 +326,27 @@ def choose(
     return Chosen(matrix, colours, boxes[keep], annotation.labels[keep])
 
 
+def image_for(sample: Sample | Unread, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """As much of a sample's image as is seen through `matrix`, the whole or a reduced one, and the matrix for that.
+
+    Reduced k times, the centre of pixel (x, y) is that of a square of k x k pixels: (k x + (k - 1) / 2, ...).
+    """
+    image, k = sample.reduced(np.linalg.norm(matrix[:, :2], 2))  # the most that it enlarges, in any direction
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise InputError(
+            f"{sample.annotation.file_name}: an image is (H, W, 3) uint8 RGB, not {image.shape} {image.dtype}; "
+            "convert it, for example with minicenternet.data.images.read_image"
+        )
+    return image, compose(matrix, np.array([[k, 0, (k - 1) / 2], [0, k, (k - 1) / 2]]))
+
+
 def _check_option(name: str, value: str, allowed: tuple[str, str]) -> None:
     if value not in allowed:
         raise InputError(f"{name} is {value!r}; it must be {allowed[0]!r} or {allowed[1]!r}")
 
 
 def prepare(
-    sample: Sample,
+    sample: Sample | Unread,
     *,
     size: tuple[int, int],
     mean: Sequence[float],
@@ -355,8 +364,8 @@ def prepare(
     Raises InputError for an image that is not (H, W, 3) uint8, for an unknown option, and for augmentation without rng.
     """
     _check_option("channel_order", channel_order, ("RGB", "BGR"))
-    chosen = choose(sample, size=size, augmentation=augmentation, rng=rng, crowd=crowd, difficult=difficult)
-    pixels = np.float32(1 / 255) * warp(sample.image, chosen.matrix, size)
+    chosen = choose(sample.annotation, size=size, augmentation=augmentation, rng=rng, crowd=crowd, difficult=difficult)
+    pixels = np.float32(1 / 255) * warp(*image_for(sample, chosen.matrix), size)
     if augmentation is not None:
         pixels = jitter_colour(pixels, chosen.colours)
     if channel_order == "BGR":

@@ -113,20 +113,25 @@ JSON = st.recursive(
 
 
 @settings(deadline=None, max_examples=200)
-@example({"segmentation": [[], None]}, None, [])
-@example({'a"segmentation': [], "b": 'a "segmentation": [1]'}, None, [])
-@given(JSON, st.sampled_from([None, 1]), st.lists(st.lists(st.floats(-1e30, 1e30), max_size=4), max_size=2))
-def test_leaving_the_outlines_out_changes_nothing_else(value, indent, polygons):
+@example(value={"segmentation": [[], None]}, indent=None, polygons=[])
+@example(value={'a"segmentation': [], "b": 'a "segmentation": [1]'}, indent=None, polygons=[])
+@given(
+    value=JSON,
+    indent=st.sampled_from([None, 1]),
+    polygons=st.lists(st.lists(st.floats(-1e30, 1e30), max_size=4), max_size=2),
+)
+def test_leaving_the_outlines_out_changes_nothing_else(tmp_path_factory, value, indent, polygons):
     def without_outlines(value):
         if isinstance(value, dict):
             return {key: without_outlines(item) for key, item in value.items() if key != "segmentation"}
         return [without_outlines(item) for item in value] if isinstance(value, list) else value
 
     outlines = [{"segmentation": polygons, "id": 1}, {"id": 2, "segmentation": polygons}]
-    text = json.dumps([value, *outlines], indent=indent).encode()
-    assert without_outlines(_parse(text)) == without_outlines([value, *outlines])
-    for record in _parse(json.dumps(outlines, indent=indent).encode()):
-        assert record["segmentation"] == 0
+    path = tmp_path_factory.getbasetemp() / "outlines.json"
+    path.write_text(json.dumps([value, *outlines], indent=indent))
+    assert without_outlines(_parse(path)) == without_outlines([value, *outlines])
+    path.write_text(json.dumps(outlines, indent=indent))
+    assert all(record["segmentation"] == 0 for record in _parse(path))
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
@@ -343,3 +348,48 @@ def test_a_list_of_test_images_is_taken_where_it_is_asked_for(write, tmp_path):
     with pytest.raises(InputError, match="no list called annotations"):  # there, but of no use: a mistake
         Coco(write({**listed, "annotations": None}), unannotated=True)
     assert Coco(write(content()), unannotated=True).annotated
+
+
+GOOD = {"id": 1, "image_id": 7, "category_id": 9, "bbox": [1, 2.5, 10, 20], "area": 150.5, "iscrowd": 1}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"bbox": [1, 2, 3]},
+        {"bbox": None},
+        {"bbox": [1, 2, float("nan"), 4]},
+        {"bbox": [1, 2, -3, 4]},
+        {"bbox": [1e15, 0, 1, 1]},
+        {"area": -1},
+        {"area": float("inf")},
+        {"image_id": 8},
+        {"image_id": []},
+        {"category_id": 3},
+        {"id": 1},
+    ],
+)
+def test_one_bad_annotation_among_good_ones_changes_none_of_these(write, change):
+    good = [GOOD | {"id": number, "bbox": [number, 0, 5, 5]} for number in (1, 3)]
+    bad = GOOD | {"id": 2} | change
+    expected = Coco(write(content(annotations=good)))
+    problems = Problems()
+    dataset = Coco(write(content(annotations=[good[0], bad, good[1]])), problems=problems)
+    assert sum(problems.counts.values()) == 1
+    for name in ("boxes", "labels", "crowd", "area", "box_ids", "first_box"):
+        ours, theirs = getattr(dataset, name), getattr(expected, name)
+        assert ours.dtype == theirs.dtype
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("change", [{"area": None}, {"bbox": ["1", "2.5", "10", "20"]}, {"iscrowd": None}])
+def test_annotations_that_are_read_one_by_one_are_read_alike(write, change):
+    """With any of these in the file; the record of the other is as written in COCO."""
+    several = [GOOD, {**GOOD, "id": 2, "area": 200, "iscrowd": 0}]
+    as_usual = Coco(write(content(annotations=several)))
+    several[1] = several[1] | change
+    dataset = Coco(write(content(annotations=several)))
+    for name in ("boxes", "labels", "crowd", "area", "box_ids"):
+        ours, theirs = getattr(dataset, name), getattr(as_usual, name)
+        assert ours.dtype == theirs.dtype
+        np.testing.assert_array_equal(ours, theirs)

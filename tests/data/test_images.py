@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from minicenternet.data.images import read_image
+from minicenternet.data.images import read_image, read_reduced
 from minicenternet.errors import InputError
 
 RGB = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
@@ -149,3 +149,66 @@ def test_floating_point_pixels_are_refused(tmp_path):
     path = save(tmp_path / "a.tif", Image.fromarray(np.ones((2, 2), np.float32)))
     with pytest.raises(InputError, match=r"a\.tif.*floating-point.*8 or 16 bits"):
         read_image(path)
+
+
+# ---- JPEGs that are decoded smaller
+
+
+def smooth(width, height):
+    """Slow waves along both axes, so that no block of a JPEG is flat."""
+    y, x = np.mgrid[:height, :width]
+    waves = [np.sin(2 * np.pi * (x / a + y / b)) for a, b in ((90, 150), (-70, 110), (200, 64))]
+    return (127.5 + 110 * np.stack(waves, axis=-1)).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    "zoom, times", [(2, 1), (0.51, 1), (0.5, 2), (0.26, 2), (0.25, 4), (0.13, 4), (0.125, 8), (0.01, 8)]
+)
+def test_a_jpeg_is_reduced_as_often_as_will_not_be_seen(tmp_path, zoom, times):
+    width, height = 131, 70  # neither is a multiple
+    path = save(tmp_path / "a.jpg", Image.fromarray(smooth(width, height)), quality=95)
+    image, by = read_reduced(path, (width, height), zoom)
+    assert by == times and image.shape == (-(-height // times), -(-width // times), 3) and image.dtype == np.uint8
+    whole = read_image(path).astype(float)
+    rows, columns = height // times, width // times  # those that lie inside
+    means = whole[: rows * times, : columns * times].reshape(rows, times, columns, times, 3).mean(axis=(1, 3))
+    np.testing.assert_allclose(image[:rows, :columns], means, atol=8)
+    np.testing.assert_allclose(image[:rows, :columns].mean(axis=(0, 1)), means.mean(axis=(0, 1)), atol=0.5)
+
+
+@pytest.mark.parametrize("width, height", [(1, 1), (5, 3), (3, 40), (9, 7)])
+def test_images_smaller_than_a_block(tmp_path, width, height):
+    path = save(tmp_path / "a.jpg", Image.new("RGB", (width, height), (200, 100, 50)), quality=100)
+    image, times = read_reduced(path, (width, height), 0.01)
+    assert image.shape == (-(-height // times), -(-width // times), 3)
+    np.testing.assert_allclose(image, np.broadcast_to([200, 100, 50], image.shape), atol=4)
+
+
+def test_what_cannot_be_reduced_comes_whole(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    pixels = smooth(64, 48)
+    for path in (
+        save(tmp_path / "a.png", Image.fromarray(pixels)),
+        save(tmp_path / "turned.jpg", Image.fromarray(pixels), exif=exif, quality=95),
+    ):
+        image, times = read_reduced(path, (64, 48), 0.1)
+        assert times == 1
+        np.testing.assert_array_equal(image, read_image(path))
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_grey_and_cmyk_jpegs_are_reduced_too(tmp_path, mode):
+    path = save(tmp_path / "a.jpg", Image.fromarray(smooth(64, 48)).convert(mode), quality=95)
+    image, times = read_reduced(path, (64, 48), 0.25)
+    assert times == 4 and image.shape == (12, 16, 3)
+    np.testing.assert_allclose(image.mean(axis=(0, 1)), read_image(path).mean(axis=(0, 1)), atol=1)
+
+
+def test_a_reduced_image_of_another_size_or_cut_short_is_refused(tmp_path):
+    path = save(tmp_path / "a.jpg", Image.fromarray(smooth(64, 48)), quality=95)
+    with pytest.raises(InputError, match=r"a\.jpg is 64 x 48 pixels, but its annotation says 65 x 48"):
+        read_reduced(path, (65, 48), 0.1)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(InputError, match="truncated"):
+        read_reduced(path, (64, 48), 0.1)

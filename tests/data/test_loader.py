@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_data import TinyData, example, example_of_changing_shape, threads_of_blas
+from tiny_data import Boxed, Numbers, TinyData, example, example_of_changing_shape, threads_of_blas, writes
 
 from minicenternet.data.loader import Loader
 from minicenternet.errors import InputError
@@ -170,6 +170,17 @@ def test_a_batch_is_the_callers_own():
         batches[0]["image"][:] = -1
         assert_equal_batches(batches[1:], list(Loader(TinyData(40), example, 4).epoch(0))[1:])
     assert batches[0]["image"].min() == -1  # and outlives the loader
+
+
+def test_arrays_of_the_data_set_arrive_in_the_workers():
+    data = Numbers(23)
+    with Loader(data, example, 4, workers=2) as loader:
+        assert_equal_batches(loader.epoch(0), Loader(data, example, 4).epoch(0))
+
+
+def test_workers_cannot_write_to_what_they_share():
+    with Loader(Boxed(9), writes, 4, workers=1) as loader, pytest.raises(RuntimeError, match="read-only"):
+        next(loader.epoch(0))
 
 
 def test_workers_do_not_thread():

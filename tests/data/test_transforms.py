@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
-from minicenternet.data.annotation import Annotation, Sample
+from minicenternet.data.annotation import Annotation, Sample, Unread
 from minicenternet.data.transforms import (
     Augmentation,
     apply_to_boxes,
     apply_to_points,
     compose,
+    image_for,
     invert,
     jitter_colour,
     keep_resolution,
@@ -438,3 +440,61 @@ def test_bad_input_is_refused(image, options, message):
 def test_changes_out_of_range_are_refused(values, message):
     with pytest.raises(InputError, match=message):
         Augmentation(**values)
+
+
+# ---- images on the disk, decoded no larger than they are seen
+
+
+WAVE = 96.0  # pixels from crest to crest, of an image 640 x 427
+
+
+@pytest.fixture
+def waves(tmp_path):
+    """A function that gives an image with slow waves along x in red and along y in green, on the disk and read."""
+    x, y = np.arange(640)[None, :], np.arange(427)[:, None]
+    image = np.full((427, 640, 3), 128, np.uint8)
+    image[..., 0] = np.round(128 + 100 * np.sin(2 * np.pi * x / WAVE))
+    image[..., 1] = np.round(128 + 100 * np.sin(2 * np.pi * y / WAVE))
+    Image.fromarray(image).save(tmp_path / "photo.jpg", quality=100, subsampling=0)
+    sample = sample_of(image, [[10, 20, 300, 400], [600, 0, 640, 427]])
+    return Unread(tmp_path / "photo.jpg", sample.annotation)
+
+
+def where(values, wavelength):
+    """How far along the crests lie, in output pixels: the phase of the wave of this length in the values, (N,)."""
+    angle = 2 * np.pi * np.arange(len(values)) / wavelength
+    columns = np.stack([np.sin(angle), np.cos(angle), np.ones(len(values))], axis=1)
+    sine, cosine, _ = np.linalg.lstsq(columns, values, rcond=None)[0]
+    return -np.arctan2(cosine, sine) * wavelength / (2 * np.pi)
+
+
+@pytest.mark.parametrize("times", [1, 2, 4, 8])
+def test_a_reduced_image_is_seen_in_the_same_place(waves, times):
+    side = int(640 * 0.9 / times)
+    matrix = letterbox(640, 427, side, side)
+    image, of_reduced = image_for(waves, matrix)
+    assert image.shape == (-(-427 // times), 640 // times, 3)
+    points = np.random.default_rng(0).uniform(0, 400, (20, 2))
+    reduced = (points - (times - 1) / 2) / times  # the same points, counted in pixels of the reduced image
+    np.testing.assert_allclose(apply_to_points(of_reduced, reduced), apply_to_points(matrix, points), atol=1e-9)
+    # And so it is in the pixels themselves.
+    zoom, middle = matrix[0, 0], side // 2
+    seen, expected = warp(image, of_reduced, (side, side)), warp(waves.image, matrix, (side, side))
+    inside = slice(int(matrix[1, 2]) + 2, int(matrix[1, 2] + 427 * zoom) - 2)
+    for values in (lambda pixels: pixels[middle, 2:-2, 0], lambda pixels: pixels[inside, middle, 1]):
+        shift = where(values(seen), zoom * WAVE) - where(values(expected), zoom * WAVE)
+        assert abs(shift) < 0.02  # of 0.25 and more with a centre half a pixel off
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_sample_on_the_disk_is_prepared_like_one_in_memory(waves, seed):
+    in_memory = Sample(waves.image, waves.annotation)
+    options = {"size": (128, 96), **PLAIN, "augmentation": Augmentation()}
+    ours, expected = (prepare(s, **options, rng=np.random.default_rng(seed)) for s in (waves, in_memory))
+    np.testing.assert_array_equal(ours.matrix, expected.matrix)
+    np.testing.assert_array_equal(ours.boxes, expected.boxes)
+    np.testing.assert_array_equal(ours.labels, expected.labels)
+    # A reduced image may reach a pixel further; waves of 12 pixels of it are a little flatter, as its pixels are means.
+    inside = warp(np.full((427, 640, 3), 255, np.uint8), ours.matrix, (128, 96))[..., 0] > 0
+    np.testing.assert_allclose(ours.image[inside].mean(axis=0), expected.image[inside].mean(axis=0), rtol=0.01)
+    np.testing.assert_allclose(ours.image[inside].std(axis=0), expected.image[inside].std(axis=0), rtol=0.05)

@@ -1,0 +1,167 @@
+"""How fast do batches come, beside PyTorch's DataLoader doing the same work?
+
+    python tests/benchmarks/loader.py --data FOLDER      photographs in COCO's layout; by default, made up ones
+    python tests/benchmarks/loader.py --workers 1 2 4 --turns 5 --size 512 --batch-size 16
+
+Both sides read, decode, crop, colour and normalise with the same functions of Pillow and NumPy, and make the same
+targets: what differs is how batches are put together and brought from the workers. In turn, each side starts its
+workers, throws its first batches away and delivers the same number of batches; figures are medians of the turns.
+Beside images a second stand the CPU's seconds for each image, of all processes together: on a machine that others use,
+these say more. They are read in /proc, so that this needs Linux.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import multiprocessing
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = map(str, (HERE.parent, HERE.parents[1]))  # the made up data, the package
+
+from minicenternet.data import open_dataset  # noqa: E402
+from minicenternet.data.annotation import DataSet  # noqa: E402
+from minicenternet.data.loader import Loader  # noqa: E402
+from minicenternet.data.transforms import Augmentation  # noqa: E402
+from minicenternet.examples import TrainingExample  # noqa: E402
+
+PREFETCH = 2  # batches that each worker prepares ahead, on both sides
+
+
+class Turn(NamedTuple):
+    """What one side did in one turn."""
+
+    images_per_second: float
+    cpu_ms: float  # for each image, in all processes
+
+
+class Examples:
+    """What PyTorch calls a map-style dataset: the same examples as `Loader` makes."""
+
+    def __init__(self, dataset: DataSet, example: TrainingExample, length: int):
+        self.dataset, self.example, self.length = dataset, example, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
+        i %= len(self.dataset)
+        return self.example(self.dataset.unread(i), np.random.default_rng(np.random.SeedSequence((0, 0, i))))
+
+
+def example_of(dataset: DataSet, size: int) -> TrainingExample:
+    """Return what makes the examples, on both sides."""
+    return TrainingExample(
+        task="detection",
+        num_classes=len(dataset.class_names),
+        size=(size, size),
+        pixel_mean=(0.485, 0.456, 0.406),
+        pixel_std=(0.229, 0.224, 0.225),
+        channel_order="RGB",
+        augmentation=Augmentation(),
+    )
+
+
+@contextmanager
+def of_minicenternet(dataset: DataSet, example: TrainingExample, batch_size: int, workers: int, batches: int):
+    """Give batches without end."""
+    with Loader(dataset, example, batch_size, workers=workers, prefetch=PREFETCH, shuffle=True) as loader:
+        yield itertools.chain.from_iterable(map(loader.epoch, itertools.count()))
+
+
+@contextmanager
+def of_pytorch(dataset: DataSet, example: TrainingExample, batch_size: int, workers: int, batches: int):
+    """Give so many batches, and those that are thrown away or prepared ahead at the end."""
+    from torch.utils.data import DataLoader
+
+    length = batch_size * (batches + 3 * PREFETCH * workers)
+    loader = DataLoader(
+        Examples(dataset, example, length), batch_size, shuffle=True, num_workers=workers, prefetch_factor=PREFETCH
+    )
+    yield iter(loader)
+
+
+SIDES = {"minicenternet": of_minicenternet, "torch DataLoader": of_pytorch}
+
+
+def turn(
+    side: Callable, dataset: DataSet, example: TrainingExample, batch_size: int, workers: int, batches: int
+) -> Turn:
+    """Have one side deliver so many batches with its workers warm and its queues as they are in the long run."""
+    with side(dataset, example, batch_size, workers, batches) as stream:
+        for _ in range(PREFETCH * workers):
+            next(stream)
+        processes = [os.getpid(), *(process.pid for process in multiprocessing.active_children())]
+        start, cpu, images = time.perf_counter(), cpu_seconds(processes), 0
+        for batch in itertools.islice(stream, batches):
+            images += len(batch["image"])
+        seconds, cpu = time.perf_counter() - start, cpu_seconds(processes) - cpu
+    return Turn(images / seconds, 1000 * cpu / images)
+
+
+def cpu_seconds(processes: list[int]) -> float:
+    """Return the user's and the system's seconds that living processes have taken so far."""
+    fields = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in processes]
+    return sum(int(of[11]) + int(of[12]) for of in fields) / os.sysconf("SC_CLK_TCK")
+
+
+def compare(
+    dataset: DataSet, example: TrainingExample, batch_size: int, workers: int, batches: int, turns: int
+) -> dict[str, list[Turn]]:
+    """Return the turns of both sides, which take turns; the first of each is not counted."""
+    measured: dict[str, list[Turn]] = {name: [] for name in SIDES}
+    for number in range(turns + 1):
+        for name, side in SIDES.items():
+            one = turn(side, dataset, example, batch_size, workers, batches)
+            if number:
+                measured[name].append(one)
+    return measured
+
+
+def rows(workers: int, measured: dict[str, list[Turn]]) -> Iterator[str]:
+    """Yield the table's lines for one number of workers; the ratio is the median of those within a turn."""
+    for name, turns in measured.items():
+        rate, cpu = (statistics.median(column) for column in zip(*turns, strict=True))
+        yield f"{workers:>7}  {name:<18}{rate:>12.1f}{cpu:>18.1f}"
+    ours, theirs = measured.values()
+    speed = statistics.median(a.images_per_second / b.images_per_second for a, b in zip(ours, theirs, strict=True))
+    cpu = statistics.median(a.cpu_ms / b.cpu_ms for a, b in zip(ours, theirs, strict=True))
+    yield f"{'':>7}  {'ratio':<18}{speed:>12.2f}{cpu:>18.2f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--data", help="a folder in COCO's layout; by default 64 images are made up")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--batches", type=int, default=12, help="of a turn")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--size", type=int, default=512)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        if options.data is None:
+            from made_up_coco import write_coco
+
+            write_coco(Path(folder), "train", images=64, boxes=465)
+        dataset = open_dataset(options.data or folder)
+        example = example_of(dataset, options.size)
+        print(f"{len(dataset)} images, {options.size} px, batches of {options.batch_size}, {options.turns} turns")
+        print(f"{'workers':>7}  {'':<18}{'images/s':>12}{'CPU ms an image':>18}")
+        for workers in options.workers:
+            measured = compare(dataset, example, options.batch_size, workers, options.batches, options.turns)
+            print(*rows(workers, measured), sep="\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()

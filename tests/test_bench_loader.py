@@ -1,0 +1,84 @@
+"""The loader's benchmark: what it counts, and that it runs what a training run runs.  No time is asserted."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from made_up_coco import write_coco
+from tiny_data import TinyData, example
+
+from minicenternet import bench_loader
+from minicenternet.bench_loader import STAGES, feeding, images_per_second, stage_seconds, worker_counts
+from minicenternet.data import open_dataset
+from minicenternet.data.loader import Loader
+from minicenternet.data.transforms import Augmentation
+from minicenternet.errors import InputError
+from minicenternet.examples import TrainingExample
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """A folder of six photographs in COCO's layout, two of them for validation."""
+    folder = tmp_path_factory.mktemp("coco")
+    write_coco(folder, "train", images=6, boxes=30)
+    write_coco(folder, "val", images=2, boxes=5)
+    return folder
+
+
+@pytest.mark.parametrize("cores, counts", [(1, [1]), (2, [1, 2]), (3, [1, 2, 3]), (6, [1, 2, 4, 6]), (8, [1, 2, 4, 8])])
+def test_numbers_of_workers(cores, counts):
+    assert worker_counts(cores) == counts
+
+
+def test_how_many_workers_feed_a_step():
+    rates = {1: 10.0, 2: 18.0}
+    assert feeding(10, rates) == "which 1 worker feeds"
+    assert feeding(11, rates) == "which 2 workers feed"
+    assert "2 workers are too few; some 5," in feeding(45, rates)  # each gives 9
+
+
+def test_every_stage_of_a_photograph_takes_time(photographs):
+    dataset = open_dataset(photographs)
+    make = TrainingExample(
+        task="detection",
+        num_classes=len(dataset.class_names),
+        size=(64, 64),
+        pixel_mean=(0.5,) * 3,
+        pixel_std=(0.2,) * 3,
+        channel_order="RGB",
+        augmentation=Augmentation(),
+    )
+    stages, images = stage_seconds(Loader(dataset, make, 2), 1e-9)
+    assert images == 2 and list(stages) == [*STAGES, "the rest"]
+    assert all(seconds > 0 for seconds in stages.values())
+
+
+def test_stages_that_are_not_there_take_none():
+    stages, images = stage_seconds(Loader(TinyData(9), example, 4), 1e-9)
+    assert images == 4
+    assert {stage for stage, seconds in stages.items() if seconds > 0} == {"copy", "the rest"}
+
+
+def test_images_are_counted_once_the_workers_have_begun(monkeypatch):
+    times = iter([100.0, 101.0, 103.0, 106.0, 106.0])  # at the start, after each batch, and for the rate
+    monkeypatch.setattr(bench_loader.time, "perf_counter", lambda: next(times))
+    loader = Loader(TinyData(9), example, 4)
+    assert images_per_second(loader, 0, 5) == (9 / 6, 9)  # three batches, the last of one image
+
+
+def test_what_is_measured_is_a_training_run(photographs, monkeypatch):
+    monkeypatch.setattr(bench_loader.os, "cpu_count", lambda: 1)
+    lines = []
+    options = {"size": 32, "batch_size": 2, "device": "cpu", "seconds": 1e-9}
+    figures = bench_loader.bench_loader(str(photographs), ["small"], **options, say=lines.append)
+    assert lines[0] == "6 images, 32 px, batches of 2"
+    names = [*(f"one worker, {stage}" for stage in [*STAGES, "the rest"]), "loader, 1 worker", "small, training on cpu"]
+    assert [figure.name for figure in figures] == names
+    assert [figure.unit for figure in figures] == ["ms an image"] * 7 + ["images/s"] * 2
+    assert all(np.isfinite(figure.value) and figure.runs >= 1 for figure in figures)
+    assert lines[-1].endswith("which 1 worker feeds") or "too few" in lines[-1]
+
+
+def test_data_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(InputError, match="no data set at"):
+        bench_loader.bench_loader(str(tmp_path), ["small"])
