@@ -335,7 +335,11 @@ def test_coco(coco, tmp_path, monkeypatch):
     said = make("coco", tmp_path)
     assert "8 images with 14 objects to train on, 3 with 5" in said[-1]
     train, val = (open_dataset(tmp_path, split=split) for split in ("train", "val"))
-    assert train.class_names == ("cat", "dog") and val.image_ids == [9, 10, 11] and train[0].image.shape == (30, 40, 3)
+    assert (
+        train.class_names == ("cat", "dog")
+        and list(val.image_ids) == [9, 10, 11]
+        and train[0].image.shape == (30, 40, 3)
+    )
     assert set(name.split("/")[0] for name in tree(tmp_path)) == {
         "annotations",
         "train2017",

@@ -119,7 +119,7 @@ def assert_is_the_sample(folder: Path, files: dict[str, bytes]) -> None:
         "ATTRIBUTION.txt", "annotations/instances_train2017.json", "annotations/instances_val2017.json"
     }  # fmt: skip
     train, val = (open_dataset(folder, split=split) for split in ("train", "val"))
-    assert (train.image_ids, val.image_ids, train.category_ids) == ([3, 7], [5], (18,))
+    assert (list(train.image_ids), list(val.image_ids), train.category_ids) == ([3, 7], [5], (18,))
     assert train[1].annotation.boxes.tolist() == [[1, 2, 11, 22.5]] * 2 and train[1].annotation.area[0] == 101.25
     lines = found["ATTRIBUTION.txt"].decode().splitlines()[-3:]
     assert [line.split()[0] for line in lines] == list(NAMES)

@@ -117,7 +117,7 @@ def test_points_boxes_and_cells_go_where_the_released_affine_puts_them(seed, out
     width, height = (int(side) for side in rng.integers(150, 700, 2))
     boxes = some_boxes(rng, width, height)
     sample = sample_of(np.zeros((height, width, 3), np.uint8), boxes)
-    chosen = choose(sample, size=(out, out), augmentation=Augmentation(), rng=np.random.default_rng(seed))
+    chosen = choose(sample.annotation, size=(out, out), augmentation=Augmentation(), rng=np.random.default_rng(seed))
 
     draw = np.random.default_rng(seed)
     scale = max(height, width) * (0.6 + 0.1 * draw.integers(8))
