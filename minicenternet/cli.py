@@ -3,7 +3,8 @@
 Each verb has a dataclass in config.py, of which tyro makes its options and help, and a function here, which imports
 what it needs: `minicenternet --help` does not wait for matplotlib.
 
-    exit code    0 done    1 a bug, or out of memory    2 a mistake in what was given    130 stopped by Ctrl-C
+    exit code    0 done    1 a bug, or out of memory    2 a mistake in what was given
+                 130 stopped by Ctrl-C    143 a run stopped by SIGTERM: its state is saved, and --resume goes on
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import json
 import os
 import platform
 import shlex
+import signal
 import sys
 import tempfile
 import time
@@ -164,9 +166,9 @@ def _demo(options: DemoConfig) -> int:
     with _bugs_reported_in(options.output):
         try:
             demo(options.output, options.seed)
-        except (Interrupted, KeyboardInterrupt):
+        except (Interrupted, KeyboardInterrupt) as stop:
             print("stopped; the same command goes on from here", file=sys.stderr)
-            return 130
+            return _code_of(stop)
     return 0
 
 
@@ -180,11 +182,11 @@ def _train(options: TrainConfig) -> int:
         with _bugs_reported_in(run.folder):
             try:
                 last = run.train()
-            except (Interrupted, KeyboardInterrupt):
+            except (Interrupted, KeyboardInterrupt) as stop:
                 if world.rank == 0:
                     folder = shlex.quote(str(run.folder))
                     print(f"stopped; to go on: minicenternet train --resume {folder}", file=sys.stderr)
-                return 130
+                return _code_of(stop)
     if world.rank > 0:
         return 0
     if last["ap"] >= 0:
@@ -193,6 +195,11 @@ def _train(options: TrainConfig) -> int:
         print(f"no AP, as the validation images hold no objects: see {run.folder}")
     _say_what_next(run.folder / "best.safetensors")
     return 0
+
+
+def _code_of(stop: BaseException) -> int:
+    """The exit code of a run that a signal stopped, as shells have it: 128 and the signal's number."""
+    return 128 + getattr(stop, "number", signal.SIGINT)
 
 
 def _load(options: UseConfig) -> CenterNet:

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -461,16 +462,18 @@ def test_what_the_system_refuses_is_passed_on(run, monkeypatch):
 # ---- interruptions, bugs, warnings -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("reason", [Interrupted, KeyboardInterrupt])
-def test_a_stopped_run_says_how_to_go_on(run, monkeypatch, reason):
+@pytest.mark.parametrize(
+    ("reason", "expected"), [(Interrupted, 130), (KeyboardInterrupt, 130), (Interrupted(signal.SIGTERM), 143)]
+)
+def test_a_stopped_run_says_how_to_go_on(run, monkeypatch, reason, expected):
     def stop(self):
         raise reason
 
     monkeypatch.setattr(Run, "train", stop)
     code, _, error = run("train", *TINY, "--output", "my runs/one")
-    assert code == 130 and error == "stopped; to go on: minicenternet train --resume 'my runs/one'\n"
+    assert code == expected and error == "stopped; to go on: minicenternet train --resume 'my runs/one'\n"
     code, _, error = run("demo")
-    assert code == 130 and error == "stopped; the same command goes on from here\n"
+    assert code == expected and error == "stopped; the same command goes on from here\n"
 
 
 def test_stopping_anything_else_is_quiet(run, monkeypatch):

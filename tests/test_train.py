@@ -213,8 +213,8 @@ def test_a_missing_prior_is_explained(tmp_path):
 def test_ap_is_measured_with_a_folded_network_and_training_goes_on_with_its_own(tmp_path, monkeypatch):
     measured = []
 
-    def record(model, dataset):
-        measured.append((model, evaluate(model, dataset)))
+    def record(model, dataset, **options):
+        measured.append((model, evaluate(model, dataset, **options)))
         return measured[-1][1]
 
     monkeypatch.setattr(train, "evaluate", record)
