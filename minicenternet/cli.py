@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from . import __version__
 from .config import (
     BenchConfig,
+    CompareConfig,
     ConvertConfig,
     DataCheckConfig,
     DemoConfig,
@@ -37,6 +38,7 @@ from .config import (
     EvaluateConfig,
     ExplainConfig,
     PredictConfig,
+    ReportConfig,
     TrainConfig,
     TutorialCheckConfig,
     TutorialConfig,
@@ -320,6 +322,24 @@ def _explain(options: ExplainConfig) -> int:
     return 0
 
 
+def _report(options: ReportConfig) -> int:
+    from .report import write_report
+    from .train import open_training, open_validation
+
+    config = TrainConfig.load(options.run / "config.json")
+    print(write_report(options.run, open_validation(config) or open_training(config)))
+    return 0
+
+
+def _compare(options: CompareConfig) -> int:
+    from .report import compare
+
+    comparison = compare(options.runs)
+    comparison.save(options.output)
+    print(f"{comparison.text()}\n\nwith the curves over each other: {options.output}")
+    return 0
+
+
 def _data_check(options: DataCheckConfig) -> int:
     from .data.check import check
 
@@ -409,6 +429,8 @@ def _bench(options: BenchConfig) -> int:
 VERBS = {
     "demo": Verb(DemoConfig, _demo, "minicenternet demo"),
     "train": Verb(TrainConfig, _train, "minicenternet train --data instances.json --images photos --epochs 50"),
+    "report": Verb(ReportConfig, _report, "minicenternet report runs/demo"),
+    "compare": Verb(CompareConfig, _compare, "minicenternet compare runs/shapes-1 runs/shapes-2"),
     "evaluate": Verb(EvaluateConfig, _evaluate, "minicenternet evaluate --weights runs/demo/best.safetensors"),
     "predict": Verb(PredictConfig, _predict, "minicenternet predict photos --weights runs/demo/best.safetensors"),
     "explain": Verb(ExplainConfig, _explain, "minicenternet explain photo.jpg --weights runs/demo/best.safetensors"),

@@ -165,9 +165,32 @@ class TrainConfig:
             raise InputError(f"{path} is damaged or from another version ({error}); start a new run") from error
 
     @property
+    def side(self) -> int:
+        """The side of the network input that `size` stands for."""
+        return self.size or (128 if self.data == "shapes" else 512)
+
+    @property
     def num_workers(self) -> int:
         """The number of worker processes that `workers` stands for."""
         return min(8, max(1, (os.cpu_count() or 2) - 1)) if self.workers is None else self.workers
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Write report.html into a run's folder: curves, AP by class and size, the worst images."""
+
+    run: Path
+    """The run folder; the run may still be going on."""
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Put runs beside each other: options that differ, AP, time, and their curves."""
+
+    runs: tuple[Path, ...]
+    """Run folders, two or more."""
+    output: Path = Path("comparison.html")
+    """The page to write."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -126,33 +126,40 @@ class Evaluation:
             with replacing(folder / name) as temporary:
                 temporary.write_text(text, encoding="utf-8")
         draw_precision_recall(self.result, self.dataset.class_names, folder / "precision_recall.png")
+        best_first = self.best_first()
+        self.draw(folder / "best.png", best_first[:pictures])
+        self.draw(folder / "worst.png", best_first[::-1][:pictures])
+
+    def best_first(self) -> list[int]:
+        """Return the images by index, those with the fewest mistakes first."""
         counts = [
             count_mistakes(self.dataset.annotation(i), found, len(self.dataset.class_names))
             for i, found in enumerate(self.detections)
         ]
-        best_first = sorted(range(len(counts)), key=lambda i: counts[i].rank, reverse=True)
-        self.draw(folder / "best.png", best_first[:pictures])
-        self.draw(folder / "worst.png", best_first[::-1][:pictures])
+        return sorted(range(len(counts)), key=lambda i: counts[i].rank, reverse=True)
 
     def draw(self, path: str | os.PathLike | None = None, images: Sequence[int] = range(8)) -> np.ndarray:
         """Return a page of images, given by index, with ground truth left and detections right; (H, W, 3) uint8."""
-        from .draw import draw_boxes, draw_grid
+        from .draw import draw_grid
+
+        pairs = [self.beside(i) for i in images[: len(self.detections)]]
+        return draw_grid([picture for picture, _ in pairs], [title for _, title in pairs], path, columns=2)
+
+    def beside(self, i: int) -> tuple[np.ndarray, str]:
+        """Return image i with ground truth beside itself with detections, (H, W, 3) uint8, and a title that counts."""
+        from .draw import draw_boxes
 
         names = self.dataset.class_names
-        pairs, titles = [], []
-        for i in images[: len(self.detections)]:
-            sample, found = self.dataset[i], self.detections[i].above(SHOWN_SCORE)
-            truth = sample.annotation
-            count = count_mistakes(truth, found, len(names))
-            left = draw_boxes(sample.image, truth.boxes, truth.labels, None, names, text_size=0.04)
-            right = draw_boxes(sample.image, found.boxes, found.labels, found.scores, names, text_size=0.04)
-            pairs.append(np.concatenate([left, np.full_like(left[:, :6], 255), right], axis=1))
-            objects = count.found + count.missed
-            titles.append(
-                f"{truth.file_name}: {objects} object{'' if objects == 1 else 's'} (left), "
-                f"{count.found} found, {count.missed} missed, {count.false} false (right)"
-            )
-        return draw_grid(pairs, titles, path, columns=2)
+        sample, found = self.dataset[i], self.detections[i].above(SHOWN_SCORE)
+        truth = sample.annotation
+        count = count_mistakes(truth, found, len(names))
+        left = draw_boxes(sample.image, truth.boxes, truth.labels, None, names, text_size=0.04)
+        right = draw_boxes(sample.image, found.boxes, found.labels, found.scores, names, text_size=0.04)
+        objects = count.found + count.missed
+        return np.concatenate([left, np.full_like(left[:, :6], 255), right], axis=1), (
+            f"{truth.file_name}: {objects} object{'' if objects == 1 else 's'} (left), "
+            f"{count.found} found, {count.missed} missed, {count.false} false (right)"
+        )
 
 
 @dataclass(frozen=True)
@@ -246,10 +253,10 @@ def evaluate(
         if progress:
             progress(len(detections), len(dataset))
     if world.size > 1:
-        gathered = world.gather(_packed(detections))
+        gathered = world.gather(packed(detections))
         if world.rank > 0:
             return None
-        detections = _dealt_back([_unpacked(data, dataset.class_names) for data in gathered])
+        detections = _dealt_back([unpacked(data, dataset.class_names) for data in gathered])
     truth = [dataset.annotation(i) for i in range(len(dataset))]
     measured = (truth, list(map(_rounded, detections)) if rounded else detections, len(dataset.class_names))
     voc = None
@@ -267,7 +274,7 @@ def evaluate(
     )
 
 
-def _packed(detections: Sequence[Detections]) -> bytes:
+def packed(detections: Sequence[Detections]) -> bytes:
     """Return the detections of some images as the bytes of an .npz file."""
     file, empty = io.BytesIO(), [np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64)]
     columns = zip(empty, *((one.boxes, one.scores, one.labels) for one in detections), strict=True)
@@ -277,7 +284,8 @@ def _packed(detections: Sequence[Detections]) -> bytes:
     return file.getvalue()
 
 
-def _unpacked(data: bytes, class_names: Sequence[str]) -> list[Detections]:
+def unpacked(data: bytes, class_names: Sequence[str]) -> list[Detections]:
+    """Return the detections that `packed` made these bytes of."""
     with np.load(io.BytesIO(data)) as file:
         ends = np.cumsum(file["counts"]).astype(int)
         columns = [np.split(file[name], ends[:-1]) for name in ("boxes", "scores", "labels")]

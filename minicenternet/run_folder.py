@@ -81,6 +81,15 @@ def versions() -> dict[str, str]:
     return found | {name: version(name) for name in cupy_wheels()}
 
 
+def versions_of(folder: Path) -> dict[str, str]:
+    """Return the versions that a run was begun with.  Raises InputError when the file that lists them is damaged."""
+    path = folder / "versions.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}); it is made of no use, and can be removed") from error
+
+
 def read_metrics(folder: Path) -> list[dict[str, float]]:
     """Return the rows of a run's metrics.csv, all values as numbers; of a run without one epoch, none."""
     path = folder / "metrics.csv"

@@ -35,8 +35,9 @@ from .data.loader import Loader
 from .device import GB, check_graph, choose, memory_explained
 from .distributed import GradientSum, World
 from .errors import InputError
-from .evaluate import Evaluation, evaluate
+from .evaluate import Evaluation, evaluate, packed
 from .examples import Preparation, TrainingExample, Unprepared
+from .files import replacing
 from .graph import Captured
 from .model import CenterNet
 from .nn.module import first_nonfinite
@@ -45,6 +46,7 @@ from .optim import SGD, Adam, Average, LossScale, clip_gradients, learning_rate
 from .points.losses import expected_first_loss, explain_loss, shares_of
 from .predict import explain
 from .progress import Progress
+from .report import filmed, save_frame, write_report
 from .run_folder import (
     keep_checkpoint,
     last_written,
@@ -136,8 +138,8 @@ class Run:
         check_graph(config.graph, self.device)
         if config.tensorboard:
             check_installed()
-        size = (config.size or (128 if config.data == "shapes" else 512),) * 2
-        self.train_data, self.val_data = _open_data(config, size, say)
+        size = (config.side, config.side)
+        self.train_data, self.val_data = _open_data(config, say)
         begun = self.resuming and (resumed / "state.safetensors").exists()  # not killed before anything was done
         source = resumed / "state.safetensors" if begun else config.weights
         arrays, metadata = load_weights(source) if source else ({}, {})
@@ -495,9 +497,15 @@ class Run:
         if evaluation and row["ap"] >= self.counters.best_ap:
             self.counters.best_ap = row["ap"]
             model.save(self.folder / "best.safetensors", measured)
+            with replacing(self.folder / "detections.npz") as temporary:
+                temporary.write_bytes(packed(evaluation.detections))
         model.save(self.folder / "last.safetensors", measured)
+        save_frame(self.folder, row["epoch"], explain(model, self.val_data[filmed(self.val_data)]).heatmap)
         if evaluation and (last or time.monotonic() - self.last_pictures > PICTURE_SECONDS):
             self._draw_progress(model, evaluation)
+        if last:
+            self._stop_alone()
+            write_report(self.folder, self.val_data)
 
     def _seconds(self) -> float:
         """How long the run took so far, the time between a stop and a start left out."""
@@ -628,25 +636,33 @@ class Run:
         self.last_pictures = time.monotonic()
 
 
-def _open_data(config: TrainConfig, size: tuple[int, int], say: Callable[[str], None]):
-    train_data = open_dataset(
-        config.data, split="train", image_folder=config.images, size=size, length=config.shapes, seed=config.seed
+def open_training(config: TrainConfig) -> DataSet:
+    """Open the data that a run trains on."""
+    return open_dataset(
+        config.data, split="train", image_folder=config.images, size=config.side, length=config.shapes, seed=config.seed
     )
+
+
+def open_validation(config: TrainConfig) -> DataSet | None:
+    """Open the data that a run measures AP on, or return None where those are its training images."""
     named = config.val is not None
     val_data = open_dataset(
         config.val if named else config.data,
         # a .json file that was named is taken as it is; of anything else, the val split
         split="train" if named and config.val.endswith(".json") else "val",
         image_folder=config.val_images if named else config.images,
-        size=size,
+        size=config.side,
         length=config.val_shapes,
         seed=config.seed,
     )
+    return BlackWhereUnreadable(val_data) if val_data and config.skip_bad_images else val_data
+
+
+def _open_data(config: TrainConfig, say: Callable[[str], None]) -> tuple[DataSet, DataSet]:
+    train_data, val_data = open_training(config), open_validation(config)
     if val_data is None:
         say("no validation data found beside --data: AP is measured on the training images (name some by --val)")
-        val_data = train_data
-    if config.skip_bad_images:
-        val_data = BlackWhereUnreadable(val_data)
+        val_data = BlackWhereUnreadable(train_data) if config.skip_bad_images else train_data
     if val_data.class_names != train_data.class_names:
         different = sorted(set(val_data.class_names) ^ set(train_data.class_names))
         raise InputError(

@@ -114,6 +114,16 @@ def test_from_training_to_detections(run, tmp_path):
     code, said, _ = run("train", "--data", "cats.json", "--images", "photos", "--size", 32, "--epochs", 1, *TINY[-2:])
     assert code == 0 and "no validation data" in said and (tmp_path / "runs/cats-1/best.safetensors").is_file()
 
+    for name in ("shapes-1", "cats-1"):
+        written = (tmp_path / "runs" / name / "report.html").read_bytes()
+        code, said, _ = run("report", f"runs/{name}")
+        assert code == 0 and said == f"runs/{name}/report.html\n"
+        assert (tmp_path / said.strip()).read_bytes() == written  # the run had written it already
+    code, said, _ = run("compare", "runs/shapes-1", "runs/cats-1")
+    assert code == 0 and "--data" in said and "best AP" in said and (tmp_path / "comparison.html").is_file()
+    assert_refused(run("compare", "runs/shapes-1"), "name two or more")
+    assert_refused(run("report", "photos"), "photos is no run folder")
+
 
 def test_pictures_of_images_with_one_name_are_kept_apart(run, tmp_path, weights):
     for folder in ("one", "two"):

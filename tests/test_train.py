@@ -80,7 +80,8 @@ def test_a_run_leaves_everything_behind(unbroken):
     names = {path.name for path in unbroken.iterdir()}
     assert names == {
         "config.json", "command.txt", "versions.json", "metrics.csv", "last.safetensors", "best.safetensors",
-        "state.safetensors", "targets.png", "heatmaps.png", "detections.png", "curves.png",
+        "state.safetensors", "targets.png", "heatmaps.png", "detections.png", "curves.png", "detections.npz",
+        "filmstrip", "report.html",
     }  # fmt: skip
     assert [row["step"] for row in read_metrics(unbroken)] == [3, 6, 9]
     assert TrainConfig.load(unbroken / "config.json").epochs == 3
