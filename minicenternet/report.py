@@ -12,7 +12,7 @@ import base64
 import dataclasses
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -55,9 +55,10 @@ pre { overflow-x: auto; background: #f6f6f6; padding: .6rem; }
 # ---- one run ---------------------------------------------------------------------------------------------------------
 
 
-def write_report(folder: Path, dataset: DataSet) -> Path:
+def write_report(folder: Path, dataset: DataSet, between: Callable[[], None] = lambda: None) -> Path:
     """Write report.html into the folder of a run and return its path; dataset: what the run measures AP on.
 
+    between: called between two pictures; what it raises ends the report, and the one of before is left.
     Raises InputError where no epoch is done yet, and where the data are not those that AP was measured on.
     """
     from .draw import draw_curves
@@ -70,7 +71,7 @@ def write_report(folder: Path, dataset: DataSet) -> Path:
     ]
     found = folder / "detections.npz"
     if found.is_file():
-        parts += _of_detections(_evaluation(found, dataset))
+        parts += _of_detections(_evaluation(found, dataset), between)
     else:
         parts.append("<p>AP was not measured yet: what belongs to it will be here once it was.</p>")
     parts += _filmstrip(folder, dataset)
@@ -111,12 +112,13 @@ def _evaluation(found: Path, dataset: DataSet) -> Evaluation:
     return Evaluation(dataset, detections, result, None, None, {}, {})
 
 
-def _of_detections(evaluation: Evaluation) -> list[str]:
+def _of_detections(evaluation: Evaluation, between: Callable[[], None]) -> list[str]:
     from .draw import draw_precision_recall
 
     result, names = evaluation.result, evaluation.dataset.class_names
     worst = []
     for i in evaluation.best_first()[::-1][:WORST]:
+        between()
         picture, title = evaluation.beside(i)
         worst.append(
             f"<figure>{_picture(picture, f'ground truth and detections of {title}', 'JPEG')}"

@@ -482,6 +482,7 @@ class Run:
         }
         self.rows.append(row)
         if self.world.rank == 0:
+            progress.note("writing weights and pictures")
             self._write_epoch(model, row, evaluation, last)
         counters.epoch, counters.batch, counters.sums = number, 0, {}
         self.save_state()  # last of all: a run killed before this does the epoch again and writes the same files
@@ -504,8 +505,7 @@ class Run:
         if evaluation and (last or time.monotonic() - self.last_pictures > PICTURE_SECONDS):
             self._draw_progress(model, evaluation)
         if last:
-            self._stop_alone()
-            write_report(self.folder, self.val_data)
+            write_report(self.folder, self.val_data, self._stop_alone)
 
     def _seconds(self) -> float:
         """How long the run took so far, the time between a stop and a start left out."""

@@ -53,6 +53,7 @@ def test_a_run_writes_what_metrics_csv_has(tmp_path, monkeypatch):
     monkeypatch.setattr("minicenternet.train.READ_EVERY", 2)
     monkeypatch.setattr(Run, "_draw_progress", lambda *_: None)
     monkeypatch.setattr(Run, "_draw_targets", lambda *_: None)
+    monkeypatch.setattr("minicenternet.train.write_report", lambda *_: None)
     options = {"shapes": 8, "val_shapes": 1, "size": 32, "batch_size": 4, "epochs": 1, "workers": 0, "device": "cpu"}
     run = Run(TrainConfig(**options, output=str(tmp_path / "run"), tensorboard=True), lambda line: None)
     row = run.train()

@@ -174,6 +174,20 @@ def test_frames_are_in_the_order_of_epochs_and_not_too_many(tmp_path, monkeypatc
         assert abs(value - int(title.removeprefix("epoch ")) / 100) < 1 / 255
 
 
+def test_a_report_can_be_stopped_between_two_pictures(tmp_path, monkeypatch):
+    class Stop(Exception):
+        pass
+
+    def stop():
+        raise Stop
+
+    monkeypatch.setattr("minicenternet.draw.draw_curves", lambda rows: np.zeros((4, 4, 3), np.uint8))
+    folder = make_run(tmp_path / "run")
+    with pytest.raises(Stop):
+        write_report(folder, DATA, stop)
+    assert not (folder / "report.html").exists() and not list(folder.glob(".*"))
+
+
 def test_before_ap_is_measured_there_is_a_report_without_it(tmp_path):
     folder = make_run(tmp_path / "run", aps=(float("nan"),))
     (folder / "detections.npz").unlink()

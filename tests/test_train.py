@@ -69,6 +69,12 @@ def assert_same_run(folder: Path, unbroken: Path) -> None:
             assert ours[name] == theirs[name] or np.isnan(ours[name]) and np.isnan(theirs[name]), name
 
 
+@pytest.fixture(autouse=True)
+def no_report(monkeypatch):
+    """Only the unbroken run and processes of their own write a report: it takes longer than a tiny run."""
+    monkeypatch.setattr(train, "write_report", lambda *_: None)
+
+
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("unbroken")

@@ -37,6 +37,7 @@ def quick(monkeypatch):
     """Pictures take longer than all the rest."""
     monkeypatch.setattr(Evaluation, "draw", lambda *_: None)
     monkeypatch.setattr(Run, "_draw_targets", lambda *_: None)
+    monkeypatch.setattr(train, "write_report", lambda *_: None)
     for name in ("draw_grid", "draw_heatmap", "draw_curves"):
         monkeypatch.setattr(f"minicenternet.draw.{name}", lambda *_: None)
 
@@ -65,6 +66,7 @@ def unbroken(tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Run, "_draw_progress", lambda *_: None)
         patch.setattr(Run, "_draw_targets", lambda *_: None)
+        patch.setattr(train, "write_report", lambda *_: None)
         start(folder).train()
     return folder
 
