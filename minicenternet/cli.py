@@ -324,7 +324,7 @@ def _explain(options: ExplainConfig) -> int:
 
 def _report(options: ReportConfig) -> int:
     from .report import write_report
-    from .train import open_training, open_validation
+    from .run_data import open_training, open_validation
 
     config = TrainConfig.load(options.run / "config.json")
     print(write_report(options.run, open_validation(config) or open_training(config)))

@@ -15,11 +15,9 @@ from __future__ import annotations
 import json
 import math
 import signal
-import sys
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
@@ -29,8 +27,6 @@ from .autograd import Tensor
 from .backend import Array, beside, get_xp, pool_memory, to_cpu
 from .board import Board, check_installed
 from .config import TrainConfig
-from .data import open_dataset
-from .data.annotation import Annotation, DataSet, Sample
 from .data.loader import Loader
 from .device import GB, check_graph, choose, memory_explained
 from .distributed import GradientSum, World
@@ -47,6 +43,7 @@ from .points.losses import expected_first_loss, explain_loss, shares_of
 from .predict import explain
 from .progress import Progress
 from .report import filmed, save_frame, write_report
+from .run_data import open_data
 from .run_folder import (
     keep_checkpoint,
     last_written,
@@ -58,6 +55,7 @@ from .run_folder import (
     write_metrics,
 )
 from .staging import upload_ahead
+from .stopping import Interrupted, listening_for_signals
 from .threads import one_blas_thread
 
 READ_EVERY = 20  # steps on a GPU between two readings of the losses; each of the first FIRST_READ is read
@@ -74,46 +72,6 @@ class Counters:
     best_ap: float = -1.0
     seconds: float = 0.0  # that the run took until it was started the last time
     sums: dict[str, float | Array] = field(default_factory=dict)  # of the losses of this epoch's steps
-
-
-@dataclass(frozen=True)
-class BlackWhereUnreadable:
-    """A data set in which an image that cannot be read is black, with one warning: its objects count as missed."""
-
-    dataset: DataSet
-    named: set[str] = field(default_factory=set)  # the messages given so far
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        return self.dataset.class_names
-
-    @property
-    def category_ids(self) -> tuple[int, ...]:
-        return self.dataset.category_ids
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def annotation(self, i: int) -> Annotation:
-        return self.dataset.annotation(i)
-
-    def __getitem__(self, i: int) -> Sample:
-        try:
-            return self.dataset[i]
-        except InputError as error:
-            if str(error) not in self.named:
-                self.named.add(str(error))
-                warnings.warn(f"black when AP is measured: {error}", stacklevel=2)
-            annotation = self.annotation(i)
-            return Sample(np.zeros((annotation.height, annotation.width, 3), np.uint8), annotation)
-
-
-class Interrupted(Exception):
-    """A run was asked to stop by the signal of this number; its state is saved."""
-
-    def __init__(self, number: int = signal.SIGINT):
-        super().__init__(f"stopped by {signal.Signals(number).name}")
-        self.number = int(number)
 
 
 class Run:
@@ -139,7 +97,7 @@ class Run:
         if config.tensorboard:
             check_installed()
         size = (config.side, config.side)
-        self.train_data, self.val_data = _open_data(config, say)
+        self.train_data, self.val_data = open_data(config, say)
         begun = self.resuming and (resumed / "state.safetensors").exists()  # not killed before anything was done
         source = resumed / "state.safetensors" if begun else config.weights
         arrays, metadata = load_weights(source) if source else ({}, {})
@@ -379,7 +337,7 @@ class Run:
         on_board = self.config.tensorboard and self.world.rank == 0
         with (
             self.loader,
-            _asked_to_stop() as self.asked_to_stop,
+            listening_for_signals() as self.asked_to_stop,
             Board(self.folder, self.optimiser.steps) if on_board else nullcontext() as self.board,
             Progress(
                 len(self.loader),
@@ -636,42 +594,6 @@ class Run:
         self.last_pictures = time.monotonic()
 
 
-def open_training(config: TrainConfig) -> DataSet:
-    """Open the data that a run trains on."""
-    return open_dataset(
-        config.data, split="train", image_folder=config.images, size=config.side, length=config.shapes, seed=config.seed
-    )
-
-
-def open_validation(config: TrainConfig) -> DataSet | None:
-    """Open the data that a run measures AP on, or return None where those are its training images."""
-    named = config.val is not None
-    val_data = open_dataset(
-        config.val if named else config.data,
-        # a .json file that was named is taken as it is; of anything else, the val split
-        split="train" if named and config.val.endswith(".json") else "val",
-        image_folder=config.val_images if named else config.images,
-        size=config.side,
-        length=config.val_shapes,
-        seed=config.seed,
-    )
-    return BlackWhereUnreadable(val_data) if val_data and config.skip_bad_images else val_data
-
-
-def _open_data(config: TrainConfig, say: Callable[[str], None]) -> tuple[DataSet, DataSet]:
-    train_data, val_data = open_training(config), open_validation(config)
-    if val_data is None:
-        say("no validation data found beside --data: AP is measured on the training images (name some by --val)")
-        val_data = BlackWhereUnreadable(train_data) if config.skip_bad_images else train_data
-    if val_data.class_names != train_data.class_names:
-        different = sorted(set(val_data.class_names) ^ set(train_data.class_names))
-        raise InputError(
-            f"the training and the validation data have different classes: {different or 'another order'}; "
-            "give both files the same list of categories"
-        )
-    return train_data, val_data
-
-
 def _pixels(path: str | Path | None, metadata: Mapping[str, str]) -> dict[str, object]:
     """Return how a weights file wants its images normalised, as keywords of CenterNet; {} where it does not say.
 
@@ -751,25 +673,3 @@ def _check_batch_norm(batch_size: int, side: int, stride: int) -> None:
             f"a batch of one image of {side} pixels leaves batch normalisation one value per channel, of which it "
             "cannot take a variance; choose a larger --size or --batch-size"
         )
-
-
-@contextmanager
-def _asked_to_stop() -> Iterator[Callable[[], int]]:
-    """Yield what tells the number of a Ctrl-C or SIGTERM that came inside, or 0; a second one stops at once."""
-    asked = []
-
-    def note(number, frame):
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(number)
-        print("\nstopping as soon as the state can be saved; once more stops at once", file=sys.stderr, flush=True)
-
-    try:
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: signals are somebody else's
-        before = {}
-    try:
-        yield lambda: asked[0] if asked else 0
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -9,13 +9,14 @@ import sys
 import threading
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from ranks import in_ranks
 from tiny_data import TinyData, example_that_takes_for_ever
 
-from minicenternet import train
+from minicenternet import stopping, train
 from minicenternet.config import TrainConfig
 from minicenternet.data.loader import Loader
 from minicenternet.evaluate import Evaluation, evaluate
@@ -129,18 +130,24 @@ def test_sigterm_while_a_batch_is_waited_for(tmp_path):
         next(loader.epoch(0))
 
 
-def test_a_second_signal_stops_at_once(tmp_path, monkeypatch):
-    run = start(tmp_path)
-    before = (tmp_path / "state.safetensors").read_bytes()
+@pytest.mark.parametrize(("seconds", "expected"), [(0.1, Interrupted), (2.0, KeyboardInterrupt)])
+def test_a_second_signal_stops_at_once_unless_it_is_the_first_passed_on(monkeypatch, tmp_path, seconds, expected):
+    run, clock = start(tmp_path), [0.0]
+    before = (tmp_path / "state.safetensors").stat().st_ino
+    monkeypatch.setattr(stopping, "time", SimpleNamespace(monotonic=lambda: clock[0]))
 
     def killed_twice(batch):
         os.kill(os.getpid(), signal.SIGTERM)
+        clock[0] = seconds
         os.kill(os.getpid(), signal.SIGTERM)
+        return {}
 
     run.step = killed_twice
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr(run, "_explain", lambda *_: None)
+    with pytest.raises(expected):
         run.train()
-    assert (tmp_path / "state.safetensors").read_bytes() == before
+    saved = (tmp_path / "state.safetensors").stat().st_ino != before
+    assert saved == (expected is Interrupted)
 
 
 # --- checkpoints -----------------------------------------------------------------------------------------------------
@@ -215,7 +222,7 @@ def asked_in_rank_1(monkeypatch, moment) -> None:
     def asked():
         yield lambda: signal.SIGTERM if threading.current_thread().name == "rank 1" and moment() else 0
 
-    monkeypatch.setattr(train, "_asked_to_stop", asked)
+    monkeypatch.setattr(train, "listening_for_signals", asked)
 
 
 def test_ranks_with_averaged_weights_stop_together_and_go_on_exactly(tmp_path, monkeypatch):
