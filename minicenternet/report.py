@@ -124,14 +124,16 @@ def _of_detections(evaluation: Evaluation, between: Callable[[], None]) -> list[
             f"<figure>{_picture(picture, f'ground truth and detections of {title}', 'JPEG')}"
             f"<figcaption>{escape(title)}</figcaption></figure>"
         )
-    figures = result.stats()
+    figures, rows = result.stats(), _by_class(evaluation)
+    absent = [name for name, there in zip(names, ~np.isnan(result.per_class), strict=True) if not there]
     return [
         f"<h2>What the best weights find in {len(evaluation.detections)} images</h2>",
         _table(("", "AP", "AP50", "AP75", "small", "medium", "large"), [("precision", *figures[:6])]),
         _table(("", "AR 1", "AR 10", "AR 100", "small", "medium", "large"), [("recall", *figures[6:])]),
         "<h2>AP by class and size</h2>",
         "<p>Small objects have up to 32² square pixels, medium ones up to 96²; the classes from best to worst.</p>",
-        _table(("class", "objects", "AP", "AP50", "small", "medium", "large"), _by_class(evaluation), bars=True),
+        _table(("class", "objects", "AP", "AP50", "small", "medium", "large"), rows, bars=True),
+        f"<p>No objects there: {escape(', '.join(absent))}.</p>" if absent else "",
         "<h2>Precision and recall</h2>",
         _picture(draw_precision_recall(result, names), "precision over recall at IoU 0.50, a line for each class"),
         f"<h2>The {len(worst)} worst images</h2>" if len(worst) > 1 else "<h2>The worst image</h2>",
@@ -141,13 +143,13 @@ def _of_detections(evaluation: Evaluation, between: Callable[[], None]) -> list[
 
 
 def _by_class(evaluation: Evaluation) -> list[tuple]:
-    """Name, number of objects and APs of each class, and of all, which come first."""
+    """Name, number of objects and APs of each class that has objects, and of all, which come first."""
     result, names = evaluation.result, evaluation.dataset.class_names
     annotations = [evaluation.dataset.annotation(i) for i in range(len(evaluation.dataset))]
     labels = np.concatenate([one.labels[~(one.crowd | one.difficult)] for one in annotations])
     count = np.bincount(labels, minlength=len(names))
     rows = [("all", len(labels), result.ap, result.ap50, result.ap_small, result.ap_medium, result.ap_large)]
-    for c in np.argsort(-result.per_class, kind="stable"):  # nan comes last
+    for c in np.argsort(-result.per_class, kind="stable")[: np.count_nonzero(count)]:  # nan comes last
         values = result.per_class[c], result.per_class_ap50[c], *result.per_class_by_size[c]
         rows.append((names[c], int(count[c]), *map(float, values)))
     return rows

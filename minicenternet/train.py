@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import math
-import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
@@ -125,7 +124,7 @@ class Run:
         self.finite = get_xp(weight).ones((), bool)  # whether every loss so far was
         self.step_on_gpu = Captured(self._step_on_gpu) if config.graph else self._step_on_gpu
         self.counters, self.rows = Counters(), []
-        self.asked_to_stop, self.stopping = lambda: 0, False
+        self.asked_to_stop = lambda: 0
         example = TrainingExample(
             task=self.model.task_name,
             num_classes=len(self.model.class_names),
@@ -228,12 +227,11 @@ class Run:
         total, parts = self.model.task.loss(maps, batch, denominator=self.config.denominator, shares=shares)
         return total, {name: tensor.data for name, tensor in {"loss": total, **parts}.items()}
 
-    def _shares(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return what this rank's losses count for; on the way, hear whether any rank was asked to stop."""
-        counts = np.array([(batch["heatmap"] == 1).sum(), batch["mask"].sum(), self.asked_to_stop() > 0], np.float32)
-        of_all = self.world.sum(counts)
-        self.stopping = bool(of_all[2])
-        return shares_of(counts[:2], of_all[:2], self.config.denominator)
+    def _shares(self, batch: Mapping[str, Array]) -> dict[str, Array]:
+        """Return what this rank's losses count for."""
+        xp = get_xp(batch["heatmap"])
+        counts = xp.stack([(batch["heatmap"] == 1).sum(), batch["mask"].sum()]).astype(np.float32)
+        return shares_of(counts, self.world.sum(counts), self.config.denominator)
 
     def _factor(self, loss: Array) -> Array:
         """Return, on the GPU, by what to multiply all gradients: 1, or less to clip them, or NaN not to do the step."""
@@ -375,8 +373,7 @@ class Run:
             progress.step(shown, self.optimiser.lr)
             if self.board and self.optimiser.steps % READ_EVERY == 0:
                 self.board.write("step", {**shown, "learning_rate": self.optimiser.lr}, self.optimiser.steps)
-            if self.stopping if self.world.size > 1 else self.asked_to_stop():
-                raise Interrupted(self.asked_to_stop() or signal.SIGTERM)  # or another rank was asked
+            self._stop_together()
             if time.monotonic() - last_save > 60 * self.config.save_every:
                 self.save_state()
                 self._keep(counters.epoch, counters.batch)
@@ -387,12 +384,16 @@ class Run:
         if self.world.size == 1 and self.asked_to_stop():
             raise Interrupted(self.asked_to_stop())
 
-    def _stop_together(self, done: int, images: int) -> None:
-        """Raise Interrupted in all ranks when one was asked to stop; called by each after every image it measured."""
-        if done % 8 == 0 and done <= images // self.world.size:  # as often as each rank gets to
-            number = int(self.world.collect(np.array(self.asked_to_stop())).max())
-            if number:
-                raise Interrupted(number)
+    def _stop_together(self) -> None:
+        """Raise Interrupted in all ranks when one was asked to stop; every rank must ask at the same places."""
+        number = int(self.world.collect(np.array(self.asked_to_stop())).max())
+        if number:
+            raise Interrupted(number)
+
+    def _stop_measuring(self, done: int, images: int) -> None:
+        """The same, called after each image that this rank measured: some may have one more than others."""
+        if done % 8 == 0 and done <= images // self.world.size:
+            self._stop_together()
 
     def _keep(self, epoch: int, batch: int) -> None:
         """Keep a checkpoint of what was just saved, if one is due."""
@@ -406,7 +407,7 @@ class Run:
             keep_checkpoint(self.folder, epoch, batch, newest=config.keep_newest, always=config.keep_always)
 
     def _gpu_memory(self) -> tuple[int, int]:
-        """Return bytes on the GPU: of arrays in use, and held by all pools; a graph uses all that its pool holds."""
+        """Return bytes on the GPU: in use, and held by all pools; a graph uses all that its own pool holds."""
         used, held = pool_memory()
         of_graphs = self.step_on_gpu.memory()[1] if self.config.graph else 0
         return used + of_graphs, held + of_graphs
@@ -429,7 +430,7 @@ class Run:
         if last or number % config.evaluate_every == 0:
             progress.note("measuring AP")
             self._share_statistics(model)
-            evaluation = evaluate(model.fold(), self.val_data, world=self.world, progress=self._stop_together)
+            evaluation = evaluate(model.fold(), self.val_data, world=self.world, progress=self._stop_measuring)
             measured = {"ap": evaluation.result.ap, "ap50": evaluation.result.ap50} if evaluation else {}
         row = {"epoch": number, "step": self.optimiser.steps, **means, "ap": math.nan, "ap50": math.nan, **measured}
         row |= {

@@ -45,6 +45,7 @@ def test_the_newest_and_those_of_certain_epochs_are_kept(tmp_path, newest, alway
 
 def test_a_checkpoint_stays_as_it_was(tmp_path):
     run_for(tmp_path, [1, 2], newest=9, always=0)
+    assert (tmp_path / "checkpoints/epoch-0002/state.safetensors").samefile(tmp_path / "state.safetensors")  # no copy
     save(tmp_path, "after that", 5000)
     for epoch in (1, 2):
         for name in ("state.safetensors", "last.safetensors"):

@@ -108,7 +108,7 @@ def test_a_measurement_stops_between_two_batches(tmp_path, monkeypatch):
 
     def progress(done, images):
         measured.append(done)
-        run._stop_together(done, images)
+        run._stop_measuring(done, images)
 
     with pytest.raises(Interrupted):
         evaluate(run.model, run.val_data, progress=progress)
