@@ -319,9 +319,14 @@ def test_a_single_value_per_channel_is_refused(tmp_path):
 
 def test_the_speed_is_that_of_the_images_there_are(tmp_path, monkeypatch):
     given = []
-    monkeypatch.setattr(train, "Progress", lambda *arguments: given.append(arguments) or Progress(*arguments))
+
+    def noting(*arguments, **options):
+        given.append(arguments)
+        return Progress(*arguments, **options)
+
+    monkeypatch.setattr(train, "Progress", noting)
     start(tmp_path, shapes=2, epochs=1, batch_size=16).train()
-    assert given == [(1, 1, 2)]  # steps, epochs, images of a step
+    assert given == [(1, 1, 2, None)]  # steps, epochs, images of a step, no GPU whose memory is looked at
 
 
 def test_weights_of_another_backbone_are_refused_in_one_line(unbroken, tmp_path):
