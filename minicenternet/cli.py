@@ -3,7 +3,8 @@
 Each verb has a dataclass in config.py, of which tyro makes its options and help, and a function here, which imports
 what it needs: `minicenternet --help` does not wait for matplotlib.
 
-    exit code    0 done    1 a bug, or out of memory    2 a mistake in what was given    130 stopped by Ctrl-C
+    exit code    0 done    1 a bug, or out of memory    2 a mistake in what was given
+                 130 stopped by Ctrl-C    143 a run stopped by SIGTERM: its state is saved, and --resume goes on
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import json
 import os
 import platform
 import shlex
+import signal
 import sys
 import tempfile
 import time
@@ -28,6 +30,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from . import __version__
 from .config import (
     BenchConfig,
+    CompareConfig,
     ConvertConfig,
     DataCheckConfig,
     DataPrepareConfig,
@@ -37,6 +40,7 @@ from .config import (
     ExplainConfig,
     PredictConfig,
     RecipesConfig,
+    ReportConfig,
     TrainConfig,
     TutorialCheckConfig,
     TutorialConfig,
@@ -171,9 +175,9 @@ def _demo(options: DemoConfig) -> int:
     with _bugs_reported_in(options.output):
         try:
             demo(options.output, options.seed)
-        except (Interrupted, KeyboardInterrupt):
+        except (Interrupted, KeyboardInterrupt) as stop:
             print("stopped; the same command goes on from here", file=sys.stderr)
-            return 130
+            return _code_of(stop)
     return 0
 
 
@@ -202,11 +206,11 @@ def _train(options: TrainConfig) -> int:
         with _bugs_reported_in(run.folder):
             try:
                 last = run.train()
-            except (Interrupted, KeyboardInterrupt):
+            except (Interrupted, KeyboardInterrupt) as stop:
                 if world.rank == 0:
                     folder = shlex.quote(str(run.folder))
                     print(f"stopped; to go on: minicenternet train --resume {folder}", file=sys.stderr)
-                return 130
+                return _code_of(stop)
     if world.rank > 0:
         return 0
     if last["ap"] >= 0:
@@ -215,6 +219,11 @@ def _train(options: TrainConfig) -> int:
         print(f"no AP, as the validation images hold no objects: see {run.folder}")
     _say_what_next(run.folder / "best.safetensors")
     return 0
+
+
+def _code_of(stop: BaseException) -> int:
+    """The exit code of a run that a signal stopped, as shells have it: 128 and the signal's number."""
+    return 128 + getattr(stop, "number", signal.SIGINT)
 
 
 def _recipes(options: RecipesConfig) -> int:
@@ -371,6 +380,24 @@ def _explain(options: ExplainConfig) -> int:
     return 0
 
 
+def _report(options: ReportConfig) -> int:
+    from .report import write_report
+    from .run_data import open_training, open_validation
+
+    config = TrainConfig.load(options.run / "config.json")
+    print(write_report(options.run, open_validation(config) or open_training(config)))
+    return 0
+
+
+def _compare(options: CompareConfig) -> int:
+    from .report import compare
+
+    comparison = compare(options.runs)
+    comparison.save(options.output)
+    print(f"{comparison.text()}\n\nwith the curves over each other: {options.output}")
+    return 0
+
+
 def _data_check(options: DataCheckConfig) -> int:
     from .data.check import check
 
@@ -500,6 +527,8 @@ VERBS = {
     "train": Verb(
         TrainConfig, _train, "minicenternet train --data instances.json --images photos --epochs 50", default=_of_recipe
     ),
+    "report": Verb(ReportConfig, _report, "minicenternet report runs/demo"),
+    "compare": Verb(CompareConfig, _compare, "minicenternet compare runs/shapes-1 runs/shapes-2"),
     "evaluate": Verb(EvaluateConfig, _evaluate, "minicenternet evaluate --weights runs/demo/best.safetensors"),
     "predict": Verb(PredictConfig, _predict, "minicenternet predict photos --weights runs/demo/best.safetensors"),
     "explain": Verb(ExplainConfig, _explain, "minicenternet explain photo.jpg --weights runs/demo/best.safetensors"),

@@ -40,8 +40,8 @@ class TrainConfig:
     output: str | None = None
     """Run folder; by default the next free runs/NAME-N."""
     resume: str | None = None
-    """Run folder to go on with, exactly where it stopped; all other options but --device, --precision and
-    --graph are taken from that run."""
+    """Run folder to go on with, exactly where it stopped, or one of its checkpoints to go back to; all other options
+    but --device, --precision and --graph are taken from that run."""
 
     recipe: str | None = None
     """Take the options that are not given from a recipe, such as coco-dla34-1x: minicenternet recipes lists them. The
@@ -100,6 +100,16 @@ class TrainConfig:
     """Epochs between measurements of AP on the validation images; the last epoch is always measured."""
     save_every: float = 5.0
     """Minutes between saved states within an epoch; the end of an epoch is always saved."""
+    keep_every: int = 0
+    """Epochs between checkpoints: weights and state kept in checkpoints/, to use or to go back to; 0 for none."""
+    keep_hours: float = 0.0
+    """Hours after which a checkpoint is kept in any case, within an epoch too; 0 for none."""
+    keep_newest: int = 3
+    """How many checkpoints there are at most: older ones are removed."""
+    keep_always: int = 0
+    """Checkpoints of epochs divisible by this number are never removed; 0 for none."""
+    tensorboard: bool = False
+    """Write losses, AP and speed for TensorBoard as well (needs the extra tensorboard)."""
     device: str = "auto"
     """auto (a GPU where one can be used), cpu, cuda, or, of several GPUs, cuda:0, cuda:1 and so on. A resumed run may
     be given another."""
@@ -117,9 +127,10 @@ class TrainConfig:
     """Of everything random: the same seed gives the same weights, whatever the number of workers."""
 
     def __post_init__(self):
-        for name in ("epochs", "batch_size", "learning_rate", "shapes", "val_shapes", "evaluate_every", "save_every"):
+        positive = ("epochs", "batch_size", "learning_rate", "shapes", "val_shapes", "evaluate_every", "save_every")
+        for name in (*positive, "keep_newest"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "more than 0")
-        for name in ("weight_decay", "warm_up", "clip_norm", "seed"):
+        for name in ("weight_decay", "warm_up", "clip_norm", "seed", "keep_every", "keep_hours", "keep_always"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         _require(self.size is None or self.size > 0, "size", self.size, "more than 0")
         _require(self.workers is None or self.workers >= 0, "workers", self.workers, "0 or more")
@@ -157,9 +168,32 @@ class TrainConfig:
             raise InputError(f"{path} is damaged or from another version ({error}); start a new run") from error
 
     @property
+    def side(self) -> int:
+        """The side of the network input that `size` stands for."""
+        return self.size or (128 if self.data == "shapes" else 512)
+
+    @property
     def num_workers(self) -> int:
         """The number of worker processes that `workers` stands for."""
         return min(8, max(1, (os.cpu_count() or 2) - 1)) if self.workers is None else self.workers
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Write report.html into a run's folder: curves, AP by class and size, the worst images."""
+
+    run: Path
+    """The run folder; the run may still be going on."""
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Put runs beside each other: options that differ, AP, time, and their curves."""
+
+    runs: tuple[Path, ...]
+    """Run folders, two or more."""
+    output: Path = Path("comparison.html")
+    """The page to write."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -137,30 +137,37 @@ class Evaluation:
         if not self.result:
             return
         draw_precision_recall(self.result, self.dataset.class_names, folder / "precision_recall.png")
-        counts = [count_mistakes(self.dataset.annotation(i), found) for i, found in enumerate(self.detections)]
-        best_first = sorted(range(len(counts)), key=lambda i: counts[i].rank, reverse=True)
+        best_first = self.best_first()
         self.draw(folder / "best.png", best_first[:pictures])
         self.draw(folder / "worst.png", best_first[::-1][:pictures])
 
+    def best_first(self) -> list[int]:
+        """Return the images by index, those with the fewest mistakes first."""
+        counts = [count_mistakes(self.dataset.annotation(i), found) for i, found in enumerate(self.detections)]
+        return sorted(range(len(counts)), key=lambda i: counts[i].rank, reverse=True)
+
     def draw(self, path: str | os.PathLike | None = None, images: Sequence[int] = range(8)) -> np.ndarray:
         """Return a page of images, given by index, with ground truth left and detections right; (H, W, 3) uint8."""
-        from .draw import draw_boxes, draw_grid
+        from .draw import draw_grid
+
+        pairs = [self.beside(i) for i in images[: len(self.detections)]]
+        return draw_grid([picture for picture, _ in pairs], [title for _, title in pairs], path, columns=2)
+
+    def beside(self, i: int) -> tuple[np.ndarray, str]:
+        """Return image i with ground truth beside itself with detections, (H, W, 3) uint8, and a title that counts."""
+        from .draw import draw_boxes
 
         names = self.dataset.class_names
-        pairs, titles = [], []
-        for i in images[: len(self.detections)]:
-            sample, found = self.dataset[i], self.detections[i].above(SHOWN_SCORE)
-            truth = sample.annotation
-            count = count_mistakes(truth, found)
-            left = draw_boxes(sample.image, truth.boxes, truth.labels, None, names, text_size=0.04)
-            right = draw_boxes(sample.image, found.boxes, found.labels, found.scores, names, text_size=0.04)
-            pairs.append(np.concatenate([left, np.full_like(left[:, :6], 255), right], axis=1))
-            objects = count.found + count.missed
-            titles.append(
-                f"{truth.file_name}: {objects} object{'' if objects == 1 else 's'} (left), "
-                f"{count.found} found, {count.missed} missed, {count.false} false (right)"
-            )
-        return draw_grid(pairs, titles, path, columns=2)
+        sample, found = self.dataset[i], self.detections[i].above(SHOWN_SCORE)
+        truth = sample.annotation
+        count = count_mistakes(truth, found)
+        left = draw_boxes(sample.image, truth.boxes, truth.labels, None, names, text_size=0.04)
+        right = draw_boxes(sample.image, found.boxes, found.labels, found.scores, names, text_size=0.04)
+        objects = count.found + count.missed
+        return np.concatenate([left, np.full_like(left[:, :6], 255), right], axis=1), (
+            f"{truth.file_name}: {objects} object{'' if objects == 1 else 's'} (left), "
+            f"{count.found} found, {count.missed} missed, {count.false} false (right)"
+        )
 
 
 @dataclass(frozen=True)

@@ -1,48 +1,34 @@
 """Training: a run is a folder that can be killed at any moment and resumed to the same bits.
 
-config.json   command.txt   versions.json   what was asked, and with which libraries
-metrics.csv                                 one row per epoch: losses, AP, speed
-last.safetensors   best.safetensors         weights with metadata, for predict and evaluate (best: by AP)
-state.safetensors                           weights, optimiser and counters, for an exact resume
-targets.png   heatmaps.png   detections.png   what the network is asked, what it answers, and what that means
-curves.png                                  how it went
+What is in the folder, run_folder says.  It is the same whatever the device, and a run may go on on another one. On a
+GPU no step waits for a number: the losses and whether all of them were finite stay there, and are read once in
+READ_EVERY steps and wherever a state is saved. A step whose loss is not finite changes no weight, so that it may be
+noticed so late.
 
-The folder is the same whatever the device, and a run may go on on another one. On a GPU no step waits for a number: the
-losses and whether all of them were finite stay there, and are read once in READ_EVERY steps and wherever a state is
-saved. A step whose loss is not finite changes no weight, so that it may be noticed so late.
+Ctrl-C and SIGTERM (a node that is taken away) are heard between two steps, while a batch is waited for, between two
+batches of a measurement of AP and between two pictures; then the state is saved and Interrupted raised. What follows an
+epoch's last step begins again when the run goes on. Several ranks stop together, at a step or while they measure.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
-import platform
-import shlex
-import signal
-import sys
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass, field, fields, replace
-from fnmatch import fnmatch
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 
-from . import __version__
 from .autograd import Tensor
 from .backend import Array, beside, get_xp, pool_memory, to_cpu
+from .board import Board, check_installed
 from .config import TrainConfig
-from .data import open_dataset
-from .data.annotation import Annotation, DataSet, Sample
 from .data.loader import Loader
 from .device import GB, check_graph, choose, memory_explained
 from .distributed import GradientSum, World
-from .doctor import cupy_wheels
 from .errors import InputError
 from .evaluate import Evaluation, evaluate
 from .examples import Preparation, TrainingExample, Unprepared
@@ -52,10 +38,24 @@ from .model import CenterNet
 from .nn.module import first_nonfinite
 from .nn.weights import load_weights, save_weights
 from .optim import SGD, Adam, Average, LossScale, clip_gradients, learning_rate
+from .parts import Part
 from .points.losses import expected_first_loss, explain_loss, shares_of
 from .predict import explain
 from .progress import Progress
+from .report import filmed, save_frame, write_report
+from .run_data import open_data
+from .run_folder import (
+    keep_checkpoint,
+    last_written,
+    make_folder,
+    read_metrics,
+    remove_unfinished,
+    run_of,
+    write_beginning,
+    write_metrics,
+)
 from .staging import upload_ahead
+from .stopping import Interrupted, listening_for_signals
 from .threads import one_blas_thread
 
 READ_EVERY = 20  # steps on a GPU between two readings of the losses; each of the first FIRST_READ is read
@@ -70,43 +70,8 @@ class Counters:
     epoch: int = 0
     batch: int = 0  # within the epoch
     best_ap: float = -1.0
+    seconds: float = 0.0  # that the run took until it was started the last time
     sums: dict[str, float | Array] = field(default_factory=dict)  # of the losses of this epoch's steps
-
-
-@dataclass(frozen=True)
-class BlackWhereUnreadable:
-    """A data set in which an image that cannot be read is black, with one warning: its objects count as missed."""
-
-    dataset: DataSet
-    named: set[str] = field(default_factory=set)  # the messages given so far
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        return self.dataset.class_names
-
-    @property
-    def category_ids(self) -> tuple[int, ...]:
-        return self.dataset.category_ids
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def annotation(self, i: int) -> Annotation:
-        return self.dataset.annotation(i)
-
-    def __getitem__(self, i: int) -> Sample:
-        try:
-            return self.dataset[i]
-        except InputError as error:
-            if str(error) not in self.named:
-                self.named.add(str(error))
-                warnings.warn(f"black when AP is measured: {error}", stacklevel=2)
-            annotation = self.annotation(i)
-            return Sample(np.zeros((annotation.height, annotation.width, 3), np.uint8), annotation)
-
-
-class Interrupted(Exception):
-    """The user asked a run to stop; its state is saved."""
 
 
 class Run:
@@ -117,7 +82,7 @@ class Run:
         say = say if world.rank == 0 else lambda text: None
         self.resuming = config.resume is not None
         if self.resuming:
-            self.folder = Path(config.resume)
+            resumed, self.folder = Path(config.resume), run_of(Path(config.resume))
             config = _resumed(config, TrainConfig.load(self.folder / "config.json"))
         self.config, self.say = config, say
         self.device, why = choose(config.device)
@@ -131,10 +96,12 @@ class Run:
         if self.resuming and self.device == "cpu":
             self.config = config = replace(config, graph=False)
         check_graph(config.graph, self.device)
-        size = (config.size or (128 if config.data == "shapes" else 512),) * 2
-        self.train_data, self.val_data = _open_data(config, size, say)
-        begun = self.resuming and (self.folder / "state.safetensors").exists()  # not killed before anything was done
-        source = self.folder / "state.safetensors" if begun else config.weights
+        if config.tensorboard:
+            check_installed()
+        size = (config.side, config.side)
+        self.train_data, self.val_data = open_data(config, say)
+        begun = self.resuming and (resumed / "state.safetensors").exists()  # not killed before anything was done
+        source = resumed / "state.safetensors" if begun else config.weights
         arrays, metadata = load_weights(source) if source else ({}, {})
         self.pixels = _pixels(source, metadata)
         self.model = CenterNet(
@@ -160,6 +127,7 @@ class Run:
         self.finite = get_xp(weight).ones((), bool)  # whether every loss so far was
         self.step_on_gpu = Captured(self._step_on_gpu) if config.graph else self._step_on_gpu
         self.counters, self.rows = Counters(), []
+        self.asked_to_stop = lambda: 0
         example = TrainingExample(
             task=self.model.task_name,
             num_classes=len(self.model.class_names),
@@ -191,20 +159,23 @@ class Run:
             on_bad_image="skip" if config.skip_bad_images else "raise",
             rank=world.rank,
             ranks=world.size,
+            waiting=self._stop_alone,
         )
         self.losses: dict[str, list[float]] = {"heatmap": [], "size": []}  # the last few, to recognise signatures
         self.expected: tuple[float, float] | None = None
         self.explained: set[str] = set()
-        self.last_pictures = time.monotonic()
+        self.last_pictures = self.begin = time.monotonic()
         if not self.resuming:  # now that nothing above was refused
-            self.folder = Path(world.share(str(_new_folder(config)) if world.rank == 0 else ""))
+            self.folder = Path(world.share(str(make_folder(config)) if world.rank == 0 else ""))
         if world.rank == 0:
-            for unfinished in self.folder.glob(".*.tmp"):  # files that were being written when the run was killed
-                unfinished.unlink()
+            remove_unfinished(self.folder)
         if begun:
             self._load_state(arrays, metadata)
+            if resumed != self.folder:
+                self._go_back()
         elif world.rank == 0:
-            self._write_beginning()
+            write_beginning(self.folder, self.config)
+            self.save_state()
 
     # --- one step ----------------------------------------------------------------------------------------------------
 
@@ -369,42 +340,79 @@ class Run:
 
         Ctrl-C (or SIGTERM) saves the state and raises Interrupted.
         """
-        counters, config = self.counters, self.config
-        last_save, shown = time.monotonic(), {}
+        on_board = self.config.tensorboard and self.world.rank == 0
         with (
             self.loader,
-            _asked_to_stop() as asked,
+            listening_for_signals() as self.asked_to_stop,
+            Board(self.folder, self.optimiser.steps) if on_board else nullcontext() as self.board,
             Progress(
                 len(self.loader),
-                config.epochs,
+                self.config.epochs,
                 self.batch_size,
                 None if self.device == "cpu" else self._gpu_memory,
                 shown=self.world.rank == 0,
             ) as progress,
         ):
-            while counters.epoch < config.epochs:
-                progress.epoch(counters.epoch, counters.batch)
-                batches = self.loader.epoch(counters.epoch, counters.batch)
-                for batch in batches if self.device == "cpu" else self.prepared_on_gpu(batches):
-                    if self.optimiser.steps == 0 and self.world.rank == 0:
-                        self._draw_targets(batch)
-                    losses = self.step(batch)
-                    counters.batch += 1
-                    for name, value in losses.items():
-                        counters.sums[name] = counters.sums.get(name, 0.0) + value
-                    if self._is_read():
-                        shown = losses if self.device == "cpu" else self.read(losses, batch)
-                        self._explain(shown, batch["heatmap"])
-                    progress.step(shown, self.optimiser.lr)
-                    if self.world.sum(np.array(float(asked()))) > 0:  # any rank: then all of them
-                        self.save_state()
-                        raise Interrupted
-                    if time.monotonic() - last_save > 60 * config.save_every:
-                        self.save_state()
-                        last_save = time.monotonic()
-                self._end_epoch(progress)
-                last_save = time.monotonic()
+            try:
+                while self.counters.epoch < self.config.epochs:
+                    self._epoch(progress)
+                    self._end_epoch(progress)
+            except Interrupted:
+                self.save_state()
+                raise
         return self.rows[-1]
+
+    def _epoch(self, progress: Progress) -> None:
+        """Do the steps of an epoch that are still to be done."""
+        counters, shown = self.counters, {}
+        last_save = time.monotonic()
+        progress.epoch(counters.epoch, counters.batch)
+        batches = self.loader.epoch(counters.epoch, counters.batch)
+        for batch in batches if self.device == "cpu" else self.prepared_on_gpu(batches):
+            if self.optimiser.steps == 0 and self.world.rank == 0:
+                self._draw_targets(batch)
+            losses = self.step(batch)
+            counters.batch += 1
+            for name, value in losses.items():
+                counters.sums[name] = counters.sums.get(name, 0.0) + value
+            if self._is_read():
+                shown = losses if self.device == "cpu" else self.read(losses, batch)
+                self._explain(shown, batch["heatmap"])
+            progress.step(shown, self.optimiser.lr)
+            if self.board and self.optimiser.steps % READ_EVERY == 0:
+                self.board.write("step", {**shown, "learning_rate": self.optimiser.lr}, self.optimiser.steps)
+            self._stop_together()
+            if time.monotonic() - last_save > 60 * self.config.save_every:
+                self.save_state()
+                self._keep(counters.epoch, counters.batch)
+                last_save = time.monotonic()
+
+    def _stop_alone(self) -> None:
+        """Raise Interrupted when asked to stop; of several ranks none may leave the others, which wait for it."""
+        if self.world.size == 1 and self.asked_to_stop():
+            raise Interrupted(self.asked_to_stop())
+
+    def _stop_together(self) -> None:
+        """Raise Interrupted in all ranks when one was asked to stop; every rank must ask at the same places."""
+        number = int(self.world.collect(np.array(self.asked_to_stop())).max())
+        if number:
+            raise Interrupted(number)
+
+    def _stop_measuring(self, done: int, images: int) -> None:
+        """The same, called after each image that this rank measured: some may have one more than others."""
+        if done % 8 == 0 and done <= images // self.world.size:
+            self._stop_together()
+
+    def _keep(self, epoch: int, batch: int) -> None:
+        """Keep a checkpoint of what was just saved, if one is due."""
+        if self.world.rank > 0:
+            return
+        config = self.config
+        due = batch == 0 and config.keep_every and epoch % config.keep_every == 0
+        if config.keep_hours and not due:
+            due = time.time() - last_written(self.folder) > 3600 * config.keep_hours
+        if due:
+            keep_checkpoint(self.folder, epoch, batch, newest=config.keep_newest, always=config.keep_always)
 
     def _gpu_memory(self) -> tuple[int, int]:
         """Return bytes on the GPU: in use, and held by all pools; a graph uses all that its own pool holds."""
@@ -429,27 +437,53 @@ class Run:
         measured, evaluation = {}, None
         if last or number % config.evaluate_every == 0:
             progress.note("measuring AP")
-            evaluation = evaluate(model.fold(), self.val_data, world=self.world)
+            self._share_statistics(model)
+            evaluation = evaluate(model.fold(), self.val_data, world=self.world, progress=self._stop_measuring)
             measured = {"ap": evaluation.result.ap, "ap50": evaluation.result.ap50} if evaluation else {}
         row = {"epoch": number, "step": self.optimiser.steps, **means, "ap": math.nan, "ap50": math.nan, **measured}
         row |= {
             "learning_rate": self._learning_rate(self.optimiser.steps - 1),  # of the last step, also after a resume
             "images_per_second": progress.images_per_second,
             "memory_mb": progress.memory_mb,
+            "seconds": self._seconds(),
         }
         self.rows.append(row)
+        if self.world.rank == 0:
+            progress.note("writing weights and pictures")
+            self._write_epoch(model, row, evaluation, last)
         counters.epoch, counters.batch, counters.sums = number, 0, {}
-        if self.world.rank > 0:
-            return
-        self._write_metrics()
-        if measured and measured["ap"] >= counters.best_ap:
-            counters.best_ap = measured["ap"]
+        self.save_state()  # last of all: a run killed before this does the epoch again and writes the same files
+        self._keep(number, 0)
+        if self.board:
+            self.board.write("epoch", row, row["step"])
+        progress.end_epoch(row)
+
+    def _write_epoch(self, model: CenterNet, row: Mapping[str, float], evaluation: Evaluation | None, last: bool):
+        """Write the files that an epoch leaves; Interrupted may cut the pictures short."""
+        write_metrics(self.folder, self.rows)
+        measured = {name: row[name] for name in ("ap", "ap50")} if evaluation else {}
+        if evaluation and row["ap"] >= self.counters.best_ap:
+            self.counters.best_ap = row["ap"]
             model.save(self.folder / "best.safetensors", measured)
+            with replacing(self.folder / "detections.npz") as temporary:
+                temporary.write_bytes(Part(detections=evaluation.detections).pack())
         model.save(self.folder / "last.safetensors", measured)
+        save_frame(self.folder, row["epoch"], explain(model, self.val_data[filmed(self.val_data)]).heatmap)
         if evaluation and (last or time.monotonic() - self.last_pictures > PICTURE_SECONDS):
             self._draw_progress(model, evaluation)
-        self.save_state()  # last of all: a run killed before this does the epoch again and writes the same files
-        progress.end_epoch(row)
+        if last:
+            write_report(self.folder, self.val_data, self._stop_alone)
+
+    def _seconds(self) -> float:
+        """How long the run took so far, the time between a stop and a start left out."""
+        return self.counters.seconds + time.monotonic() - self.begin
+
+    def _share_statistics(self, model: CenterNet) -> None:
+        """Give every rank the first one's running statistics, which are those saved: each may have its own."""
+        if self.world.size > 1:
+            for key, array in model.state_dict().items():
+                if key.endswith(("running_mean", "running_var")):
+                    array[...] = self.world.collect(array)[0]
 
     def _averaged_model(self) -> CenterNet:
         model = self._twin().to(self.device).set_precision(self.config.precision)
@@ -466,14 +500,6 @@ class Run:
         )
 
     # --- files -------------------------------------------------------------------------------------------------------
-
-    def _write_beginning(self) -> None:
-        self.config.save(self.folder / "config.json")
-        with replacing(self.folder / "command.txt") as temporary:
-            temporary.write_text(shlex.join(sys.argv) + "\n", encoding="utf-8")
-        with replacing(self.folder / "versions.json") as temporary:
-            temporary.write_text(json.dumps(versions(), indent=2) + "\n", encoding="utf-8")
-        self.save_state()
 
     def save_state(self) -> None:
         """Write all that a resumed run needs, whole or not at all; of several ranks, the first does.
@@ -494,6 +520,7 @@ class Run:
             "epoch": counters.epoch,
             "batch": counters.batch,
             "best_ap": counters.best_ap,
+            "seconds": self._seconds(),
             "sums": {name: float(to_cpu(value)) for name, value in counters.sums.items()},
             "average_updates": self.average.updates if self.average else 0,
             "images": len(self.train_data),
@@ -535,7 +562,8 @@ class Run:
             for key, array in part("average.").items():
                 self.average.arrays[key][...] = beside(self.average.arrays[key], array)
             self.average.updates = values["average_updates"]
-        self.counters = Counters(values["epoch"], values["batch"], values["best_ap"], values["sums"])
+        names = ("epoch", "batch", "best_ap", "seconds", "sums")
+        self.counters = Counters(**{name: values[name] for name in names if name in values})
         self.rows = [row for row in read_metrics(self.folder) if row["epoch"] <= self.counters.epoch]
         if self.counters.epoch < self.config.epochs:
             self.say(f"going on with {self.folder} at epoch {self.counters.epoch + 1}, batch {self.counters.batch + 1}")
@@ -544,13 +572,12 @@ class Run:
         else:
             raise InputError(f"{self.folder} is finished, but its metrics.csv is gone; its weights can still be used")
 
-    def _write_metrics(self) -> None:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(self.rows[0]))
-        writer.writeheader()
-        writer.writerows(self.rows)
-        with replacing(self.folder / "metrics.csv") as temporary:
-            temporary.write_text(text.getvalue(), encoding="utf-8")
+    def _go_back(self) -> None:
+        """Having loaded a checkpoint: the best weights may be those of an epoch that is now to be done again."""
+        best = self.folder / "best.safetensors"
+        if best.exists():
+            measured = json.loads(load_weights(best)[1]["metrics"])
+            self.counters.best_ap = max(self.counters.best_ap, measured["ap"])
 
     def _draw_targets(self, batch: Mapping[str, Array]) -> None:
         from .draw import draw_targets
@@ -566,79 +593,14 @@ class Run:
 
         shown = range(min(8, len(self.val_data)))
         evaluation.draw(self.folder / "detections.png", shown)
-        seen = [explain(model, self.val_data[i]) for i in shown]
+        seen = []
+        for i in shown:
+            self._stop_alone()
+            seen.append(explain(model, self.val_data[i]))
         pictures = [draw_heatmap(one.image, one.heatmap) for one in seen]
         draw_grid(pictures, [one.detections.file_name for one in seen], self.folder / "heatmaps.png")
         draw_curves(self.rows, self.folder / "curves.png")
         self.last_pictures = time.monotonic()
-
-
-def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """Return the rows of a run's metrics.csv, all values as numbers."""
-    path = folder / "metrics.csv"
-    if not path.is_file():
-        return []
-    with open(path, newline="", encoding="utf-8") as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of everything that a result can depend on."""
-    found = {"minicenternet": __version__, "python": platform.python_version(), "platform": platform.platform()}
-    for name in ("numpy", "pillow", "matplotlib", "safetensors", "pycocotools"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found | {name: version(name) for name in cupy_wheels()}
-
-
-def _new_folder(config: TrainConfig) -> Path:
-    """Return the run folder, made and empty.  Raises InputError when it holds something or cannot be made."""
-    if config.output:
-        folder = Path(config.output)
-    else:
-        name = Path(config.data).resolve().stem  # that of "." is empty
-        numbers = (f"runs/{name}-{i}" for i in range(1, 1 << 20))
-        folder = next(Path(text) for text in numbers if not Path(text).exists())
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # What a run leaves that was killed while it wrote the first of its files does not count.
-        if any(not fnmatch(path.name, ".config.json.*.tmp") for path in folder.iterdir()):
-            raise InputError(
-                f"the run folder {folder} is not empty; name another --output, or go on with it by --resume {folder}"
-            )
-    except OSError as error:
-        raise InputError(f"cannot make the run folder {folder}: {error.strerror}; name another --output") from error
-    return folder
-
-
-def _open_data(config: TrainConfig, size: tuple[int, int], say: Callable[[str], None]):
-    train_data = open_dataset(
-        config.data, split="train", image_folder=config.images, size=size, length=config.shapes, seed=config.seed
-    )
-    named = config.val is not None
-    val_data = open_dataset(
-        config.val if named else config.data,
-        # a .json file that was named is taken as it is; of anything else, the val split
-        split="train" if named and config.val.endswith(".json") else "val",
-        image_folder=config.val_images if named else config.images,
-        size=size,
-        length=config.val_shapes,
-        seed=config.seed,
-    )
-    if val_data is None:
-        say("no validation data found beside --data: AP is measured on the training images (name some by --val)")
-        val_data = train_data
-    if config.skip_bad_images:
-        val_data = BlackWhereUnreadable(val_data)
-    if val_data.class_names != train_data.class_names:
-        different = sorted(set(val_data.class_names) ^ set(train_data.class_names))
-        raise InputError(
-            f"the training and the validation data have different classes: {different or 'another order'}; "
-            "give both files the same list of categories"
-        )
-    return train_data, val_data
 
 
 def _pixels(path: str | Path | None, metadata: Mapping[str, str]) -> dict[str, object]:
@@ -720,25 +682,3 @@ def _check_batch_norm(batch_size: int, side: int, stride: int) -> None:
             f"a batch of one image of {side} pixels leaves batch normalisation one value per channel, of which it "
             "cannot take a variance; choose a larger --size or --batch-size"
         )
-
-
-@contextmanager
-def _asked_to_stop() -> Iterator[Callable[[], bool]]:
-    """Inside, Ctrl-C and SIGTERM set a flag, so that the step under way is finished; a second one stops at once."""
-    asked = []
-
-    def note(number, frame):
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(number)
-        print("\nstopping after this step; once more stops at once", file=sys.stderr, flush=True)
-
-    try:
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: signals are somebody else's
-        before = {}
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

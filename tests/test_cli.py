@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -112,6 +113,16 @@ def test_from_training_to_detections(run, tmp_path):
 
     code, said, _ = run("train", "--data", "cats.json", "--images", "photos", "--size", 32, "--epochs", 1, *TINY[-2:])
     assert code == 0 and "no validation data" in said and (tmp_path / "runs/cats-1/best.safetensors").is_file()
+
+    for name in ("shapes-1", "cats-1"):
+        written = (tmp_path / "runs" / name / "report.html").read_bytes()
+        code, said, _ = run("report", f"runs/{name}")
+        assert code == 0 and said == f"runs/{name}/report.html\n"
+        assert (tmp_path / said.strip()).read_bytes() == written  # the run had written it already
+    code, said, _ = run("compare", "runs/shapes-1", "runs/cats-1")
+    assert code == 0 and "--data" in said and "best AP" in said and (tmp_path / "comparison.html").is_file()
+    assert_refused(run("compare", "runs/shapes-1"), "name two or more")
+    assert_refused(run("report", "photos"), "photos is no run folder")
 
 
 def test_test_images_are_detected_on_and_a_stopped_evaluation_goes_on(run, tmp_path, weights, monkeypatch):
@@ -484,16 +495,18 @@ def test_what_the_system_refuses_is_passed_on(run, monkeypatch):
 # ---- interruptions, bugs, warnings -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("reason", [Interrupted, KeyboardInterrupt])
-def test_a_stopped_run_says_how_to_go_on(run, monkeypatch, reason):
+@pytest.mark.parametrize(
+    ("reason", "expected"), [(Interrupted, 130), (KeyboardInterrupt, 130), (Interrupted(signal.SIGTERM), 143)]
+)
+def test_a_stopped_run_says_how_to_go_on(run, monkeypatch, reason, expected):
     def stop(self):
         raise reason
 
     monkeypatch.setattr(Run, "train", stop)
     code, _, error = run("train", *TINY, "--output", "my runs/one")
-    assert code == 130 and error == "stopped; to go on: minicenternet train --resume 'my runs/one'\n"
+    assert code == expected and error == "stopped; to go on: minicenternet train --resume 'my runs/one'\n"
     code, _, error = run("demo")
-    assert code == 130 and error == "stopped; the same command goes on from here\n"
+    assert code == expected and error == "stopped; the same command goes on from here\n"
 
 
 def test_stopping_anything_else_is_quiet(run, monkeypatch):

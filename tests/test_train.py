@@ -69,6 +69,12 @@ def assert_same_run(folder: Path, unbroken: Path) -> None:
             assert ours[name] == theirs[name] or np.isnan(ours[name]) and np.isnan(theirs[name]), name
 
 
+@pytest.fixture(autouse=True)
+def no_report(monkeypatch):
+    """Only the unbroken run and processes of their own write a report: it takes longer than a tiny run."""
+    monkeypatch.setattr(train, "write_report", lambda *_: None)
+
+
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("unbroken")
@@ -80,7 +86,8 @@ def test_a_run_leaves_everything_behind(unbroken):
     names = {path.name for path in unbroken.iterdir()}
     assert names == {
         "config.json", "command.txt", "versions.json", "metrics.csv", "last.safetensors", "best.safetensors",
-        "state.safetensors", "targets.png", "heatmaps.png", "detections.png", "curves.png",
+        "state.safetensors", "targets.png", "heatmaps.png", "detections.png", "curves.png", "detections.npz",
+        "filmstrip", "report.html",
     }  # fmt: skip
     assert [row["step"] for row in read_metrics(unbroken)] == [3, 6, 9]
     assert TrainConfig.load(unbroken / "config.json").epochs == 3
@@ -213,8 +220,8 @@ def test_a_missing_prior_is_explained(tmp_path):
 def test_ap_is_measured_with_a_folded_network_and_training_goes_on_with_its_own(tmp_path, monkeypatch):
     measured = []
 
-    def record(model, dataset):
-        measured.append((model, evaluate(model, dataset)))
+    def record(model, dataset, **options):
+        measured.append((model, evaluate(model, dataset, **options)))
         return measured[-1][1]
 
     monkeypatch.setattr(train, "evaluate", record)
@@ -312,7 +319,12 @@ def test_a_single_value_per_channel_is_refused(tmp_path):
 
 def test_the_speed_is_that_of_the_images_there_are(tmp_path, monkeypatch):
     given = []
-    monkeypatch.setattr(train, "Progress", lambda *arguments: given.append(arguments) or Progress(*arguments))
+
+    def noting(*arguments, **options):
+        given.append(arguments)
+        return Progress(*arguments, **options)
+
+    monkeypatch.setattr(train, "Progress", noting)
     start(tmp_path, shapes=2, epochs=1, batch_size=16).train()
     assert given == [(1, 1, 2, None)]  # steps, epochs, images of a step, no GPU whose memory is looked at
 

@@ -12,6 +12,12 @@ from minicenternet.nn.module import watching
 from minicenternet.train import FIRST_READ, Run, read_metrics
 
 
+@pytest.fixture(autouse=True)
+def no_report(monkeypatch):
+    """A report is the same on every device, and takes longer than a tiny run."""
+    monkeypatch.setattr("minicenternet.train.write_report", lambda *_: None)
+
+
 def start(folder, device="cuda", say=quiet, **changes) -> Run:
     """A new tiny run without pictures to draw."""
     options = {**TINY, "shapes": 8, "epochs": 2, "augment": False, "optimiser": "sgd", "learning_rate": 1e-2}

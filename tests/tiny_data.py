@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -53,6 +54,13 @@ def example(sample, rng):
 
 def example_of_changing_shape(sample, rng):
     return {"image": np.zeros((3 + int(sample.image[0, 0, 0]) // 5, 2), np.float32)}
+
+
+def example_that_takes_for_ever(sample, rng):
+    """In a worker; the loader makes one itself first, to see what it is like."""
+    if multiprocessing.parent_process() is not None:
+        time.sleep(600)
+    return example(sample, rng)
 
 
 def threads_of_blas(sample, rng):

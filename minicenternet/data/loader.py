@@ -35,6 +35,8 @@ from threadpoolctl import threadpool_limits
 from ..errors import InputError
 from .annotation import DataSet, Sample, Unread
 
+WAITING_SECONDS = 0.5  # between two calls of `waiting`
+
 Example = Callable[[Sample | Unread, np.random.Generator], dict[str, np.ndarray]]
 
 
@@ -52,6 +54,7 @@ class Loader:
         prefetch        batches that each worker prepares ahead, those of the next epoch included
         on_bad_image    "raise", or "skip": the next good image of the data set takes its place, with one warning
         rank, ranks     of several programs that share each batch, which one this is: it prepares every ranks-th image
+        waiting         called now and then while workers are waited for; what it raises ends the wait
 
     `skipped` lists what was wrong with each image skipped. Raises InputError for an image that cannot be prepared,
     naming it, for examples of unequal shapes and for a worker that died; RuntimeError, with a traceback, where the data
@@ -72,6 +75,7 @@ class Loader:
         on_bad_image: str = "raise",
         rank: int = 0,
         ranks: int = 1,
+        waiting: Callable[[], None] = lambda: None,
     ):
         for name, value, least in [("batch_size", batch_size, 1), ("workers", workers, 0), ("prefetch", prefetch, 1)]:
             if value < least:
@@ -87,7 +91,7 @@ class Loader:
             )
         if not 0 <= rank < ranks or batch_size % ranks:
             raise InputError(f"rank {rank} of {ranks} cannot take its equal share of a batch of {batch_size} images")
-        self.workers, self.prefetch = workers, prefetch
+        self.workers, self.prefetch, self.waiting = workers, prefetch, waiting
         self.skipped: list[str] = []
         skip = on_bad_image == "skip"
         self.batches = _Batches(dataset, example, batch_size, seed, shuffle, drop_last, skip, rank, ranks)
@@ -117,7 +121,7 @@ class Loader:
             buffer = np.empty(self.batches.nbytes, np.uint8)
             return buffer, self.batches.fill(buffer, epoch, batch)
         if self._pool is None:
-            self._pool = _Pool(self.batches, self.workers, self.prefetch)
+            self._pool = _Pool(self.batches, self.workers, self.prefetch, self.waiting)
         try:
             return self._pool.get(epoch, batch)
         except BaseException:  # of Ctrl-C too: it may come between a request and its reply
@@ -230,8 +234,8 @@ def _padded(nbytes: int) -> int:
 class _Pool:
     """The workers, their pipes and their shared memory."""
 
-    def __init__(self, batches: _Batches, workers: int, prefetch: int):
-        self.batches, self.slots = batches, workers * prefetch
+    def __init__(self, batches: _Batches, workers: int, prefetch: int, waiting: Callable[[], None]):
+        self.batches, self.slots, self.waiting = batches, workers * prefetch, waiting
         self.asked: deque[tuple[int, int]] = deque()  # (epoch, batch) of each reply to come
         self.count_asked = self.count_received = 0
         self.next = (0, 0)  # to be asked for
@@ -281,6 +285,8 @@ class _Pool:
     def _receive(self) -> list[str] | Exception:
         worker = self.count_received % len(self.processes)
         try:
+            while not self.pipes[worker].poll(WAITING_SECONDS):
+                self.waiting()
             outcome = self.pipes[worker].recv()
         except (EOFError, OSError):
             raise self._death_of(worker) from None

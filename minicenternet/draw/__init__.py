@@ -7,7 +7,7 @@ function returns its picture, (H, W, 3) uint8, and writes it to `path` if one is
 In an image's axes (x, y) are its pixels' outer edges, as in boxes: pixel column 3 reaches from x = 3 to x = 4.
 """
 
-from .curves import draw_curves, draw_precision_recall
+from .curves import draw_comparison, draw_curves, draw_precision_recall
 from .detections import draw_boxes, draw_explanation, draw_grid, draw_heatmap, draw_sampling_points, draw_targets
 from .lessons import draw_access_pattern, draw_filmstrip, draw_gaussians, draw_graph, draw_peaks, draw_surface
 from .look import COLOURS, DASHES, HEAT, save_picture, show
@@ -18,6 +18,7 @@ __all__ = [
     "HEAT",
     "draw_access_pattern",
     "draw_boxes",
+    "draw_comparison",
     "draw_curves",
     "draw_explanation",
     "draw_filmstrip",

@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.ticker import LogFormatter, MaxNLocator
 
 from ..metrics.average_precision import Result
@@ -38,9 +39,7 @@ def draw_curves(
                 label, marker = f"{name}  {values[known][-1]:.3g}", "o" if known.sum() < 30 else ""
                 axes.plot(epochs[known], values[known], color=ink, marker=marker, markersize=3, label=label)
         if title == "loss":
-            axes.set_yscale("log")
-            axes.yaxis.set_major_formatter("{x:g}")
-            axes.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
+            _set_logarithmic(axes)
         else:
             axes.set_ylim(0, 1 if title == "average precision" else None)
         look.label_plot(axes, title, "epoch", "")
@@ -50,6 +49,45 @@ def draw_curves(
         if len(columns) > 1 and axes.lines:
             axes.legend(fontsize=look.points(14), frameon=False)
     return look.finish(figure, path)
+
+
+def draw_comparison(
+    runs: Mapping[str, Sequence[Mapping[str, float]]], path: str | os.PathLike | None = None
+) -> np.ndarray:
+    """Draw several runs over each other, name -> rows of metrics.csv: loss, and AP over epochs and over hours.
+
+    What was not measured is missing or NaN, as in `draw_curves`.
+    """
+    panels = [("loss", "loss", "epoch"), ("average precision", "ap", "epoch"), ("average precision", "ap", "hours")]
+    width, height, left, top = 460, 360, 76, 44
+    legend = 30 * len(runs) + 16
+    places = [(left + (left + width) * i, top, width, height) for i in range(len(panels))]
+    figure, all_axes = look.page(places, (left + width) * len(panels) + 20, top + height + 56 + legend)
+    for axes, (title, column, along) in zip(all_axes, panels, strict=True):
+        for i, rows in enumerate(runs.values()):
+            x = _column(rows, "epoch") if along == "epoch" else _column(rows, "seconds") / 3600
+            y = _column(rows, column)
+            known = (y > 0 if column == "loss" else y >= 0) & ~np.isnan(x)
+            style = {"color": look.COLOURS[i % len(look.COLOURS)], "linestyle": look.DASHES[i % len(look.DASHES)]}
+            axes.plot(x[known], y[known], marker="o" if known.sum() < 30 else "", markersize=3, **style)
+        if column == "loss":
+            _set_logarithmic(axes)
+        else:
+            axes.set_ylim(0, 1)
+        look.label_plot(axes, title, along, "")
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=along == "epoch"))
+    named = figure.legend(
+        all_axes[0].lines, list(runs), loc="lower left", fontsize=look.points(15), frameon=False, handlelength=4
+    )
+    for text in named.get_texts():
+        text.set_parse_math(False)
+    return look.finish(figure, path)
+
+
+def _set_logarithmic(axes: Axes) -> None:
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
 
 
 def draw_precision_recall(

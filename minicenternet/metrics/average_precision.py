@@ -145,6 +145,7 @@ class Result:
     ar_large: float
     per_class: np.ndarray = field(repr=False)  # (C,) AP; nan for a class without objects
     per_class_ap50: np.ndarray = field(repr=False)  # (C,) AP50; nan for a class without objects
+    per_class_by_size: np.ndarray = field(repr=False)  # (C, 3) AP of small, medium, large objects; nan where none are
     precision: np.ndarray = field(repr=False)  # (C, 101) at IoU 0.50, at the recalls 0, 0.01, ..., 1; nan as above
 
     def stats(self) -> np.ndarray:
@@ -211,6 +212,7 @@ def average_precision(
         ar_large=_mean(recalls[:, LARGE, :, 2]),
         per_class=curves[:, ALL].mean(axis=(1, 2)),
         per_class_ap50=curves[:, ALL, IOU_50].mean(axis=1),
+        per_class_by_size=curves[:, [SMALL, MEDIUM, LARGE]].mean(axis=(2, 3)),
         precision=curves[:, ALL, IOU_50],
     )
 

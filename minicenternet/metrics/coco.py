@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import InputError
-from .average_precision import ALL, IOU_50, Result, flatten
+from .average_precision import ALL, IOU_50, LARGE, MEDIUM, SMALL, Result, flatten
 
 IGNORED_AREA = 1e11  # square pixels, beyond the largest range
 
@@ -81,13 +81,14 @@ def coco_evaluate(
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    curves = evaluation.eval["precision"][..., ALL, -1].transpose(2, 0, 1)  # (C, T, 101)
+    curves = evaluation.eval["precision"][..., -1].transpose(2, 3, 0, 1)  # (C, A, T, 101)
     curves = np.where(curves < 0, np.nan, curves)
     return Result(
         *evaluation.stats[:12].tolist(),  # faster-coco-eval adds figures of its own
-        per_class=curves.mean(axis=(1, 2)),
-        per_class_ap50=curves[:, IOU_50].mean(axis=1),
-        precision=curves[:, IOU_50],
+        per_class=curves[:, ALL].mean(axis=(1, 2)),
+        per_class_ap50=curves[:, ALL, IOU_50].mean(axis=1),
+        per_class_by_size=curves[:, [SMALL, MEDIUM, LARGE]].mean(axis=(2, 3)),
+        precision=curves[:, ALL, IOU_50],
     )
 
 

@@ -252,6 +252,19 @@ class Objects:
         self.__dict__.update(arrays)
 
 
+def test_runs_over_each_other(figures):
+    runs = {
+        "a $\\frac{$": [{"epoch": 1, "loss": 2.0, "ap": float("nan")}, {"epoch": 2, "loss": 1.0, "ap": 0.5}],
+        "b": [{"epoch": 1, "loss": 3.0, "ap": 0.25, "seconds": 7200.0}],
+    }
+    drawn = draw.draw_comparison(runs)
+    assert drawn.ndim == 3 and drawn.dtype == np.uint8
+    loss, by_epoch, by_hour = ([line.get_xydata().tolist() for line in axes.lines] for axes in figures[0].axes)
+    assert loss == [[[1, 2], [2, 1]], [[1, 3]]] and by_epoch == [[[2, 0.5]], [[1, 0.25]]]
+    assert by_hour == [[], [[2, 0.25]]]
+    assert [text.get_text() for text in figures[0].legends[0].get_texts()] == list(runs)
+
+
 def test_precision_recall_of_nothing():
     none = np.zeros(0, bool)
     nothing = Objects(boxes=np.zeros((0, 4)), labels=np.zeros(0, int), crowd=none, difficult=none, area=np.zeros(0))

@@ -265,6 +265,7 @@ def assert_equal_to_pycocotools(truth, detections, num_classes):
     np.testing.assert_allclose(ours.stats(), theirs.stats(), rtol=0, atol=1e-12)
     np.testing.assert_allclose(ours.per_class, theirs.per_class, rtol=0, atol=1e-12)
     np.testing.assert_allclose(ours.per_class_ap50, theirs.per_class_ap50, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(ours.per_class_by_size, theirs.per_class_by_size, rtol=0, atol=1e-12)
     np.testing.assert_allclose(ours.precision, theirs.precision, rtol=0, atol=1e-12)
 
 
@@ -353,6 +354,7 @@ RESULT = Result(
     *(i / 100 for i in range(12)),
     per_class=np.array([0.25, np.nan, 0.5]),
     per_class_ap50=np.array([0.5, np.nan, 0.75]),
+    per_class_by_size=np.zeros((3, 3)),
     precision=np.zeros((3, 101)),
 )
 

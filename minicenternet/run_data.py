@@ -1,0 +1,86 @@
+"""The data of a run: what it trains on, what it measures AP on, and that both know the same classes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .config import TrainConfig
+from .data import open_dataset
+from .data.annotation import Annotation, DataSet, Sample
+from .errors import InputError
+
+
+@dataclass(frozen=True)
+class BlackWhereUnreadable:
+    """A data set in which an image that cannot be read is black, with one warning: its objects count as missed."""
+
+    dataset: DataSet
+    named: set[str] = field(default_factory=set)  # the messages given so far
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.dataset.class_names
+
+    @property
+    def category_ids(self) -> tuple[int, ...]:
+        return self.dataset.category_ids
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def annotation(self, i: int) -> Annotation:
+        return self.dataset.annotation(i)
+
+    def __getitem__(self, i: int) -> Sample:
+        try:
+            return self.dataset[i]
+        except InputError as error:
+            if str(error) not in self.named:
+                self.named.add(str(error))
+                warnings.warn(f"black when AP is measured: {error}", stacklevel=2)
+            annotation = self.annotation(i)
+            return Sample(np.zeros((annotation.height, annotation.width, 3), np.uint8), annotation)
+
+
+def open_training(config: TrainConfig) -> DataSet:
+    """Open the data that a run trains on."""
+    return open_dataset(
+        config.data, split="train", image_folder=config.images, size=config.side, length=config.shapes, seed=config.seed
+    )
+
+
+def open_validation(config: TrainConfig) -> DataSet | None:
+    """Open the data that a run measures AP on, or return None where those are its training images."""
+    named = config.val is not None
+    val_data = open_dataset(
+        config.val if named else config.data,
+        # a .json file that was named is taken as it is; of anything else, the val split
+        split="train" if named and config.val.endswith(".json") else "val",
+        image_folder=config.val_images if named else config.images,
+        size=config.side,
+        length=config.val_shapes,
+        seed=config.seed,
+    )
+    return BlackWhereUnreadable(val_data) if val_data and config.skip_bad_images else val_data
+
+
+def open_data(config: TrainConfig, say: Callable[[str], None]) -> tuple[DataSet, DataSet]:
+    """Open both; where there are no validation data, say so: AP is then measured on the training images.
+
+    Raises InputError when their classes differ, and what open_dataset raises.
+    """
+    train_data, val_data = open_training(config), open_validation(config)
+    if val_data is None:
+        say("no validation data found beside --data: AP is measured on the training images (name some by --val)")
+        val_data = BlackWhereUnreadable(train_data) if config.skip_bad_images else train_data
+    if val_data.class_names != train_data.class_names:
+        different = sorted(set(val_data.class_names) ^ set(train_data.class_names))
+        raise InputError(
+            f"the training and the validation data have different classes: {different or 'another order'}; "
+            "give both files the same list of categories"
+        )
+    return train_data, val_data
