@@ -17,7 +17,6 @@ import torch_twin_released
 from torch import nn
 from torch_twin import to_torch
 
-
 CLAMP = 1e-4  # of probabilities
 
 
