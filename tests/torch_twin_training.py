@@ -17,6 +17,8 @@ import torch_twin_released
 from torch import nn
 from torch_twin import to_torch
 
+CLAMP = 1e-4  # of probabilities
+
 
 def released_twin(model) -> nn.Module:
     """Return the PyTorch twin of a CenterNet, in training mode, with its weights, statistics and dtype."""
@@ -35,7 +37,7 @@ def released_loss(maps: Mapping[str, torch.Tensor], batch: Mapping[str, np.ndarr
     the others by the number of their coordinates.
     """
     target = to_torch(batch["heatmap"]).to(maps["hm"].dtype)
-    p = torch.clamp(torch.sigmoid(maps["hm"]), min=1e-4, max=1 - 1e-4)
+    p = torch.clamp(torch.sigmoid(maps["hm"]), min=CLAMP, max=1 - CLAMP)
     centre = target.eq(1).to(p.dtype)
     positive = (torch.log(p) * torch.pow(1 - p, 2) * centre).sum()
     negative = (torch.log(1 - p) * torch.pow(p, 2) * torch.pow(1 - target, 4) * (1 - centre)).sum()
@@ -59,17 +61,20 @@ class ReleasedStep:
     """One step of the released trainer after the other: Adam as PyTorch has it, no warm-up, clipping or decay.
 
     steps_per_epoch; drops: epochs, counted from 1, at the end of which the rate becomes a tenth.
+    `clamped` counts the centres of the last batch whose probability was below the clamp, where the loss stands still.
     """
 
     def __init__(self, twin: nn.Module, learning_rate: float, steps_per_epoch: int, drops: tuple[int, ...]):
         self.twin, self.learning_rate = twin, learning_rate
         self.steps_per_epoch, self.drops = steps_per_epoch, drops
-        self.optimiser, self.steps = torch.optim.Adam(twin.parameters(), learning_rate), 0
+        self.optimiser, self.steps, self.clamped = torch.optim.Adam(twin.parameters(), learning_rate), 0, 0
 
     def __call__(self, batch: Mapping[str, np.ndarray]) -> dict[str, float]:
         """Do the step; return the losses."""
         dtype = next(self.twin.parameters()).dtype
-        losses = released_loss(self.twin(to_torch(batch["image"]).to(dtype)), batch)
+        maps = self.twin(to_torch(batch["image"]).to(dtype))
+        self.clamped = int((torch.sigmoid(maps["hm"])[to_torch(batch["heatmap"]) == 1] < CLAMP).sum())
+        losses = released_loss(maps, batch)
         self.optimiser.zero_grad()
         losses["loss"].backward()
         self.optimiser.step()

@@ -11,7 +11,11 @@ is an AP to compare, and see the same batches: augmented as released, as our loa
 a tenth of it after 90/140 and 120/140 of all epochs. The other side is tests/torch_twin_training.py. AP is measured on
 the photographs trained on, of which a fitted network finds some.
 
-Exits with 1 when a loss of any step differs by more than a thousandth, or AP by more than 0.002.
+One difference is meant: the released loss clamps probabilities to 1e-4, so that it stands still, without a gradient,
+where a centre's is lower, and ours does not. Steps in which that happened are listed, with by how much the losses then
+differ, and do not count; a network that was fitted to few photographs is sure enough of itself to be so wrong at times.
+
+Exits with 1 when a loss of any other step differs by more than a thousandth, or AP by more than 0.002.
 """
 
 from __future__ import annotations
@@ -115,36 +119,46 @@ def measure(plan: Plan, folder: Path, say: Callable[[str], None] = print) -> dic
     say(f"{plan.backbone}, {plan.size} pixels, {plan.dtype}: learning rate {plan.learning_rate:g}, / 10 after epochs")
     say(f"{drops[0]} and {drops[1]} of {epochs}, {per_epoch} steps each; AP {before:.4f} to begin with\n")
     say(f"{'step':>5}" + "".join(f"{name:>12}{'differs':>9}" for name in LOSSES))
-    losses = {side: {name: [] for name in LOSSES} for side in ("ours", "theirs")}
+    losses, clamped = {side: {name: [] for name in LOSSES} for side in ("ours", "theirs")}, []
     for step, batch in enumerate(batches_of(run, plan.steps), 1):
         batch = {key: x.astype(plan.dtype) if x.dtype.kind == "f" else x for key, x in batch.items()}
         for side, take in (("ours", run.step), ("theirs", theirs)):
             for name, value in take(batch).items():
                 losses[side][name].append(value)
+        clamped += [step] * (theirs.clamped > 0)
         if step in SHOWN or step == plan.steps:
-            cells = (f"{losses['ours'][name][-1]:12.5f}{furthest(losses, name):9.1e}" for name in LOSSES)
+            cells = (f"{losses['ours'][name][-1]:12.5f}{furthest(losses, name, clamped):9.1e}" for name in LOSSES)
             say(f"{step:>5}" + "".join(cells))
     ours = run.model.state_dict()
     twin = {key: value.numpy() for key, value in theirs.twin.state_dict().items() if key in ours}
     found = {
         "plan": asdict(plan),
         "losses": losses,
-        "furthest": {name: furthest(losses, name) for name in LOSSES},
+        "furthest": {name: furthest(losses, name, clamped) for name in LOSSES},
+        "clamped": {step: apart(losses, "heatmap")[step - 1] for step in clamped},
         "weights_differ": max(relative(ours[key], twin[key]) for key in twin),
         "ap_before": before,
         "ap_ours": evaluate(run.model.fold(), run.val_data).result.ap,
     }
     run.model.load_state_dict({**ours, **twin})
     found["ap_theirs"] = evaluate(run.model.fold(), run.val_data).result.ap
-    say(f"\nweights and statistics differ by {found['weights_differ']:.1e} of each array's largest at most")
+    say("")
+    for step, difference in found["clamped"].items():
+        say(f"step {step}: a centre's probability was below the clamp, where heatmap losses differ by {difference:.1e}")
+    say(f"weights and statistics differ by {found['weights_differ']:.1e} of each array's largest at most")
     say(f"AP on the photographs trained on: ours {found['ap_ours']:.4f}, PyTorch's {found['ap_theirs']:.4f}")
     return found
 
 
-def furthest(losses: Mapping[str, Mapping[str, Sequence[float]]], name: str) -> float:
-    """Return the largest relative difference of a loss, of all steps so far."""
+def apart(losses: Mapping[str, Mapping[str, Sequence[float]]], name: str) -> list[float]:
+    """Return the relative difference of a loss in each step."""
     ours, theirs = (np.array(losses[side][name]) for side in ("ours", "theirs"))
-    return float((np.abs(ours - theirs) / np.abs(theirs)).max())
+    return (np.abs(ours - theirs) / np.abs(theirs)).tolist()
+
+
+def furthest(losses: Mapping[str, Mapping[str, Sequence[float]]], name: str, clamped: Sequence[int]) -> float:
+    """Return the largest relative difference of a loss, of all steps but those, counted from 1, in `clamped`."""
+    return max((x for step, x in enumerate(apart(losses, name), 1) if step not in clamped), default=0.0)
 
 
 def relative(ours: np.ndarray, theirs: np.ndarray) -> float:
@@ -153,8 +167,7 @@ def relative(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 def agrees(found: Mapping) -> bool:
     """Whether both sides are as close as they have to be."""
-    apart = abs(found["ap_ours"] - found["ap_theirs"])
-    return max(found["furthest"].values()) <= OF_LOSSES and apart <= OF_AP
+    return max(found["furthest"].values()) <= OF_LOSSES and abs(found["ap_ours"] - found["ap_theirs"]) <= OF_AP
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

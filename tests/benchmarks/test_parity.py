@@ -49,7 +49,7 @@ def test_steps_in_float64_are_the_released_ones(measured):
     found, said = measured
     assert max(found["furthest"].values()) < 1e-9, found["furthest"]
     assert found["weights_differ"] < 1e-7  # Adam divides by gradients that are all rounding, where a bias has none
-    assert parity.agrees(found)
+    assert parity.agrees(found) and not found["clamped"]
     assert "2 and 3 of 4, 2 steps each" in "\n".join(said)
     assert all(len(values) == 8 for side in found["losses"].values() for values in side.values())
 
@@ -72,8 +72,9 @@ def test_a_difference_is_noticed(measured):
     for name in parity.LOSSES:
         worse = {side: {key: list(values) for key, values in of.items()} for side, of in found["losses"].items()}
         worse["ours"][name][3] *= 1.002
-        assert parity.furthest(worse, name) == pytest.approx(2e-3, rel=1e-3)
-        assert not parity.agrees({**found, "furthest": {**found["furthest"], name: parity.furthest(worse, name)}})
+        assert parity.furthest(worse, name, []) == pytest.approx(2e-3, rel=1e-3)
+        assert parity.furthest(worse, name, [4]) < 1e-9
+        assert not parity.agrees({**found, "furthest": {**found["furthest"], name: parity.furthest(worse, name, [])}})
     assert not parity.agrees({**found, "ap_theirs": found["ap_ours"] + 0.003})
 
 
@@ -95,6 +96,24 @@ def test_the_clamp_is_where_the_released_loss_and_ours_differ(torch):
         ours = float(losses.focal_loss.raw(logits, heatmap)[0])
         assert (abs(ours - theirs) < 1e-9 * ours) is same
         assert theirs < losses.CLAMPED_LOSS + 0.01
+
+
+@pytest.mark.parametrize("logit, clamped", [(-9.2, 0), (-9.3, 1)])
+def test_steps_beyond_the_clamp_are_counted(torch, logit, clamped):
+    class Maps(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.hm = torch.nn.Parameter(torch.full((1, 1, 2, 2), logit))
+
+        def forward(self, images):
+            return {"hm": self.hm, "wh": torch.zeros(1, 2, 2, 2), "reg": torch.zeros(1, 2, 2, 2)}
+
+    batch = {"image": np.zeros((1, 8, 8, 3)), "heatmap": np.zeros((1, 2, 2, 1)), "mask": np.ones((1, 1))}
+    batch |= {"index": np.zeros((1, 1), int), "size": np.ones((1, 1, 2)), "offset": np.ones((1, 1, 2))}
+    batch["heatmap"][0, 0, 0] = 1
+    step = torch_twin_training.ReleasedStep(Maps(), 1e-3, 1, ())
+    step(batch)
+    assert step.clamped == clamped and (step.twin.hm.grad[0, 0, 0, 0] == 0) == bool(clamped)
 
 
 def test_a_batch_without_objects(torch):
