@@ -64,7 +64,7 @@ def read_reduced(
         raise InputError(f"cannot use the image {path}: {error}. Make it smaller, or leave it out.") from error
     except UnidentifiedImageError as error:
         raise InputError(
-            f"cannot read {path} as an image: it is damaged or not an image of a known kind. "
+            f"cannot read {path} as an image: it is truncated, damaged or not an image of a known kind. "
             "Get the file again, or leave it out."
         ) from error
     except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything
