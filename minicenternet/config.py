@@ -413,7 +413,7 @@ class DoctorConfig:
 
 @dataclass(frozen=True)
 class BenchConfig:
-    """Measure how fast this machine trains and detects (under a minute), or with --loader how fast batches come."""
+    """Measure how fast this machine trains and detects, or how fast batches come."""
 
     loader: str | None = None
     """Measure this instead: how fast this data (as --data of train) is read and prepared, by how many workers, where

@@ -596,6 +596,7 @@ def test_doctor_and_bench_from_the_command_line(run, monkeypatch):
     code, said, _ = run("bench", *arguments, "--json", "figures.json")
     assert code == 0 and "images/s" in said and os.path.isfile("figures.json")
     assert_refused(run("bench", "--backbones", "alexnet"), "unknown backbone 'alexnet'")
+    assert_refused(run("bench", "--loader", "nowhere"), "no data set at nowhere")
 
 
 # ---- the course ------------------------------------------------------------------------------------------------------

@@ -520,7 +520,7 @@ for _ in range(20):
     there = replace(two, boxes=many[:4], labels=np.zeros(4, int), crowd=np.zeros(4, bool), difficult=np.zeros(4, bool))
     near = many[rng.integers(0, 9, 7)] + rng.normal(0, 1, (7, 4))
     ours = mistakes(many[:4], near)
-    package = count_mistakes(there, Detections(near, np.linspace(0.9, 0.5, 7), np.zeros(7, int), ("object",)), 1)
+    package = count_mistakes(there, Detections(near, np.linspace(0.9, 0.5, 7), np.zeros(7, int), ("object",)))
     assert (ours["right"], ours["missed"]) == (package.found, package.missed), (
         f"the package counts {package.found} found and {package.missed} missed, you {ours}"
     )

@@ -58,25 +58,29 @@ class Coco(ImageFiles):
         unannotated: bool = False,
     ):
         path = Path(json_path)
-        problems = problems or Problems(refuse=True)
-        content = read_json(path, unannotated)
+        with _no_collector():
+            content = read_json(path, unannotated)
+            super().__init__(**_parts(content, path, image_folder, problems or Problems(refuse=True)))
         self.annotated = "annotations" in content
-        class_names, category_ids, label_of = _categories(content["categories"], path, problems)
-        images, index_of = _images(content["images"], path, problems)
-        folder = _image_folder(path, image_folder, images["file_names"])
-        for name in missing_files(folder, images["file_names"]):
-            problems.add("missing image", f"{path}: there is no {folder / name}")
-        boxes = _boxes(content.get("annotations", []), index_of, label_of, path, problems)
-        super().__init__(folder=folder, class_names=class_names, category_ids=category_ids, **images, **boxes)
+
+
+def _parts(content: dict, path: Path, image_folder: str | os.PathLike | None, problems: Problems) -> dict:
+    """The content of the file as ImageFiles takes it."""
+    class_names, category_ids, label_of = _categories(content["categories"], path, problems)
+    images, index_of = _images(content["images"], path, problems)
+    folder = _image_folder(path, image_folder, images["file_names"])
+    for name in missing_files(folder, images["file_names"]):
+        problems.add("missing image", f"{path}: there is no {folder / name}")
+    boxes = _boxes(content.get("annotations", []), index_of, label_of, path, problems)
+    return {"folder": folder, "class_names": class_names, "category_ids": category_ids, **images, **boxes}
 
 
 def _parse(path: Path) -> object:
     """The JSON in the file, without most of the outlines."""
-    with _no_collector():
-        try:
-            return json.loads(OUTLINE.sub(b'"segmentation":0', path.read_bytes()))
-        except ValueError:
-            return json.loads(path.read_bytes())  # an odd outline, or a mistake, whose place in the file is reported
+    try:
+        return json.loads(OUTLINE.sub(b'"segmentation":0', path.read_bytes()))
+    except ValueError:
+        return json.loads(path.read_bytes())  # an odd outline, or a mistake, whose place in the file is then reported
 
 
 @contextmanager
