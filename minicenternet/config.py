@@ -420,8 +420,6 @@ class BenchConfig:
     the time goes, and how many workers feed a training step."""
     images: str | None = None
     """With --loader: folder of the images of a .json file, where it is not found beside it."""
-    device: str = "auto"
-    """With --loader: what trains, as --device of train."""
     backbones: tuple[str, ...] = ("small", "resnet18")
     """Networks to measure."""
     size: int | None = None
@@ -431,7 +429,8 @@ class BenchConfig:
     seconds: float = 3.0
     """Time for each figure; at least three runs are measured."""
     device: str = "cpu"
-    """cpu, cuda, or, of several GPUs, cuda:0, cuda:1 and so on; auto takes a GPU where one can be used."""
+    """What computes, or, with --loader, what the batches are for: cpu, cuda, or, of several GPUs, cuda:0, cuda:1 and so
+    on; auto takes a GPU where one can be used."""
     graph: bool = False
     """On a GPU, launch all kernels of a step or of an image at once, as a CUDA graph."""
     json: Path | None = None
