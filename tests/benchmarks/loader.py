@@ -1,7 +1,7 @@
 """How fast do batches come, beside PyTorch's DataLoader doing the same work?
 
     python tests/benchmarks/loader.py --data FOLDER      photographs in COCO's layout; by default, made up ones
-    python tests/benchmarks/loader.py --workers 1 2 4 --turns 5 --size 512 --batch-size 16
+    python tests/benchmarks/loader.py --workers 1 2 4 --turns 5 --size 512 --batch-size 8
 
 Both sides read, decode, crop, colour and normalise with the same functions of Pillow and NumPy, and make the same
 targets: what differs is how batches are put together and brought from the workers. In turn, each side starts its
@@ -145,8 +145,8 @@ def main() -> None:
     parser.add_argument("--data", help="a folder in COCO's layout; by default 64 images are made up")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--batches", type=int, default=12, help="of a turn")
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--batches", type=int, default=40, help="of a turn, many beside the few that wait at its start")
+    parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--size", type=int, default=512)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
