@@ -527,11 +527,11 @@ VERBS = {
     "train": Verb(
         TrainConfig, _train, "minicenternet train --data instances.json --images photos --epochs 50", default=_of_recipe
     ),
-    "report": Verb(ReportConfig, _report, "minicenternet report runs/demo"),
-    "compare": Verb(CompareConfig, _compare, "minicenternet compare runs/shapes-1 runs/shapes-2"),
     "evaluate": Verb(EvaluateConfig, _evaluate, "minicenternet evaluate --weights runs/demo/best.safetensors"),
     "predict": Verb(PredictConfig, _predict, "minicenternet predict photos --weights runs/demo/best.safetensors"),
     "explain": Verb(ExplainConfig, _explain, "minicenternet explain photo.jpg --weights runs/demo/best.safetensors"),
+    "report": Verb(ReportConfig, _report, "minicenternet report runs/demo"),
+    "compare": Verb(CompareConfig, _compare, "minicenternet compare runs/shapes-1 runs/shapes-2"),
     "tutorial check": Verb(TutorialCheckConfig, _tutorial_check, "minicenternet tutorial check", "--folder"),
     "tutorial": Verb(TutorialConfig, _tutorial, "minicenternet tutorial", "--folder"),
     "data check": Verb(DataCheckConfig, _data_check, "minicenternet data check instances.json --images photos"),

@@ -180,7 +180,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """Write report.html into a run's folder: curves, AP by class and size, the worst images."""
+    """Write report.html of a run: curves, AP by class and size, the worst images."""
 
     run: Path
     """The run folder; the run may still be going on."""

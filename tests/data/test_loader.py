@@ -228,11 +228,12 @@ def test_a_forgotten_loader_takes_its_workers_along():
 
 
 PROGRAM = """
-import sys, time
+import signal, sys, time
 from minicenternet.data.loader import Loader
 from tiny_data import TinyData, example
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest-xdist's workers ignore it, and so their children
     loader = Loader(TinyData(40), example, 4, workers=2)
     batches = loader.epoch(0)
     next(batches)
