@@ -20,18 +20,21 @@ from ..data import Shapes
 from ..device import choose
 from ..errors import InputError
 from ..model import CenterNet
-from ..nn.summary import training_peak
+from ..nn.summary import summarise, training_peak
 from ..optim import Adam
 from ..threads import one_blas_thread
 from . import CLASSES, Recipe
 
 STEPS, WARM_UP = 20, 2
 CPU_SIZE, CPU_BATCH = 128, 2  # that twenty steps take seconds, not hours
-MANY = 64  # batches: of a few, memory that does not grow with them hides how much one takes
 
 
 class Measurement(NamedTuple):
-    """Twenty steps: seconds of one, bytes at its peak, and bytes that each further batch would take."""
+    """Twenty steps: seconds of one, bytes at its peak, and bytes that each further batch would take.
+
+    The latter are on a GPU all that was held beside weights, gradients and moments; on the CPU, where small images need
+    scratch out of proportion, what is kept for the backward pass, so that predictions are the least.
+    """
 
     device: str
     precision: str
@@ -103,9 +106,14 @@ def _measure(recipe: Recipe, device: str, precision: str, size: int, batch: int)
         class_names=[f"class {i}" for i in range(CLASSES[recipe.dataset])],
         input_size=(size, size),
     )
+    if batch * (size // model.backbone.stride) ** 2 < 2:
+        raise InputError(
+            f"one image of {size} pixels leaves batch normalisation one value per channel; give a larger --size or "
+            "--batch-size"
+        )
     model.to(device).set_precision(precision)
     put = mover(device)
-    arrays = {name: put(array) for name, array in _batch(model, size, max(2, batch)).items()}
+    arrays = {name: put(array) for name, array in _batch(model, size, batch).items()}
     optimiser = Adam(model.named_parameters(), recipe.config.learning_rate)
     pool = None if device == "cpu" else cupy_module().get_default_memory_pool()
     if pool:
@@ -131,9 +139,9 @@ def _measure(recipe: Recipe, device: str, precision: str, size: int, batch: int)
         fixed = sum(array.nbytes for array in model.state_dict().values()) + 3 * parameters  # gradients, two moments
         held = pool.total_bytes()
         return Measurement(device, precision, size, batch, seconds, held, held - fixed)
-    held = training_peak(model, loss, batch)
-    many = training_peak(model, loss, MANY * batch, most=max(2, batch))
-    return Measurement(device, precision, size, batch, seconds, held, (many - held) / (MANY - 1))
+    held = training_peak(model, loss, batch, most=batch)
+    kept = summarise(model, arrays["image"]).activation_bytes
+    return Measurement(device, precision, size, batch, seconds, held, kept)
 
 
 def _batch(model: CenterNet, size: int, batch: int) -> dict[str, np.ndarray]:
@@ -152,8 +160,9 @@ HEAD = ("recipe", "device", "precision", "input", "batch", "s/step", "memory", "
 LEGEND = f"""\
 Measured: {STEPS} steps (forward, backward, Adam) with images of that input and batch, the median; memory at their peak.
 Extrapolated, the last three: the recipe's steps with its own input and batch. Seconds grow in proportion to pixels
-(images x side x side), memory along a line in them; reading and augmenting images, which processes of their own do
-meanwhile, and measuring AP are left out. What else runs on the machine makes it slower."""
+(images x side x side), memory along a line in them: from a CPU the least, by what is kept for the backward pass; from a
+GPU by all that was held. Reading and augmenting images, which processes of their own do meanwhile, and measuring AP are
+left out. What else runs on the machine makes it slower."""
 
 
 def cells(recipe: Recipe, measurement: Measurement) -> tuple[str, ...]:

@@ -40,7 +40,7 @@ def test_proportions():
 def test_steps_on_the_cpu(small, monkeypatch):
     times = itertools.accumulate(itertools.cycle([0, 2, 0, 9, 0, 4, 0, 5, 0, 3]))  # before and after each of five steps
     monkeypatch.setattr(measure.time, "perf_counter", lambda: next(times))
-    monkeypatch.setattr(measure, "training_peak", lambda model, loss, batch, most=2: 1000 + 10 * batch)
+    monkeypatch.setattr(measure, "training_peak", lambda model, loss, batch, most: 1000 + 10 * batch)
     recipe = small(RECIPE)
     said: list[str] = []
     found = measure.measure(
@@ -50,17 +50,27 @@ def test_steps_on_the_cpu(small, monkeypatch):
     first = found["voc-resdcn18-384"]
     assert found["again"] is first and first[:4] == ("cpu", "float32", 32, 2)
     assert first.seconds == 4  # the median of those after the warm-up
-    assert (first.bytes, first.bytes_more) == (1020, 20)
+    assert first.bytes == 1020 and first.bytes_more > 0
     assert measure.measure([recipe], "cpu", size=64, batch_size=1, say=said.append)[recipe.name][2:4] == (64, 1)
 
 
 def test_memory_grows_as_predicted(small):
-    """Two images of 64 pixels tell what eight take."""
+    """Two images of 64 pixels tell what eight take at least."""
     recipe = small(RECIPE)
     recipe = recipe._replace(options=recipe.options | {"size": 64, "batch_size": 8})
     found = measure.measure([recipe], "cpu", size=64, say=lambda line: None)[recipe.name]
     model = CenterNet("small", class_names=[f"class {i}" for i in range(20)], input_size=(64, 64))
-    assert found.memory(recipe) == pytest.approx(model.training_peak(8), rel=0.1)
+    assert 0.5 < found.memory(recipe) / model.training_peak(8) <= 1
+
+
+def test_the_smallest_images(small):
+    """Of which a single one leaves batch normalisation nothing to take a variance of."""
+    recipe = small(RECIPE)
+    stride = CenterNet("small", class_names=["a"]).backbone.stride
+    found = measure.measure([recipe], "cpu", size=stride, say=lambda line: None)[recipe.name]
+    assert found.bytes_more > 0
+    with pytest.raises(InputError, match="one image of .* leaves batch normalisation one value per channel"):
+        measure.measure([recipe], "cpu", size=stride, batch_size=1, say=lambda line: None)
 
 
 class OutOfMemory(MemoryError):
