@@ -84,6 +84,7 @@ def _damage_reported(path: Path) -> Iterator[None]:
         reason = (
             str(error) if isinstance(error, (ValueError, zipfile.BadZipFile)) else f"{type(error).__name__} {error}"
         )
+        reason = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in reason)  # bytes of the file may be in it
         raise InputError(
             f"{path} is damaged or no .pth file ({reason:.200}); copy it again or use another file"
         ) from error

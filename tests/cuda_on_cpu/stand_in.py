@@ -51,10 +51,11 @@ launches: list[Launched] = []
 
 
 def reset() -> None:
-    """Set all counts to zero."""
+    """Set all counts to zero, and give back what the pool holds."""
     global host_reads, uploads
     host_reads = uploads = 0
     launches.clear()
+    _default_pool.free_all_blocks()
 
 
 def _count_host_read() -> None:
