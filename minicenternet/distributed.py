@@ -80,9 +80,12 @@ class Ranks(World):
     """The ranks that an MPI launcher started together; a communicator of mpi4py carries what they say."""
 
     def __init__(self, communicator):
-        self.communicator = communicator
+        from mpi4py import MPI
+
+        self.communicator, self.in_place = communicator, MPI.IN_PLACE
         self.rank, self.size = communicator.rank, communicator.size
-        self.local_rank = _rank_on_this_machine(communicator)
+        on_this_machine = communicator.Split_type(MPI.COMM_TYPE_SHARED)
+        self.local_rank, self.local_size = on_this_machine.rank, on_this_machine.size
 
     @cached_property
     def nccl(self) -> Nccl:
@@ -93,7 +96,7 @@ class Ranks(World):
         if get_xp(array) is not np:
             return self.nccl.sum(array)
         total = np.array(array, order="C")
-        self.communicator.Allreduce(_in_place(), total)
+        self.communicator.Allreduce(self.in_place, total)
         return total
 
     def collect(self, array):
@@ -172,30 +175,17 @@ def join() -> World:
         raise InputError(
             'several ranks were started, for which mpi4py is needed: python -m pip install "minicenternet[distributed]"'
         ) from error
-    if MPI.COMM_WORLD.size > 1 and MPI.Query_thread() < MPI.THREAD_MULTIPLE:
+    if MPI.COMM_WORLD.size == 1:
+        return World()
+    if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
         raise InputError(
             "this MPI does not let several threads talk at once (MPI_THREAD_MULTIPLE), as summing gradients during the "
             "backward pass needs; install another one, such as: python -m pip install mpich"
         )
-    if MPI.COMM_WORLD.size == 1:
-        return World()
     world = Ranks(MPI.COMM_WORLD)
-    neighbours = world.communicator.Split_type(MPI.COMM_TYPE_SHARED).size
-    os.environ.setdefault("MINICENTERNET_THREADS", str(max(1, thread_count() // neighbours)))
+    os.environ.setdefault("MINICENTERNET_THREADS", str(max(1, thread_count() // world.local_size)))
     thread_count.cache_clear()
     return world
-
-
-def _in_place():
-    from mpi4py import MPI
-
-    return MPI.IN_PLACE
-
-
-def _rank_on_this_machine(communicator) -> int:
-    from mpi4py import MPI
-
-    return communicator.Split_type(MPI.COMM_TYPE_SHARED).rank
 
 
 @contextmanager

@@ -200,12 +200,7 @@ class Run:
     def _step_on_cpu(self, batch: Mapping[str, Array]) -> dict[str, float]:
         total, losses = self._losses(batch)
         numbers = self.read(losses, batch)
-        self.model.zero_grad()
-        if self.gradients:
-            total.backward(ready=self.gradients.note)
-            self.gradients.finish()
-        else:
-            total.backward()
+        self._go_back_from(total)
         if self.config.clip_norm:
             clip_gradients(self.model.parameters(), self.config.clip_norm)
         self.optimiser.step()
@@ -216,17 +211,18 @@ class Run:
     def _step_on_gpu(self, batch: Mapping[str, Array]) -> dict[str, Array]:
         """Do what the GPU does alike in each step, so that a graph can: what differs, it reads from memory."""
         total, losses = self._losses(batch)
-        self.model.zero_grad()
-        scale = self.scaling.scale if self.scaling else None
-        if self.gradients:
-            total.backward(scale, ready=self.gradients.note)
-            self.gradients.finish()
-        else:
-            total.backward(scale)
+        self._go_back_from(total, self.scaling.scale if self.scaling else None)
         self.optimiser.apply(self._factor(self.world.sum(total.data)))
         if self.average:
             self.average.apply(self.model)
         return losses
+
+    def _go_back_from(self, total: Tensor, scale: Array | None = None) -> None:
+        """Make every parameter's gradient, of several ranks that of all, `scale` times what it is."""
+        self.model.zero_grad()
+        total.backward(scale, ready=self.gradients.note if self.gradients else None)
+        if self.gradients:
+            self.gradients.finish()
 
     def _losses(self, batch: Mapping[str, Array]) -> tuple[Tensor, dict[str, Array]]:
         """Return what to go back from, and the loss and its parts."""
