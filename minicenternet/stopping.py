@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-ONE_SECOND = 1.0  # within it a signal may come twice: from the launcher of several ranks, and to all of a job
+SAME_SIGNAL_SECONDS = 1.0  # in which a signal may come twice: from the launcher of several ranks, and to all of a job
 
 
 class Interrupted(Exception):
@@ -28,7 +28,7 @@ def listening_for_signals() -> Iterator[Callable[[], int]]:
         if not asked:
             asked[:] = number, time.monotonic()
             print("\nstopping as soon as the state can be saved; once more stops at once", file=sys.stderr, flush=True)
-        elif time.monotonic() - asked[1] > ONE_SECOND:
+        elif time.monotonic() - asked[1] > SAME_SIGNAL_SECONDS:
             raise KeyboardInterrupt
 
     try:
