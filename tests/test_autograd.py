@@ -537,3 +537,28 @@ def test_what_a_tensor_tells():
 def test_a_misspelt_attribute_raises():
     with pytest.raises(AttributeError):
         leaf(2).require_grad = False
+
+
+def test_a_leaf_is_ready_as_soon_as_all_its_uses_were_gone_through():
+    went_through, ready = [], []
+
+    def op(name):
+        @differentiable
+        def product(x, w):
+            def backward(dy):
+                went_through.append(name)
+                return dy * w, dy * x
+
+            return x * w, backward
+
+        return product
+
+    first, second, twice = (Tensor(np.full(2, value), requires_grad=True) for value in (2.0, 3.0, 5.0))
+    names = {id(first): "first", id(second): "second", id(twice): "twice"}
+    x = op("a")(Tensor(np.ones(2)), first)
+    x = op("b")(x, twice)
+    x = op("c")(x, second)
+    x = op("d")(x, twice)
+    x.sum().backward(ready=lambda leaf: ready.append((names[id(leaf)], "".join(went_through), leaf.grad[0])))
+    # of `twice`, used by d and b, the gradient is complete after b; the values are those of 2 * 5 * 3 * 5
+    assert ready == [("second", "dc", 50.0), ("twice", "dcb", 60.0), ("first", "dcba", 75.0)]
