@@ -49,8 +49,8 @@ class Answer(http.server.BaseHTTPRequestHandler):
         if server.length:
             self.send_header("Content-Length", str(size - start + server.lie))
         self.send_header("Content-Type", server.kind)
+        server.answers.append((self.path, start))  # before anything is sent: some hang up at the headers
         self.end_headers()
-        server.answers.append((self.path, start))
         stop = start + server.drops.pop(0) if server.drops else size
         self.wfile.write(body[start:stop])
 

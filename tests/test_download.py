@@ -62,10 +62,11 @@ def test_a_server_that_is_down_is_given_up_and_gone_on_with_later(server, tmp_pa
 def test_nobody_answers(monkeypatch, tmp_path):
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setattr(download_module, "PAUSE", 0)
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        url = f"http://127.0.0.1:{closed.getsockname()[1]}/net.pth"
-    with pytest.raises(InputError, match=r"cannot be downloaded .*\. Try again later, or ask somebody"):
-        download(url, tmp_path / "net.pth", len(BODY), "ask somebody")
+    with socket.socket() as silent:  # holds a port and does not listen: let go, it could be the next server's
+        silent.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/net.pth"
+        with pytest.raises(InputError, match=r"cannot be downloaded .*\. Try again later, or ask somebody"):
+            download(url, tmp_path / "net.pth", len(BODY), "ask somebody")
 
 
 @pytest.mark.parametrize("size", [len(BODY), len(BODY) + 1])
