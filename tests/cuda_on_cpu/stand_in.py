@@ -51,11 +51,11 @@ launches: list[Launched] = []
 
 
 def reset() -> None:
-    """Set all counts to zero, and give back what the pool holds."""
-    global host_reads, uploads
+    """Set all counts to zero, and begin a new pool: arrays not collected yet would come back to the old one."""
+    global host_reads, uploads, _default_pool
     host_reads = uploads = 0
     launches.clear()
-    _default_pool.free_all_blocks()
+    _default_pool = MemoryPool()
 
 
 def _count_host_read() -> None:

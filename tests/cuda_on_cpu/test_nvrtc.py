@@ -34,7 +34,7 @@ def test_the_stand_in_offers_only_what_cupy_has(nvrtc):
     pairs = [
         (cupy, [*of_numpy, "RawModule", "asnumpy", "get_array_module"]),
         (cupy.ndarray, dir(stand_in.ndarray)),
-        (cupy.cuda, vars(stand_in.cuda)),
+        (cupy.cuda, vars(stand_in.cuda).keys() - {"nccl"}),  # which CuPy has where NCCL is installed
         (cupy.cuda.runtime, vars(stand_in.cuda.runtime)),
     ]
     for real, names in pairs:
