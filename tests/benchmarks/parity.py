@@ -115,7 +115,7 @@ def measure(plan: Plan, folder: Path, say: Callable[[str], None] = print) -> dic
         run.model.astype(np.float64)
         run.optimiser = Adam(run.model.named_parameters(), plan.learning_rate)
     theirs = ReleasedStep(released_twin(run.model), plan.learning_rate, per_epoch, drops)
-    before = evaluate(run.model.fold(), run.val_data).result.ap
+    before = evaluate(run.model.fold(), run.train_data).result.ap
     say(f"{plan.backbone}, {plan.size} pixels, {plan.dtype}: learning rate {plan.learning_rate:g}, / 10 after epochs")
     say(f"{drops[0]} and {drops[1]} of {epochs}, {per_epoch} steps each; AP {before:.4f} to begin with\n")
     say(f"{'step':>5}" + "".join(f"{name:>12}{'differs':>9}" for name in LOSSES))
@@ -138,10 +138,10 @@ def measure(plan: Plan, folder: Path, say: Callable[[str], None] = print) -> dic
         "clamped": {step: apart(losses, "heatmap")[step - 1] for step in clamped},
         "weights_differ": max(relative(ours[key], twin[key]) for key in twin),
         "ap_before": before,
-        "ap_ours": evaluate(run.model.fold(), run.val_data).result.ap,
+        "ap_ours": evaluate(run.model.fold(), run.train_data).result.ap,
     }
     run.model.load_state_dict({**ours, **twin})
-    found["ap_theirs"] = evaluate(run.model.fold(), run.val_data).result.ap
+    found["ap_theirs"] = evaluate(run.model.fold(), run.train_data).result.ap
     say("")
     for step, difference in found["clamped"].items():
         say(f"step {step}: a centre's probability was below the clamp, where heatmap losses differ by {difference:.1e}")
