@@ -16,7 +16,7 @@ anything is multiplied, so that it cannot cancel σ.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from ..autograd import differentiable
 from ..backend import get_xp
 from ..memory import empty
 from ..strips import row_blocks
-from ..threads import parallel_for, per_thread
+from ..threads import parallel_for
 from . import batch_norm_cuda
 
 CANCELS = 16  # μ²/σ² above which μ is subtracted first; below it, rounding costs at most 4 bits
@@ -71,18 +71,21 @@ def batch_norm(
         running_var += momentum * (variance * (count / (count - 1)) - running_var)
     else:
         mean, variance = running_mean.astype(x.dtype), running_var.astype(x.dtype)
-    inverse, origin = 1 / np.sqrt(variance + epsilon), _origin(mean, variance)
+    # x - μ as (x - origin) - rest: one of the two is nothing
+    origin, rest = (mean, 0.0) if (mean * mean > CANCELS * variance).any() else (None, mean)
+    inverse = 1 / np.sqrt(variance + epsilon)
     scale = weight * inverse
-    y = _normalise(x, origin, scale, bias + (origin - mean) * scale, residual, relu)
+    y = _normalise(x, origin, scale, bias - rest * scale, residual, relu)
     rectified, has_residual = y if relu else None, residual is not None
 
     def backward(dy):
         g, dbias, g_by_x = _through_relu(dy, rectified, x, origin)
-        dweight = (g_by_x + (origin - mean) * dbias) * inverse
+        dweight = (g_by_x - rest * dbias) * inverse
         every_dweight, every_dbias = world.sum(np.stack([dweight, dbias])) if world and training else (dweight, dbias)
         # γ/√ (g - mean(g) - x̂ mean(g x̂)), multiplied out to one affine map of g and x - origin
-        slope = -scale * inverse * every_dweight / count if training else 0 * scale
-        shift = -scale * every_dbias / count + (origin - mean) * slope if training else 0 * scale
+        share = -scale / count if training else 0 * scale
+        slope = share * inverse * every_dweight
+        shift = share * every_dbias - rest * slope
         dx = _input_gradient(g, x, origin, scale, slope, shift, in_place=g is not dy and not has_residual)
         return dx, dweight, dbias, None, None, g if has_residual else None
 
@@ -100,28 +103,24 @@ def _check(x, residual, training: bool, **vectors) -> None:
         raise ValueError(f"batch_norm cannot train on one value per channel, got x of shape {x.shape}")
 
 
-def _origin(mean: np.ndarray, variance: np.ndarray) -> np.ndarray:
-    """Return what to subtract from x before anything else: μ, or 0 where no channel's μ is large enough to cancel σ."""
-    return np.zeros_like(mean) if (mean * mean <= CANCELS * variance).all() else mean
-
-
 def statistics(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the mean and the (biased) variance of each channel, in x's dtype."""
-    channels, blocks, spare = x.shape[-1], row_blocks(x), _spare(x)
-    ones = np.ones(max((len(block) for block in blocks), default=0), x.dtype)
-    means, squares = np.empty((2, len(blocks), channels), np.float64)
+    channels, blocks = x.shape[-1], row_blocks(x)
+    counts = np.array([block.size // channels for block in blocks], np.float64)[:, None]
+    means, squares = np.empty((2, len(blocks), channels))
 
     def measure(i: int) -> None:
-        block, pixels = blocks[i], blocks[i].size // channels
-        means[i] = _channel_sums(ones[: len(block)] @ block, channels) / pixels
-        squares[i] = _sum_of_products(block, block, channels) - pixels * means[i] ** 2
-        if (CANCELS * squares[i] < pixels * means[i] ** 2).any():
-            centred = np.subtract(block, _tile(means[i].astype(x.dtype), x), out=spare(block))
-            squares[i] = _sum_of_products(centred, centred, channels)
+        block, count = blocks[i], counts[i]
+        total, of_squares = _sums(block, block, channels)
+        means[i] = total / count
+        of_mean = count * means[i] ** 2
+        squares[i] = of_squares - of_mean
+        if (CANCELS * squares[i] < of_mean).any():
+            centred = np.subtract(block, _tile(means[i], x), out=empty(block.shape, x.dtype))
+            squares[i] = _sums(centred, centred, channels)[1]
 
     parallel_for(measure, range(len(blocks)))
-    counts = np.array([block.size // channels for block in blocks])[:, None]
-    mean, variance = _combined(counts, means, squares)
+    mean, variance = _combined(counts, means, squares) if len(blocks) > 1 else (means[0], squares[0] / counts[0])
     return mean.astype(x.dtype), variance.astype(x.dtype)
 
 
@@ -139,30 +138,45 @@ def _of_all_ranks(count: int, mean: np.ndarray, variance: np.ndarray, world) -> 
     return int(counts.sum()), every_mean.astype(mean.dtype), every_variance.astype(mean.dtype)
 
 
-def _sum_of_products(a: np.ndarray, b: np.ndarray, channels: int) -> np.ndarray:
-    """Return the sum of a * b over all pixels of two blocks (rows, W*C), channel by channel, no array for a * b."""
-    return _channel_sums(np.einsum("rk,rk->k", a, b), channels)
+def _sums(a: np.ndarray, b: np.ndarray, channels: int) -> np.ndarray:
+    """Return the sums of a and of a * b over all pixels of two blocks (rows, W*C), (2, C).
+
+    By matrix products with ones, several times faster than .sum, and without an array for a * b.
+    """
+    rows = np.empty((2, a.shape[1]), a.dtype)
+    np.matmul(_ones(len(a), a.dtype), a, out=rows[0])
+    np.einsum("rk,rk->k", a, b, out=rows[1])
+    pixels = rows.reshape(2, -1, channels)
+    return _ones(pixels.shape[1], a.dtype) @ pixels
 
 
-def _channel_sums(row: np.ndarray, channels: int) -> np.ndarray:
-    """Return the sums (C,) over the pixels of one row (W*C,), by a matrix product: several times faster than .sum."""
-    pixels = row.reshape(-1, channels)
-    return np.ones(len(pixels), row.dtype) @ pixels
+@functools.lru_cache
+def _ones(count: int, dtype: np.dtype) -> np.ndarray:
+    ones = np.ones(count, dtype)
+    ones.flags.writeable = False
+    return ones
 
 
 def _normalise(
-    x: np.ndarray, origin: np.ndarray, scale: np.ndarray, bias: np.ndarray, residual: np.ndarray | None, relu: bool
+    x: np.ndarray,
+    origin: np.ndarray | None,
+    scale: np.ndarray,
+    shift: np.ndarray,
+    residual: np.ndarray | None,
+    relu: bool,
 ) -> np.ndarray:
-    """Return (x - origin) * scale + bias, plus residual, through ReLU."""
-    y, centre = empty(x.shape, x.dtype), origin.any()
-    origin, scale, bias = (_tile(vector, x) for vector in (origin, scale, bias))
-    zeros = np.zeros_like(bias)  # twice as fast to compare with as the number 0
-    blocks = [row_blocks(array) for array in (x, y, *([] if residual is None else [residual]))]
+    """Return (x - origin) * scale + shift, plus residual, through ReLU."""
+    y = empty(x.shape, x.dtype)
+    scale, shift, *origins = (_tile(vector, x) for vector in (scale, shift, *_given(origin)))
+    zeros = np.zeros(scale.shape, x.dtype)  # twice as fast to compare with as the number 0
+    blocks = [row_blocks(array) for array in (x, y, *_given(residual))]
 
     def normalise(job: tuple[np.ndarray, ...]) -> None:
         x, y, *added = job
-        np.multiply(np.subtract(x, origin, out=y) if centre else x, scale, out=y)
-        np.add(y, bias, out=y)
+        for row in origins:
+            x = np.subtract(x, row, out=y)
+        np.multiply(x, scale, out=y)
+        np.add(y, shift, out=y)
         for array in added:
             np.add(y, array, out=y)
         if relu:
@@ -173,48 +187,46 @@ def _normalise(
 
 
 def _through_relu(
-    dy: np.ndarray, rectified: np.ndarray | None, x: np.ndarray, origin: np.ndarray
+    dy: np.ndarray, rectified: np.ndarray | None, x: np.ndarray, origin: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return g, dy where `rectified` > 0 (all of dy where it is None), and the sums of g and g * (x - origin)."""
-    g = dy if rectified is None else empty(dy.shape, dy.dtype)
-    channels, centre, spare = x.shape[-1], origin.any(), _spare(x)
-    origin, blocks = (
-        _tile(origin, x),
-        [row_blocks(array) for array in (dy, x, g, g if rectified is None else rectified)],
-    )
-    ones = np.ones(max((len(block) for block in blocks[0]), default=0), x.dtype)
-    sums = np.empty((len(blocks[0]), 2, channels), np.float64)
+    g, channels = dy if rectified is None else empty(dy.shape, dy.dtype), x.shape[-1]
+    blocks = [row_blocks(array) for array in (dy, x, g, *_given(rectified))]
+    origins = [_tile(vector, x) for vector in _given(origin)]
+    sums = np.empty((len(blocks[0]), 2, channels))
 
     def add_up(i: int) -> None:
-        dy, x, g, y = (array[i] for array in blocks)
-        if rectified is not None:
+        dy, x, g, *rectified = (array[i] for array in blocks)
+        for y in rectified:
             np.multiply(dy, y > 0, out=g)
-        x = np.subtract(x, origin, out=spare(x)) if centre else x
-        sums[i, 0] = _channel_sums(ones[: len(g)] @ g, channels)
-        sums[i, 1] = _sum_of_products(g, x, channels)
+        for row in origins:
+            x = np.subtract(x, row, out=empty(x.shape, x.dtype))
+        sums[i] = _sums(g, x, channels)
 
     parallel_for(add_up, range(len(sums)))
-    total = sums.sum(0).astype(x.dtype)
-    return g, total[0], total[1]
+    dbias, g_by_x = sums.sum(0).astype(x.dtype)
+    return g, dbias, g_by_x
 
 
 def _input_gradient(
     g: np.ndarray,
     x: np.ndarray,
-    origin: np.ndarray,
+    origin: np.ndarray | None,
     scale: np.ndarray,
     slope: np.ndarray,
     shift: np.ndarray,
     in_place: bool,
 ) -> np.ndarray:
     """Return g * scale + (x - origin) * slope + shift, written over g if `in_place`."""
-    dx, centre, spare = g if in_place else empty(g.shape, g.dtype), origin.any(), _spare(x)
-    origin, scale, slope, shift = (_tile(vector, x) for vector in (origin, scale, slope, shift))
+    dx = g if in_place else empty(g.shape, g.dtype)
+    scale, slope, shift, *origins = (_tile(vector, x) for vector in (scale, slope, shift, *_given(origin)))
 
     def transform(job: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
         g, x, dx = job
-        part = spare(x)
-        np.multiply(np.subtract(x, origin, out=part) if centre else x, slope, out=part)
+        part = empty(x.shape, x.dtype)
+        for row in origins:
+            x = np.subtract(x, row, out=part)
+        np.multiply(x, slope, out=part)
         np.add(part, shift, out=part)
         np.multiply(g, scale, out=dx)
         np.add(dx, part, out=dx)
@@ -223,14 +235,12 @@ def _input_gradient(
     return dx
 
 
-def _spare(x: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """Return a function that gives an array like a block of x, the calling thread's own, with arbitrary content."""
-    own = per_thread(lambda: np.empty(row_blocks(x)[0].size if x.size else 0, x.dtype))
-    return lambda block: own()[: block.size].reshape(block.shape)
+def _given(array: np.ndarray | None) -> list[np.ndarray]:
+    return [] if array is None else [array]
 
 
 def _tile(vector: np.ndarray, x: np.ndarray) -> np.ndarray:
     """Repeat a per-channel vector along a row: long equal rows are twice as fast as broadcasting a short one."""
-    row = np.empty((x.shape[-2], len(vector)), vector.dtype)
+    row = np.empty(x.shape[-2:], x.dtype)
     row[...] = vector
     return row.reshape(-1)

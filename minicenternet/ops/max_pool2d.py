@@ -4,7 +4,7 @@ x (B, H, W, C) -> y (B, OH, OW, C),  OH = (H + 2P - K) // S + 1; the border coun
 to the first maximum of each window, row by row (as in PyTorch).
 
 On a CPU the outputs are taken strip by strip, and so are, in backward, the inputs: each strip asks all windows that
-reach into it, so that no two strips write to the same row. On a GPU there is one strip.
+reach into it, so that no two strips write to the same row.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..autograd import differentiable
-from ..backend import Array, get_xp
+from ..backend import get_xp
 from ..memory import empty
 from ..strips import BLOCK, Strip, strips
 from ..threads import parallel_for
@@ -28,16 +28,10 @@ def max_pool2d(x, *, size=3, stride=2, padding=1):
     """
     if x.ndim != 4 or 2 * padding > size or min(x.shape[1:3]) + 2 * padding < size:
         raise ValueError(f"max_pool2d: x {x.shape} does not fit size={size}, padding={padding} (at most size / 2)")
-    xp, (batch, height, width, channels) = get_xp(x), x.shape
-    if xp is not np:
+    if get_xp(x) is not np:
         return max_pool2d_cuda.max_pool2d(x, size=size, stride=stride, padding=padding)
+    batch, height, width, channels = x.shape
     out_height, out_width = ((n + 2 * padding - size) // stride + 1 for n in (height, width))
-
-    def new(shape: tuple[int, ...], dtype: np.dtype) -> Array:
-        return empty(shape, dtype) if xp is np else xp.empty(shape, dtype)
-
-    def cut(rows: int) -> list[Strip]:
-        return strips((batch, rows, out_width), channels, BLOCK) if xp is np else [(slice(None), 0, rows)]
 
     def seen(tap: int, first: int, last: int, low: int, high: int) -> tuple[slice, slice]:
         """Of outputs first .. last, counted from first, those whose tap is an input low .. high; these inputs."""
@@ -48,47 +42,51 @@ def max_pool2d(x, *, size=3, stride=2, padding=1):
         inputs = slice(stride * start + shift, stride * (stop - 1) + shift + 1, stride)
         return slice(start - first, stop - first), inputs
 
-    columns_seen = [seen(v, 0, out_width, 0, width) for v in range(size)]
-    y = new((batch, out_height, out_width, channels), x.dtype)
+    columns_seen = [(v, *seen(v, 0, out_width, 0, width)) for v in range(size)]
+    # but for the taps that see the border only
+    columns_seen = [(v, columns, inputs) for v, columns, inputs in columns_seen if columns.stop]
+    y = empty((batch, out_height, out_width, channels), x.dtype)
 
     def forward(strip: Strip) -> None:
         images, first, last = strip
         best = y[images, first:last]
-        tall = new((len(best), last - first, width, channels), x.dtype)  # the best of each column of the windows
+        tall = empty((len(best), last - first, width, channels), x.dtype)  # the best of each column of the windows
         tall[...], best[...] = -np.inf, -np.inf
         for u in range(size):
             rows, inputs = seen(u, first, last, 0, height)
-            xp.maximum(tall[:, rows], x[images, inputs], out=tall[:, rows])
-        for columns, inputs in columns_seen:
-            xp.maximum(best[:, :, columns], tall[:, :, inputs], out=best[:, :, columns])
+            np.maximum(tall[:, rows], x[images, inputs], out=tall[:, rows])
+        for _, columns, inputs in columns_seen:
+            np.maximum(best[:, :, columns], tall[:, :, inputs], out=best[:, :, columns])
 
     def backward(dy):
-        dx = new(x.shape, dy.dtype)
+        dx = empty(x.shape, dy.dtype)
 
         def collect(strip: Strip) -> None:
             images, low, high = strip[0], strip[1] * stride, min(strip[2] * stride, height)
             first = max(0, -((size - 1 - padding - low) // stride))  # the windows that reach into low .. high
             last = min(out_height, (high - 1 + padding) // stride + 1)
             best, sent = y[images, first:last], dy[images, first:last]
-            waiting = xp.ones(best.shape, bool)  # windows whose maximum was not met yet
-            chosen, share = xp.empty(best.shape, bool), new(best.shape, dy.dtype)
+            waiting = np.ones(best.shape, bool)  # windows whose maximum was not met yet
+            chosen, share = np.empty(best.shape, bool), empty(best.shape, dy.dtype)
             dx[images, low:high] = 0
             for u in range(size):
                 rows, in_rows = seen(u, first, last, 0, height)
+                if not rows.stop:
+                    continue
                 own, in_own = seen(u, first, last, low, high)  # of these rows, those that are to be written here
-                for v, (columns, in_columns) in enumerate(columns_seen):
+                for v, columns, in_columns in columns_seen:
                     now, later = chosen[:, rows, columns], waiting[:, rows, columns]
-                    xp.equal(x[images, in_rows, in_columns], best[:, rows, columns], out=now)
+                    np.equal(x[images, in_rows, in_columns], best[:, rows, columns], out=now)
                     now &= later
                     later ^= now
                     here, target = np.s_[:, own, columns], dx[images, in_own, in_columns]
                     if u < stride and v < stride:  # no tap before this one has seen these inputs
-                        xp.multiply(sent[here], chosen[here], out=target)
+                        np.multiply(sent[here], chosen[here], out=target)
                     else:
-                        target += xp.multiply(sent[here], chosen[here], out=share[here])
+                        target += np.multiply(sent[here], chosen[here], out=share[here])
 
-        parallel_for(collect, cut(-(-height // stride)))
+        parallel_for(collect, strips((batch, -(-height // stride), out_width), channels, BLOCK))
         return (dx,)
 
-    parallel_for(forward, cut(out_height))
+    parallel_for(forward, strips((batch, out_height, out_width), channels, BLOCK))
     return y, backward

@@ -40,13 +40,14 @@ def transpose(x, axes=None):
 @differentiable
 def concatenate(*arrays, axis=-1):
     """Return the arrays joined along one axis (channels by default)."""
-    xp = get_xp(*arrays)
-    borders = np.cumsum([array.shape[axis] for array in arrays])[:-1].tolist()
+    y = get_xp(*arrays).concatenate(arrays, axis)
+    before, sizes = (np.s_[:],) * (axis % y.ndim), [array.shape[axis] for array in arrays]
 
     def backward(dy):
-        return tuple(xp.split(dy, borders, axis))
+        ends = itertools.accumulate(sizes)
+        return tuple(dy[(*before, np.s_[end - size : end])] for end, size in zip(ends, sizes, strict=True))
 
-    return xp.concatenate(arrays, axis), backward
+    return y, backward
 
 
 @differentiable

@@ -18,7 +18,7 @@ import itertools
 import numpy as np
 
 from ..autograd import differentiable
-from ..backend import Array, get_xp
+from ..backend import get_xp
 from ..memory import empty
 from ..strips import BLOCK, Strip, strips
 from ..threads import parallel_for
@@ -40,7 +40,7 @@ def bilinear_matrix(size: int, factor: int) -> np.ndarray:
     return matrix
 
 
-def _along_rows_and_columns(rows: Array, columns: Array, x: Array) -> Array:
+def _along_rows_and_columns(rows: np.ndarray, columns: np.ndarray, x: np.ndarray) -> np.ndarray:
     """Return sum over h, w of rows[i, h] columns[j, w] x[b, h, w, c]."""
     batch, height, width, channels = x.shape
     y = rows @ x.reshape(batch, height, width * channels)
@@ -82,24 +82,19 @@ def upsample2d(x, *, factor=2, mode="nearest"):
     return _nearest(x, factor) if mode == "nearest" else _bilinear(x, factor)
 
 
-def _nearest(x: Array, factor: int):
-    xp, shape = get_xp(x), x.shape
-    batch, height, width, channels = shape
+def _nearest(x: np.ndarray, factor: int):
+    shape = batch, height, width, channels = x.shape
     blocks = (batch, height, factor, width, factor, channels)
-
-    def new(shape: tuple[int, ...], dtype: np.dtype) -> Array:
-        return empty(shape, dtype) if xp is np else xp.empty(shape, dtype)
-
-    jobs = strips(shape, channels * factor**2, BLOCK) if xp is np else [(slice(None), 0, height)]
+    jobs = strips(shape, channels * factor**2, BLOCK)
     corners = list(itertools.product(range(factor), repeat=2))[1:]  # of a block, but the first
-    y = new(blocks, x.dtype)
+    y = empty(blocks, x.dtype)
 
     def repeat(strip: Strip) -> None:
         images, first, last = strip
         y[images, first:last] = x[images, first:last, None, :, None]
 
     def backward(dy):
-        dy, dx = dy.reshape(blocks), new(shape, dy.dtype)
+        dy, dx = dy.reshape(blocks), empty(shape, dy.dtype)
 
         def add_up(strip: Strip) -> None:
             images, first, last = strip
@@ -115,10 +110,9 @@ def _nearest(x: Array, factor: int):
     return y.reshape(batch, factor * height, factor * width, channels), backward
 
 
-def _bilinear(x: Array, factor: int):
-    xp = get_xp(x)
-    rows, columns = (xp.asarray(bilinear_matrix(n, factor), x.dtype) for n in x.shape[1:3])
-    along = _in_tiles if xp is np and max(x.shape[1:3]) > TILE else _along_rows_and_columns
+def _bilinear(x: np.ndarray, factor: int):
+    rows, columns = (bilinear_matrix(n, factor).astype(x.dtype) for n in x.shape[1:3])
+    along = _in_tiles if max(x.shape[1:3]) > TILE else _along_rows_and_columns
 
     def backward(dy):
         return (along(rows.T, columns.T, dy),)

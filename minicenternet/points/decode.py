@@ -9,6 +9,7 @@ merging several scales and for comparison.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -18,6 +19,8 @@ from ..backend import Array, get_xp
 from ..errors import InputError
 from ..threads import parallel_for
 from . import decode_cuda
+
+GROUP = 8  # cells side by side, whose best number is found first: long enough for a sweep at the speed of memory
 
 
 class TopK(NamedTuple):
@@ -101,6 +104,7 @@ def best_peaks(heatmap: Array, k: int = 100, score: Callable[[Array], Array] = _
     """
     if get_xp(heatmap) is not np or heatmap.ndim != 4 or k < 1:
         return top_k(peaks(score(heatmap)), k)
+    heatmap = np.ascontiguousarray(heatmap)  # so that its groups of cells are views
     batch, height, width, classes = heatmap.shape
     k = min(k, height * width * classes)
     index, scores = np.empty((batch, k), np.int64), np.empty((batch, k), heatmap.dtype)
@@ -113,8 +117,8 @@ def best_peaks(heatmap: Array, k: int = 100, score: Callable[[Array], Array] = _
         index[b], scores[b] = found
 
     parallel_for(search, range(batch))
-    cell, labels = index // classes, index % classes
-    return TopK(scores, labels, cell // width, cell % width)
+    cell, labels = np.divmod(index, classes)
+    return TopK(scores, labels, *np.divmod(cell, width))
 
 
 def _search_above_threshold(
@@ -125,36 +129,39 @@ def _search_above_threshold(
     The cells above a threshold are few. If k of them are peaks, no cell below it matters; else a lower one is tried.
     """
     height, width, classes = heatmap.shape
-    rows = heatmap.reshape(height, width * classes)
-    column_best = rows.max(axis=0)
-    if np.isnan(column_best).any():
+    length = classes * math.gcd(width, GROUP)  # numbers of a group
+    group_best = np.maximum.reduceat(heatmap.reshape(-1), np.arange(0, heatmap.size, length))
+    if np.isnan(group_best).any():
         return None  # for top_k to say so
-    wanted = 2 * k  # columns that reach the threshold, hence at least as many cells
-    while wanted < len(column_best):
-        threshold = np.partition(column_best, -wanted)[-wanted]
-        columns = np.flatnonzero(column_best >= threshold)
-        y, column = np.divmod(np.flatnonzero(rows.take(columns, axis=1) >= threshold), len(columns))
-        if 16 * len(y) > heatmap.size:  # a plateau
+    wanted = 2 * k  # groups that reach the threshold, hence at least as many numbers
+    while wanted < len(group_best):
+        threshold = np.partition(group_best, -wanted)[-wanted]
+        groups = np.flatnonzero(group_best >= threshold)
+        found, place = np.divmod(np.flatnonzero(heatmap.reshape(-1, length)[groups] >= threshold), length)
+        if 16 * len(found) > heatmap.size:  # a plateau
             return None
-        x, label = np.divmod(columns[column], classes)
-        scores = score(heatmap[y, x, label])
-        largest = score(_neighbours(heatmap, y, x, label)).max(axis=(1, 2))
+        index = groups[found] * length + place
+        square = score(_neighbours(heatmap, index))
+        scores = square[4]  # in the middle
         # What is below the threshold could have its score but for rounding, which keeps no order; 0 is no peak's score.
-        sure = max(float(score(threshold[None])[0]) * (1 + 1e-6), 0)
-        kept = np.flatnonzero((scores == largest) & (scores > sure))
+        sure = max(float(scores.min()) * (1 + 1e-6), 0)
+        kept = np.flatnonzero((scores == square.max(axis=0)) & (scores > sure))
         if len(kept) >= k:
             kept = kept[np.argsort(-scores[kept], kind="stable")[:k]]
-            return (y[kept] * width + x[kept]) * classes + label[kept], scores[kept]
+            return index[kept], scores[kept]
         wanted *= 4
     return None
 
 
-def _neighbours(heatmap: np.ndarray, y: np.ndarray, x: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """Return (N, 3, 3), the cells around each and itself; beyond a border the border's cells are repeated."""
-    step = np.array([-1, 0, 1])
-    rows = np.clip(y[:, None] + step, 0, heatmap.shape[0] - 1)[:, :, None]
-    columns = np.clip(x[:, None] + step, 0, heatmap.shape[1] - 1)[:, None, :]
-    return heatmap[rows, columns, label[:, None, None]]
+def _neighbours(heatmap: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """Return (9, N), the 3x3 cells around each flat index; beyond a border the border's cells are repeated."""
+    height, width, classes = heatmap.shape
+    y, in_row = np.divmod(index, width * classes)
+    x, label = np.divmod(in_row, classes)
+    step = np.array([[-1], [0], [1]])
+    rows = np.minimum(np.maximum(y + step, 0), height - 1) * width  # (3, N)
+    columns = np.minimum(np.maximum(x + step, 0), width - 1)
+    return heatmap.reshape(-1)[((rows[:, None] + columns) * classes + label).reshape(9, -1)]
 
 
 def decode(
@@ -180,12 +187,14 @@ def decode(
     if get_xp(heatmap, offset, size) is not np:
         return Decoded(*decode_cuda.decode(score(heatmap), offset, size, k, stride))
     scores, labels, y, x = best_peaks(heatmap, k, score)
-    image = np.arange(len(heatmap))[:, None]  # (B, 1), broadcast against y and x (B, K)
+    batch, height, width = heatmap.shape[:3]
+    cells = (np.arange(batch)[:, None] * height + y) * width + x  # (B, K)
     # int64 + float32 makes float64, so that a box that was encoded comes back to the last digits of a float32.
-    centre = np.stack([x, y], axis=-1) + offset[image, y, x]  # (B, K, 2)
-    half = size[image, y, x] / 2
-    boxes = np.concatenate([centre - half, centre + half], axis=-1) * stride
-    return Decoded(boxes.astype(np.float32), scores, labels)
+    centre = np.stack([x, y], axis=-1) + offset.reshape(-1, 2).take(cells, axis=0)  # (B, K, 2)
+    half = size.reshape(-1, 2).take(cells, axis=0) / 2
+    boxes = np.empty((*cells.shape, 4), np.float32)
+    boxes[..., :2], boxes[..., 2:] = (centre - half) * stride, (centre + half) * stride
+    return Decoded(boxes, scores, labels)
 
 
 def nms(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray | None = None, iou: float = 0.5) -> np.ndarray:

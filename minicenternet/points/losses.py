@@ -42,7 +42,7 @@ def focal_loss(logits, heatmap, alpha=2, beta=4):
         total, peaks, slope = _focal_sum_in_blocks(logits, heatmap, alpha, beta)
     else:
         total, peaks, slope = _focal_sum(logits, heatmap, alpha, beta)
-    N = np.maximum(peaks, 1).astype(logits.dtype)
+    N = max(float(peaks), 1.0)
 
     def backward(dloss):
         scale = dloss / N

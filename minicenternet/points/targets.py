@@ -90,11 +90,12 @@ def splat(heatmap: np.ndarray, x: int, y: int, radius: int) -> None:
     heatmap: (H, W) float32, one class's view of the map.  x, y: integer cell.  radius: integer, in cells.
     What reaches beyond the borders is cut off.  Source: paper section 3.
     """
-    top, left = max(y - radius, 0), max(x - radius, 0)
-    bottom, right = max(y + radius + 1, 0), max(x + radius + 1, 0)
-    window, blob = heatmap[top:bottom, left:right], gaussian(radius)
-    if window.shape != blob.shape:  # at a border
-        blob = blob[top - (y - radius) :, left - (x - radius) :][: window.shape[0], : window.shape[1]]
+    blob, (height, width) = gaussian(radius), heatmap.shape
+    top, left, bottom, right = y - radius, x - radius, y + radius + 1, x + radius + 1
+    if top < 0 or left < 0 or bottom > height or right > width:
+        blob = blob[max(-top, 0) : max(height - top, 0), max(-left, 0) : max(width - left, 0)]
+        top, left, bottom, right = max(top, 0), max(left, 0), max(bottom, 0), max(right, 0)
+    window = heatmap[top:bottom, left:right]
     np.maximum(window, blob, out=window)
 
 

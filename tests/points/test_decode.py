@@ -150,6 +150,25 @@ def test_best_peaks_on_three_threads(use_threads):
     assert_is_the_definition(heatmap, 20)
 
 
+def test_best_peaks_at_the_borders():
+    """The last cell of a row is followed by the first of the next one, but is no neighbour of it."""
+    heatmap = np.random.default_rng(0).uniform(0, 0.01, (1, 64, 64, 20)).astype(np.float32)
+    heatmap[0, ::4, 0, ::10], heatmap[0, 3::4, -1, ::10], heatmap[0, 1::4, -1, ::10] = 0.5, 0.6, 0.7
+    heatmap[0, 0, 1:-1, 5], heatmap[0, -1, 1:-1, 5] = np.random.default_rng(1).uniform(0.4, 0.8, (2, 62))
+    assert_is_the_definition(heatmap, 130)
+
+
+def test_best_peaks_of_a_view():
+    """Every other row and column of a larger map, whose cells do not lie side by side."""
+    heatmap = np.random.default_rng(0).uniform(size=(2, 64, 80, 5)).astype(np.float32)[:, ::2, ::2]
+    assert_is_the_definition(heatmap, 20)
+    maps = np.random.default_rng(1).uniform(size=(2, 32, 80, 2)).astype(np.float32)[:, :, ::2]
+    for found, expected in zip(
+        decode(heatmap, maps, maps), decode(heatmap.copy(), maps.copy(), maps.copy()), strict=True
+    ):
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_a_threshold_is_what_finds_them(monkeypatch):
     """Where peaks abound the definition is not needed; where they do not it is."""
 
