@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from ranks import mpirun
+from ranks import RUN_NAME, mpirun, pid_of
 
 import minicenternet
 from minicenternet import CenterNet
@@ -29,7 +29,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(minicenternet.__file__).pare
 
 
 def start(ranks: int, *options: str, name: str = "") -> subprocess.Popen:
-    environment = {**ENVIRONMENT, "RUN_OF_TEST": name}
+    environment = {**ENVIRONMENT, RUN_NAME: name}
     if ranks > 1:
         return mpirun(ranks, *COMMAND, *options, environment=environment)
     return subprocess.Popen([sys.executable, *COMMAND, *options], env=environment, stdout=-1, stderr=-1, text=True)
@@ -51,18 +51,6 @@ def assert_same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
     assert a.keys() == b.keys()
     for key, array in a.items():
         np.testing.assert_allclose(array, b[key], atol=1e-5, err_msg=key)
-
-
-def pid_of(rank: int, name: str) -> int:
-    """The process of a rank of the run that was started with this name, which is in its environment."""
-    wanted = {f"PMI_RANK={rank}".encode(), f"RUN_OF_TEST={name}".encode()}
-    for entry in Path("/proc").iterdir():
-        try:
-            if wanted <= set((entry / "environ").read_bytes().split(b"\0")):
-                return int(entry.name)
-        except OSError:
-            continue
-    raise AssertionError(f"rank {rank} is not running")
 
 
 def wait_for(condition, seconds: float = 120) -> None:
