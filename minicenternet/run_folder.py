@@ -8,6 +8,7 @@ checkpoints/epoch-0010/                     state.safetensors and last.safetenso
 detections.npz   filmstrip/epoch-0010.png   for the report: what the best weights found; one image's heatmap
 targets.png   heatmaps.png   detections.png   what the network is asked, what it answers, and what that means
 curves.png   report.html                    how it went
+.lock                                       which process writes to the folder, or did last
 
 A checkpoint is a second name (a hard link) of files that are only ever replaced, so it costs no time, and no room until
 they are.  Everything is written whole, then renamed: `kill -9` leaves the files of before.
@@ -17,12 +18,16 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import os
 import platform
 import shlex
 import shutil
+import socket
 import sys
+import warnings
+import weakref
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from importlib.metadata import PackageNotFoundError, version
@@ -34,27 +39,93 @@ from .doctor import cupy_wheels
 from .errors import InputError
 from .files import replacing
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 CHECKPOINT = "epoch-[0-9]*"  # the names of checkpoints, by which they are found
+LOCK = ".lock"
 
 
 def make_folder(config: TrainConfig) -> Path:
     """Return the run folder, made and empty.  Raises InputError when it holds something or cannot be made."""
-    if config.output:
-        folder = Path(config.output)
-    else:
-        name = Path(config.data).resolve().stem  # that of "." is empty
-        numbers = (f"runs/{name}-{i}" for i in range(1, 1 << 20))
-        folder = next(Path(text) for text in numbers if not Path(text).exists())
+    if not config.output:
+        return _next_free(Path(config.data).resolve().stem)  # that of "." is empty
+    folder = Path(config.output)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # What a run leaves that was killed while it wrote the first of its files does not count.
-        if any(not fnmatch(path.name, ".config.json.*.tmp") for path in folder.iterdir()):
-            raise InputError(
-                f"the run folder {folder} is not empty; name another --output, or go on with it by --resume {folder}"
-            )
+        names = {path.name for path in folder.iterdir()}
     except OSError as error:
-        raise InputError(f"cannot make the run folder {folder}: {error.strerror}; name another --output") from error
+        raise _cannot_make(folder, error) from error
+    if LOCK in names:
+        lock(folder)  # a run that is going on is worth a message of its own
+    # What a run leaves that was killed while it wrote the first of its files does not count.
+    if any(name != LOCK and not fnmatch(name, ".config.json.*.tmp") for name in names):
+        raise InputError(
+            f"the run folder {folder} is not empty; name another --output, or go on with it by --resume {folder}"
+        )
     return folder
+
+
+def _next_free(name: str) -> Path:
+    """Make and return the first of runs/NAME-1, runs/NAME-2 and so on that is not there, whoever else is about to."""
+    for number in itertools.count(1):
+        folder = Path(f"runs/{name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except OSError as error:
+            if not folder.exists():
+                raise _cannot_make(folder, error) from error
+
+
+def _cannot_make(folder: Path, error: OSError) -> InputError:
+    return InputError(f"cannot make the run folder {folder}: {error.strerror}; name another --output")
+
+
+class Lock:
+    """A process's right to write to a folder, until nobody in it holds this or the process ends; see `lock`."""
+
+    def __init__(self, file: int):
+        weakref.finalize(self, os.close, file)
+
+
+_locks: weakref.WeakValueDictionary[tuple[int, int], Lock] = weakref.WeakValueDictionary()  # by device and inode
+
+
+def lock(folder: Path) -> Lock | None:
+    """Return what keeps all other processes from writing to a run folder for as long as it is held.
+
+    It is flock(2) of the file .lock, in which the process is named: the kernel ends it with the process, whatever ends
+    that. Runs of one process, such as one that was interrupted and its successor, share it.
+    Where Python has no fcntl (on Windows) it is None, and nothing is locked; the same, with a warning, on a disk that
+    has no locks.  Raises InputError, naming the process, when another one writes to the folder.
+    """
+    if fcntl is None:
+        return None
+    try:
+        file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        raise InputError(f"cannot write {folder / LOCK}: {error.strerror}") from error
+    held, status = Lock(file), os.fstat(file)
+    key = status.st_dev, status.st_ino
+    if key in _locks:
+        return _locks[key]
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        writer = os.pread(file, 1000, 0).decode(errors="replace").strip() or "another process"
+        raise InputError(
+            f"{folder} is being written by {writer}; wait until that has ended, or end it, or train into another folder"
+        ) from None
+    except OSError as error:
+        warnings.warn(f"the disk of {folder} has no locks ({error.strerror}): start no second run there", stacklevel=2)
+        return None
+    os.ftruncate(file, 0)
+    os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+    _locks[key] = held
+    return held
 
 
 def write_beginning(folder: Path, config: TrainConfig) -> None:

@@ -47,6 +47,7 @@ from .run_data import open_data
 from .run_folder import (
     keep_checkpoint,
     last_written,
+    lock,
     make_folder,
     read_metrics,
     remove_unfinished,
@@ -84,6 +85,7 @@ class Run:
         if self.resuming:
             resumed, self.folder = Path(config.resume), run_of(Path(config.resume))
             config = _resumed(config, TrainConfig.load(self.folder / "config.json"))
+            self.lock = lock(self.folder) if world.rank == 0 else None  # held while this run exists
         self.config, self.say = config, say
         self.device, why = choose(config.device)
         if world.size > 1 and self.device != "cpu":
@@ -167,6 +169,7 @@ class Run:
         self.last_pictures = self.begin = time.monotonic()
         if not self.resuming:  # now that nothing above was refused
             self.folder = Path(world.share(str(make_folder(config)) if world.rank == 0 else ""))
+            self.lock = lock(self.folder) if world.rank == 0 else None
         if world.rank == 0:
             remove_unfinished(self.folder)
         if begun:

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -91,6 +92,27 @@ def test_a_rank_that_is_killed_ends_the_run_which_goes_on_with_another_number_of
     run(3, "--resume", str(folder))
     assert_same(weights(folder), weights(alone))
     assert complaints is not None
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks there")
+def test_a_run_has_one_writer_whose_death_frees_it(alone, tmp_path):
+    folder = tmp_path / "run"
+    process = start(2, *OPTIONS, "--epochs", "5", "--save-every", "1e-9", "--output", str(folder), name=str(folder))
+    wait_for(lambda: (folder / "state.safetensors").exists())
+    first = pid_of(0, str(folder))
+    os.kill(process.pid, signal.SIGSTOP)  # the launcher: nobody notices that the ranks stand still
+    os.kill(first, signal.SIGSTOP)
+    for options in (("--resume", str(folder)), (*OPTIONS, "--output", str(folder))):
+        second = start(1, *options)
+        _, complaints = second.communicate(timeout=60)
+        assert second.returncode == 2 and complaints.count("\n") == 1
+        assert f"{folder} is being written by process {first} on {socket.gethostname()}; wait" in complaints
+    os.kill(first, signal.SIGKILL)
+    os.kill(process.pid, signal.SIGCONT)
+    process.communicate(timeout=60)
+    assert f"process {first} on" in (folder / ".lock").read_text()  # it stays, and does not matter
+    run(1, "--resume", str(folder))
+    assert_same(weights(folder), weights(alone))
 
 
 def test_asked_to_stop_all_ranks_stop_after_the_same_step(alone, tmp_path):
