@@ -506,6 +506,7 @@ def _bench(options: BenchConfig) -> int:
             size=options.size,
             batch_size=options.batch_size,
             device=options.device,
+            graph=options.graph,
             seconds=options.seconds,
         )
     else:
