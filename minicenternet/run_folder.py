@@ -130,7 +130,7 @@ def lock(folder: Path) -> Lock | None:
 
 def write_beginning(folder: Path, config: TrainConfig) -> None:
     """Write down what was asked, and with which libraries."""
-    config.save(folder / "config.json")
+    config.absolute().save(folder / "config.json")
     _write(folder / "command.txt", shlex.join(sys.argv) + "\n")
     _write(folder / "versions.json", json.dumps(versions(), indent=2) + "\n")
 
