@@ -60,7 +60,7 @@ def bench_loader(
         figures.append(Figure(name, value, unit, runs))
         say(f"{name:<48} {value:10.4g} {unit}{remark}")
 
-    options = {"size": size, "batch_size": batch_size} if batch_size else {"size": size}
+    options = {"size": size} if batch_size is None else {"size": size, "batch_size": batch_size}
     rates: dict[int, float] = {}
     for backbone in backbones:
         with tempfile.TemporaryDirectory() as folder:

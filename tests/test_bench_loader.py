@@ -104,6 +104,11 @@ def test_a_graph_on_the_cpu_is_refused(photographs):
         bench_loader.bench_loader(str(photographs), ["small"], size=32, device="cpu", graph=True)
 
 
+def test_a_batch_of_nothing_is_refused(photographs):
+    with pytest.raises(InputError, match="--batch-size is 0, expected more than 0"):
+        bench_loader.bench_loader(str(photographs), ["small"], size=32, batch_size=0, device="cpu")
+
+
 def test_data_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(InputError, match="no data set at"):
         bench_loader.bench_loader(str(tmp_path), ["small"])
