@@ -56,13 +56,16 @@ def prepare(
     folder = Path(folder)
     if name not in NAMES:
         raise InputError(f"no data set called {name!r} can be prepared; there are {', '.join(NAMES)}")
+    in_the_way = next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None)
+    if in_the_way:
+        raise InputError(f"{in_the_way} is a file, and {folder} is to be a folder: name another one")
     if years is not None and name != "voc":
         raise InputError(f"--years is {' '.join(map(str, years))}, but {name} has no years: leave it out")
     if name == "coco-sample":
         say(describe_coco_sample())
         say(make_coco_sample(folder, source))
     else:
-        published = coco() if name == "coco" else voc(years or (2007, 2012))
+        published = coco() if name == "coco" else voc((2007, 2012) if years is None else years)
         say(published.describe(folder))
         say(published.make(folder, source, say))
     if count is not None or classes:

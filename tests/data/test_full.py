@@ -201,6 +201,16 @@ def test_years_that_there_are_not(tmp_path):
             full.voc(years)
     with pytest.raises(InputError, match="--years is 2007, but coco has no years"):
         make("coco", tmp_path, years=[2007])
+    with pytest.raises(InputError, match="--years is empty, expected"):
+        make("voc", tmp_path, years=[])
+
+
+def test_a_file_in_the_way_of_the_folder(tmp_path):
+    (tmp_path / "file").write_text("do not lose me")
+    for folder in (tmp_path / "file", tmp_path / "file" / "deep" / "er"):
+        with pytest.raises(InputError, match=f"{tmp_path / 'file'} is a file, and {folder} is to be a folder"):
+            make("coco", folder)
+    assert (tmp_path / "file").read_text() == "do not lose me"
 
 
 def test_a_server_that_misbehaves(voc, tmp_path):
