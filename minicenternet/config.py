@@ -171,7 +171,7 @@ class TrainConfig:
                     "augmentation": Augmentation(**values["augmentation"]),
                 }
             )
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise InputError(f"{path.parent} is no run folder: it has no {path.name}") from error
         except (ValueError, TypeError, KeyError) as error:
             raise InputError(f"{path} is damaged or from another version ({error}); start a new run") from error
@@ -256,6 +256,10 @@ class EvaluateConfig(UseConfig):
     """Images that --data shapes makes."""
     seed: int = 0
     """Of --data shapes: with the seed of a training run, its validation images."""
+
+    def __post_init__(self):
+        _require(self.shapes > 0, "shapes", self.shapes, "more than 0")
+        _require(self.seed >= 0, "seed", self.seed, "0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -354,6 +358,10 @@ class DataPrepareConfig:
     """Classes of the subset, such as dog,cat: only their objects, and only images that show one; by default all."""
     seed: int = 0
     """Of the choice of images: the same seed gives the same subset."""
+
+    def __post_init__(self):
+        _require(self.subset is None or self.subset > 0, "subset", self.subset, "1 or more images")
+        _require(self.seed >= 0, "seed", self.seed, "0 or more")
 
 
 @dataclass(frozen=True)

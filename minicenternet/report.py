@@ -235,7 +235,7 @@ def compare(folders: Sequence[Path]) -> Comparison:
     Raises InputError for fewer than two, for one given twice, and for what is no run or has no epoch done.
     """
     names = tuple(map(str, folders))
-    if len(set(names)) < max(2, len(names)):
+    if len({folder.resolve() for folder in folders}) < max(2, len(names)):
         raise InputError(f"there are {len(names)} runs to compare: {', '.join(names)}; name two or more, each once")
     configs = [TrainConfig.load(folder / "config.json") for folder in folders]
     rows = [_rows(folder) for folder in folders]

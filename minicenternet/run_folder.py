@@ -29,6 +29,7 @@ import sys
 import warnings
 import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from fnmatch import fnmatch
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -46,6 +47,7 @@ except ImportError:  # Windows
 
 CHECKPOINT = "epoch-[0-9]*"  # the names of checkpoints, by which they are found
 LOCK = ".lock"
+NEEDED = {"epoch", "loss", "ap", "ap50", "images_per_second"}  # columns of metrics.csv that every version wrote
 
 
 def make_folder(config: TrainConfig) -> Path:
@@ -104,10 +106,11 @@ def lock(folder: Path) -> Lock | None:
     """
     if fcntl is None:
         return None
+    path = folder / LOCK
     try:
-        file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     except OSError as error:
-        raise InputError(f"cannot write {folder / LOCK}: {error.strerror}") from error
+        raise InputError(f"cannot write {path}: {error.strerror}; nothing of the run was touched") from error
     held, status = Lock(file), os.fstat(file)
     key = status.st_dev, status.st_ino
     if key in _locks:
@@ -122,8 +125,9 @@ def lock(folder: Path) -> Lock | None:
     except OSError as error:
         warnings.warn(f"the disk of {folder} has no locks ({error.strerror}): start no second run there", stacklevel=2)
         return None
-    os.ftruncate(file, 0)
-    os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+    with suppress(OSError):  # a full disk keeps the name out, not the lock off
+        os.ftruncate(file, 0)
+        os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
     _locks[key] = held
     return held
 
@@ -168,9 +172,13 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
         return []
     try:
         with open(path, newline="", encoding="utf-8") as file:
-            return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+            rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
     except (ValueError, TypeError) as error:
         raise InputError(f"{path} is damaged ({error}); put back the file that the run wrote") from error
+    if rows and not NEEDED <= rows[0].keys():
+        lacking = ", ".join(sorted(NEEDED - rows[0].keys()))
+        raise InputError(f"{path} is damaged (it has no {lacking}); put back the file that the run wrote")
+    return rows
 
 
 def write_metrics(folder: Path, rows: Sequence[Mapping[str, float]]) -> None:

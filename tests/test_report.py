@@ -257,11 +257,15 @@ def test_runs_beside_each_other(tmp_path):
 
 def test_what_cannot_be_compared_is_refused(tmp_path):
     one = make_run(tmp_path / "one")
-    for few in ([one], [one, one]):
+    for few in ([one], [one, one], [one, tmp_path / "two" / ".." / "one"]):
         with pytest.raises(InputError, match="name two or more, each once"):
             compare(few)
     with pytest.raises(InputError, match="is no run folder"):
         compare([one, tmp_path / "nowhere"])
+    two = make_run(tmp_path / "two")
+    write_metrics(two, [{"epoch": 1, "loss": 2.0, "images_per_second": 3.0, "map": 0.5}])
+    with pytest.raises(InputError, match=r"two.metrics\.csv is damaged \(it has no ap, ap50\)"):
+        compare([one, two])
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(3723.4, "1:02:03"), (0.0, "0:00:00"), (float("nan"), "-")])

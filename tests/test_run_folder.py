@@ -114,14 +114,18 @@ def test_the_run_that_a_checkpoint_is_of():
 
 
 def test_rows_of_before_a_column_was_there_are_nan_in_it(tmp_path):
-    write_metrics(tmp_path, [{"epoch": 1}, {"epoch": 2, "seconds": 3.5}])
+    usual = dict.fromkeys(run_folder.NEEDED, 1.5)
+    write_metrics(tmp_path, [usual, {**usual, "seconds": 3.5}])
     first, second = read_metrics(tmp_path)
-    assert np.isnan(first["seconds"]) and second == {"epoch": 2, "seconds": 3.5}
+    assert np.isnan(first["seconds"]) and second == {**usual, "seconds": 3.5}
 
 
 def test_damaged_metrics_are_named(tmp_path):
     (tmp_path / "metrics.csv").write_text("epoch,loss\n1,oh\n")
     with pytest.raises(InputError, match=r"metrics\.csv is damaged"):
+        read_metrics(tmp_path)
+    write_metrics(tmp_path, [{"epoch": 1, "loss": 2}])
+    with pytest.raises(InputError, match=r"metrics\.csv is damaged \(it has no ap, ap50, images_per_second\)"):
         read_metrics(tmp_path)
 
 

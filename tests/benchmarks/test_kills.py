@@ -7,7 +7,7 @@ import pytest
 from benchmarks import kills
 
 from minicenternet.nn.weights import save_weights
-from minicenternet.run_folder import write_metrics
+from minicenternet.run_folder import NEEDED, write_metrics
 
 
 def write_run(folder, value=1.0, loss=2.5):
@@ -15,7 +15,7 @@ def write_run(folder, value=1.0, loss=2.5):
     folder.mkdir()
     for name in kills.WEIGHTS:
         save_weights(folder / f"{name}.safetensors", {"a": np.float32([value, 2.0])}, {})
-    write_metrics(folder, [dict.fromkeys(kills.COMPARED, loss)])
+    write_metrics(folder, [dict.fromkeys((*NEEDED, *kills.COMPARED), loss)])
     return folder
 
 
