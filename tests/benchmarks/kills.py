@@ -40,7 +40,7 @@ from minicenternet.nn.weights import load_weights  # noqa: E402
 from minicenternet.run_folder import read_metrics  # noqa: E402
 
 OPTIONS = (
-    *("--data", "shapes", "--shapes", "36", "--val-shapes", "6", "--size", "32", "--batch-size", "12", "--epochs", "2"),
+    *("--data", "shapes", "--shapes", "96", "--val-shapes", "6", "--size", "32", "--batch-size", "12", "--epochs", "2"),
     *("--workers", "1", "--device", "cpu", "--keep-every", "1", "--save-every", "1e-9"),  # minutes: after each step
 )
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(HERE.parents[1]), "MINICENTERNET_THREADS": "1"}
