@@ -24,12 +24,8 @@ import os
 import platform
 import shlex
 import shutil
-import socket
 import sys
-import warnings
-import weakref
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from fnmatch import fnmatch
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -38,15 +34,9 @@ from . import __version__
 from .config import TrainConfig
 from .doctor import cupy_wheels
 from .errors import InputError
-from .files import replacing
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
+from .files import LOCK, lock, replacing
 
 CHECKPOINT = "epoch-[0-9]*"  # the names of checkpoints, by which they are found
-LOCK = ".lock"
 NEEDED = {"epoch", "loss", "ap", "ap50", "images_per_second"}  # columns of metrics.csv that every version wrote
 
 
@@ -84,52 +74,6 @@ def _next_free(name: str) -> Path:
 
 def _cannot_make(folder: Path, error: OSError) -> InputError:
     return InputError(f"cannot make the run folder {folder}: {error.strerror}; name another --output")
-
-
-class Lock:
-    """A process's right to write to a folder, until nobody in it holds this or the process ends; see `lock`."""
-
-    def __init__(self, file: int):
-        weakref.finalize(self, os.close, file)
-
-
-_locks: weakref.WeakValueDictionary[tuple[int, int], Lock] = weakref.WeakValueDictionary()  # by device and inode
-
-
-def lock(folder: Path) -> Lock | None:
-    """Return what keeps all other processes from writing to a run folder for as long as it is held.
-
-    It is flock(2) of the file .lock, in which the process is named: the kernel ends it with the process, whatever ends
-    that. Runs of one process, such as one that was interrupted and its successor, share it.
-    Where Python has no fcntl (on Windows) it is None, and nothing is locked; the same, with a warning, on a disk that
-    has no locks.  Raises InputError, naming the process, when another one writes to the folder.
-    """
-    if fcntl is None:
-        return None
-    path = folder / LOCK
-    try:
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}; nothing of the run was touched") from error
-    held, status = Lock(file), os.fstat(file)
-    key = status.st_dev, status.st_ino
-    if key in _locks:
-        return _locks[key]
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        writer = os.pread(file, 1000, 0).decode(errors="replace").strip() or "another process"
-        raise InputError(
-            f"{folder} is being written by {writer}; wait until that has ended, or end it, or train into another folder"
-        ) from None
-    except OSError as error:
-        warnings.warn(f"the disk of {folder} has no locks ({error.strerror}): start no second run there", stacklevel=2)
-        return None
-    with suppress(OSError):  # a full disk keeps the name out, not the lock off
-        os.ftruncate(file, 0)
-        os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-    _locks[key] = held
-    return held
 
 
 def write_beginning(folder: Path, config: TrainConfig) -> None:

@@ -33,7 +33,7 @@ from .distributed import GradientSum, World
 from .errors import InputError
 from .evaluate import Evaluation, evaluate
 from .examples import Preparation, TrainingExample, Unprepared
-from .files import replacing
+from .files import lock, replacing
 from .graph import Captured
 from .model import CenterNet
 from .nn.module import first_nonfinite
@@ -48,7 +48,6 @@ from .run_data import open_data
 from .run_folder import (
     keep_checkpoint,
     last_written,
-    lock,
     make_folder,
     read_metrics,
     remove_unfinished,

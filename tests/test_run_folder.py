@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +12,11 @@ import pytest
 from minicenternet import run_folder
 from minicenternet.config import TrainConfig
 from minicenternet.errors import InputError
-from minicenternet.files import replacing
+from minicenternet.files import lock, replacing
 from minicenternet.run_folder import (
     checkpoints,
     keep_checkpoint,
     last_written,
-    lock,
     make_folder,
     read_metrics,
     run_of,
@@ -129,60 +125,7 @@ def test_damaged_metrics_are_named(tmp_path):
         read_metrics(tmp_path)
 
 
-# --- one writer at a time --------------------------------------------------------------------------------------------
-
-needs_locks = pytest.mark.skipif(run_folder.fcntl is None, reason="no fcntl on this system")
-
-
-def try_to_lock(folder: Path) -> str:
-    """What another process, which then ends, is told when it locks a folder: nothing where it may."""
-    program = f"""
-from pathlib import Path
-from minicenternet.errors import InputError
-from minicenternet.run_folder import lock
-try:
-    held = lock(Path({str(folder)!r}))
-except InputError as error:
-    print(error)
-"""
-    environment = {**os.environ, "PYTHONPATH": str(Path(run_folder.__file__).parents[1])}
-    return subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True).stdout
-
-
-@needs_locks
-def test_a_folder_is_locked_until_nobody_in_the_process_holds_it(tmp_path):
-    first, second = lock(tmp_path), lock(tmp_path)
-    assert first is second
-    del first
-    message = f"{tmp_path} is being written by process {os.getpid()} on {socket.gethostname()}; wait until that"
-    assert try_to_lock(tmp_path).startswith(message)
-    del second
-    assert try_to_lock(tmp_path) == ""
-    assert lock(tmp_path) is not None
-
-
-@needs_locks
-def test_a_lock_writes_to_no_file_but_its_own(tmp_path):
-    (tmp_path / "thesis.txt").write_text("do not lose me")
-    (tmp_path / ".lock").symlink_to("thesis.txt")
-    with pytest.raises(InputError, match=r"cannot write .*\.lock: "):
-        lock(tmp_path)
-    assert (tmp_path / "thesis.txt").read_text() == "do not lose me"
-
-
-@needs_locks
-def test_a_disk_without_locks_is_warned_of(tmp_path, monkeypatch):
-    def refuse(*_):
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr(run_folder.fcntl, "flock", refuse)
-    with pytest.warns(UserWarning, match="has no locks .No locks available.: start no second run"):
-        assert lock(tmp_path) is None
-
-
-def test_a_system_without_locks_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_folder, "fcntl", None)
-    assert lock(tmp_path) is None and not list(tmp_path.iterdir())
+# --- made new ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_folder_that_only_has_a_lock_is_empty(tmp_path):
