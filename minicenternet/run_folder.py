@@ -106,7 +106,7 @@ def versions_of(folder: Path) -> dict[str, str]:
     try:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except ValueError as error:
-        raise InputError(f"{path} is damaged ({error}); it is made of no use, and can be removed") from error
+        raise InputError(f"{path} is damaged ({error}); nothing but a report reads it: delete it") from error
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
