@@ -1,7 +1,8 @@
 """How fast batches come, where a worker's time goes, and how many workers feed a training step on this machine.
 
 What is measured is what `train` does: a run's own loader and its own step, on the run's device. Where the time goes is
-what Python's profiler says of the functions that do the work; it makes them a little slower.
+what Python's profiler says of the functions that do the work; it makes them a little slower. With a GPU, workers only
+decode: what the GPU does with a batch before a step is a figure of its own, and part of the step's.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from itertools import chain, count
+from itertools import chain, count, repeat
 from pathlib import Path
 
 import numpy as np
 
+from .backend import Array, wait_for_gpu
 from .bench import Figure, median_seconds
 from .config import TrainConfig
 from .data.images import read_reduced
@@ -44,12 +45,13 @@ def bench_loader(
     size: int | None = None,
     batch_size: int | None = None,
     device: str = "auto",
+    graph: bool = False,
     seconds: float = 3,
     say: Callable[[str], None] = print,
 ) -> list[Figure]:
     """Measure and return all figures, each for about `seconds`; say: gets each line as soon as it is known.
 
-    data, images, size, batch_size, device: as of `train`, and the same by default.
+    data, images, size, batch_size, device, graph: as of `train`, and the same by default.
     Raises InputError as `train` does.
     """
     figures: list[Figure] = []
@@ -58,19 +60,23 @@ def bench_loader(
         figures.append(Figure(name, value, unit, runs))
         say(f"{name:<48} {value:10.4g} {unit}{remark}")
 
-    options = {"size": size, "batch_size": batch_size} if batch_size else {"size": size}
+    options = {"size": size} if batch_size is None else {"size": size, "batch_size": batch_size}
     rates: dict[int, float] = {}
     for backbone in backbones:
         with tempfile.TemporaryDirectory() as folder:
-            config = TrainConfig(
-                data=data, images=images, backbone=backbone, device=device, output=folder, workers=0, **options
-            )
+            options |= {"data": data, "images": images, "device": device, "graph": graph}
+            config = TrainConfig(backbone=backbone, output=folder, workers=0, **options)
             run = Run(config, say=lambda text: None)
             if not rates:
                 say(f"{len(run.train_data)} images, {run.model.input_size[0]} px, batches of {run.batch_size}")
                 stages, prepared = stage_seconds(run.loader, seconds)
                 for stage, value in stages.items():
-                    add(f"one worker, {stage}", 1000 * value, "ms an image", prepared)
+                    if value:
+                        add(f"one worker, {stage}", 1000 * value, "ms an image", prepared)
+                if run.preparation:
+                    median, runs = median_seconds(_preparation(run), seconds)
+                    name = f"{run.device}, upload, warp, colour and targets"
+                    add(name, 1000 * median / run.batch_size, "ms an image", runs)
                 for workers in worker_counts(os.cpu_count() or 1):
                     rates[workers], prepared = images_per_second(run.loader, workers, seconds)
                     name = f"loader, {workers} worker{'s' if workers > 1 else ''}"
@@ -136,12 +142,24 @@ def _batches(loader: Loader, workers: int) -> Iterator[dict[str, np.ndarray]]:
     return chain.from_iterable(map(loader.epoch, count()))
 
 
+def _given(run: Run) -> Iterator[dict[str, Array]]:
+    """Yield one batch over and over, each time brought to the run's device and prepared there."""
+    batches = repeat(next(_batches(run.loader, 0)))
+    return batches if run.device == "cpu" else run.prepared_on_gpu(batches)
+
+
+def _preparation(run: Run) -> Callable[[], object]:
+    """Return what gets a batch ready on the GPU, and waits until it is."""
+    batches = _given(run)
+    return lambda: (next(batches), wait_for_gpu())
+
+
 def _step(run: Run) -> Callable[[], object]:
-    """Return a training step with one batch over and over, up to the number that its loss is."""
-    first = [next(_batches(run.loader, 0))]
-    (batch,) = first if run.device == "cpu" else list(run.prepared_on_gpu(first))
-    return partial(_step_and_read, run, batch)
+    """Return a training step, from the batch that a worker prepared to the number that its loss is."""
+    batches = _given(run)
 
+    def step() -> None:
+        batch = next(batches)
+        run.read(run.step(batch), batch)
 
-def _step_and_read(run: Run, batch: dict) -> None:
-    run.read(run.step(batch), batch)
+    return step

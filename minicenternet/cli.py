@@ -239,7 +239,9 @@ def _recipes(options: RecipesConfig) -> int:
         rows = (measure.cells(recipe, found[recipe.name]) for recipe in chosen)
         print(f"\n{recipes.table(measure.HEAD, rows, left=3)}\n\n{measure.LEGEND}")
     else:
-        print("\nMemory and hours on this machine: minicenternet recipes NAME --measure")
+        print(
+            f"\nMemory and hours on this machine: minicenternet recipes {' '.join(options.names) or 'NAME'} --measure"
+        )
     return 0
 
 
@@ -506,6 +508,7 @@ def _bench(options: BenchConfig) -> int:
             size=options.size,
             batch_size=options.batch_size,
             device=options.device,
+            graph=options.graph,
             seconds=options.seconds,
         )
     else:

@@ -17,6 +17,7 @@ DEMO_FOLDER = Path("runs/demo")
 WEIGHTS_FOLDER = Path("weights")
 COURSE_FOLDER = Path("course")
 DEMO_WEIGHTS = DEMO_FOLDER / "best.safetensors"
+PLACES = ("data", "images", "val", "val_images")  # options of train: where the data lie
 
 
 def _require(holds: bool, name: str, value: object, expected: str) -> None:
@@ -41,7 +42,8 @@ class TrainConfig:
     """Run folder; by default the next free runs/NAME-N."""
     resume: str | None = None
     """Run folder to go on with, exactly where it stopped, or one of its checkpoints to go back to; all other options
-    but --device, --precision and --graph are taken from that run."""
+    but --device, --precision and --graph are taken from that run, and where its data lie, unless --data and its like
+    name the place to which these have moved."""
 
     recipe: str | None = None
     """Take the options that are not given from a recipe, such as coco-dla34-1x: minicenternet recipes lists them. The
@@ -145,6 +147,13 @@ class TrainConfig:
         if self.val_images is not None and self.val is None:
             raise InputError(f"--val-images {self.val_images} belongs to a file named by --val; name that as well")
 
+    def absolute(self) -> TrainConfig:
+        """Return the same with absolute paths of data and weights, which any working directory can go on with."""
+        given = {name: getattr(self, name) for name in (*PLACES, "weights")}
+        return dataclasses.replace(
+            self, **{name: os.path.abspath(path) for name, path in given.items() if path not in (None, "shapes")}
+        )
+
     def save(self, path: Path) -> None:
         """Write the configuration as JSON."""
         with replacing(path) as temporary:
@@ -162,7 +171,7 @@ class TrainConfig:
                     "augmentation": Augmentation(**values["augmentation"]),
                 }
             )
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise InputError(f"{path.parent} is no run folder: it has no {path.name}") from error
         except (ValueError, TypeError, KeyError) as error:
             raise InputError(f"{path} is damaged or from another version ({error}); start a new run") from error
@@ -247,6 +256,10 @@ class EvaluateConfig(UseConfig):
     """Images that --data shapes makes."""
     seed: int = 0
     """Of --data shapes: with the seed of a training run, its validation images."""
+
+    def __post_init__(self):
+        _require(self.shapes > 0, "shapes", self.shapes, "more than 0")
+        _require(self.seed >= 0, "seed", self.seed, "0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -345,6 +358,10 @@ class DataPrepareConfig:
     """Classes of the subset, such as dog,cat: only their objects, and only images that show one; by default all."""
     seed: int = 0
     """Of the choice of images: the same seed gives the same subset."""
+
+    def __post_init__(self):
+        _require(self.subset is None or self.subset > 0, "subset", self.subset, "1 or more images")
+        _require(self.seed >= 0, "seed", self.seed, "0 or more")
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import http.client
 import os
+import ssl
 import time
 import urllib.error
 import urllib.request
@@ -30,8 +31,8 @@ def download(url: str, path: Path, max_bytes: int, otherwise: str) -> None:
     """Fetch a file; what arrives is kept in PATH.part until it is whole, so that the next attempt goes on from there.
 
     max_bytes: how long the file may be.  otherwise: what a reader can do where this fails, the end of every message.
-    Raises InputError when the server refuses, sends a web page or more than max_bytes, or when five attempts in a row
-    bring nothing.
+    Raises InputError when the server refuses, sends a web page or more than max_bytes, when five attempts in a row
+    bring nothing, and when the disk is full.
     """
     part = path.with_name(f"{path.name}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,10 +43,15 @@ def download(url: str, path: Path, max_bytes: int, otherwise: str) -> None:
             if _fetch(url, part, max_bytes, otherwise):
                 os.replace(part, path)
                 return
-        except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
+        except (urllib.error.URLError, http.client.HTTPException, ssl.SSLError, ConnectionError, TimeoutError) as error:
             if isinstance(error, urllib.error.HTTPError) and error.code < 500:
                 raise InputError(f"{url} cannot be downloaded ({error}); {otherwise}") from error
             reason = str(error)
+        except OSError as error:
+            raise InputError(
+                f"cannot write {part}: {error.strerror or error}. What arrived before is kept; free some space, and "
+                "the same command goes on from there"
+            ) from error
         failures = 0 if _size(part) > before else failures + 1
         if failures == ATTEMPTS:
             kept = f"What arrived is kept in {part}, and the same command goes on from there. " if _size(part) else ""

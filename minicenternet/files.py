@@ -1,13 +1,26 @@
-"""Files are written whole, then renamed: a reader never sees half a file, whatever kills the writer."""
+"""Files are written whole, then renamed: a reader never sees half a file, whatever kills the writer.
+
+And a folder has one writer at a time, where all of them `lock` it.
+"""
 
 from __future__ import annotations
 
 import os
+import socket
+import warnings
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+LOCK = ".lock"  # name of the file
 
 
 @contextmanager
@@ -33,3 +46,49 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # renamed away, or never made
             temporary.unlink()
+
+
+class Lock:
+    """A process's right to write to a folder, until nobody in it holds this or the process ends; see `lock`."""
+
+    def __init__(self, file: int):
+        weakref.finalize(self, os.close, file)
+
+
+_locks: weakref.WeakValueDictionary[tuple[int, int], Lock] = weakref.WeakValueDictionary()  # by device and inode
+
+
+def lock(folder: Path) -> Lock | None:
+    """Return what keeps all other processes that ask for it from writing to a folder, for as long as it is held.
+
+    It is flock(2) of the file .lock, in which the process is named: the kernel ends it with the process, whatever ends
+    that. All in one process share it, such as a run that was interrupted and its successor.
+    Where Python has no fcntl (on Windows) it is None, and nothing is locked; the same, with a warning, on a disk that
+    has no locks.  Raises InputError, naming the process, when another one writes to the folder.
+    """
+    if fcntl is None:
+        return None
+    path = folder / LOCK
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}; nothing else was touched") from error
+    held, status = Lock(file), os.fstat(file)
+    key = status.st_dev, status.st_ino
+    if key in _locks:
+        return _locks[key]
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        writer = os.pread(file, 1000, 0).decode(errors="replace").strip() or "another process"
+        raise InputError(
+            f"{folder} is being written by {writer}; wait until that has ended, or end it, or name another folder"
+        ) from None
+    except OSError as error:
+        warnings.warn(f"{folder} cannot be locked ({error.strerror}): let no second process write there", stacklevel=2)
+        return None
+    with suppress(OSError):  # a full disk keeps the name out, not the lock off
+        os.ftruncate(file, 0)
+        os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+    _locks[key] = held
+    return held

@@ -25,6 +25,7 @@ from .files import replacing
 from .predict import Detections
 
 OF = "of.json"  # the file that says of what the parts are
+DAMAGED = (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile)  # what reading a damaged one may raise
 
 
 @dataclass
@@ -101,7 +102,7 @@ class KeptParts:
         for path in sorted(self.folder.glob("*.npz")):
             try:
                 found.append(Part.unpack(path.read_bytes(), class_names))
-            except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
+            except DAMAGED as error:
                 raise InputError(
                     f"{path} is damaged ({error}); delete it, and its images are looked at again"
                 ) from error

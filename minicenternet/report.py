@@ -26,7 +26,7 @@ from .errors import InputError
 from .evaluate import Evaluation
 from .files import replacing
 from .metrics import average_precision
-from .parts import Part
+from .parts import DAMAGED, Part
 from .run_folder import read_metrics, versions_of
 
 WORST = 20  # images shown
@@ -101,7 +101,7 @@ def _in_one_sentence(config: TrainConfig, rows: Sequence[Mapping[str, float]]) -
 def _evaluation(found: Path, dataset: DataSet) -> Evaluation:
     try:
         detections = Part.unpack(found.read_bytes(), dataset.class_names).detections
-    except (ValueError, KeyError, OSError) as error:
+    except DAMAGED as error:
         raise InputError(f"{found} is damaged ({error}); the next measurement of AP writes it again") from error
     if len(detections) != len(dataset):
         raise InputError(
@@ -171,14 +171,22 @@ def save_frame(folder: Path, epoch: int, heatmap: np.ndarray) -> None:
         Image.fromarray(frame).save(temporary, format="PNG")
 
 
+def _frame(path: Path) -> np.ndarray:
+    try:
+        return np.asarray(Image.open(path)) / 255
+    except OSError as error:
+        raise InputError(f"{path} is damaged ({error}); delete it, and the report does without") from error
+
+
 def _filmstrip(folder: Path, dataset: DataSet) -> list[str]:
     from .draw import draw_boxes, draw_filmstrip
 
-    paths = sorted((folder / "filmstrip").glob("epoch-*.png"))
+    there = (folder / "filmstrip").glob("epoch-*.png")
+    paths = sorted(path for path in there if path.stem.removeprefix("epoch-").isdigit())
     if not paths:
         return []
     shown = np.unique(np.linspace(0, len(paths) - 1, min(FRAMES, len(paths))).round().astype(int))
-    frames = [np.asarray(Image.open(paths[i])) / 255 for i in shown]
+    frames = [_frame(paths[i]) for i in shown]
     titles = [f"epoch {int(paths[i].stem.removeprefix('epoch-'))}" for i in shown]
     sample = dataset[filmed(dataset)]
     truth = sample.annotation
@@ -235,7 +243,7 @@ def compare(folders: Sequence[Path]) -> Comparison:
     Raises InputError for fewer than two, for one given twice, and for what is no run or has no epoch done.
     """
     names = tuple(map(str, folders))
-    if len(set(names)) < max(2, len(names)):
+    if len({folder.resolve() for folder in folders}) < max(2, len(names)):
         raise InputError(f"there are {len(names)} runs to compare: {', '.join(names)}; name two or more, each once")
     configs = [TrainConfig.load(folder / "config.json") for folder in folders]
     rows = [_rows(folder) for folder in folders]

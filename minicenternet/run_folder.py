@@ -8,6 +8,7 @@ checkpoints/epoch-0010/                     state.safetensors and last.safetenso
 detections.npz   filmstrip/epoch-0010.png   for the report: what the best weights found; one image's heatmap
 targets.png   heatmaps.png   detections.png   what the network is asked, what it answers, and what that means
 curves.png   report.html                    how it went
+.lock                                       which process writes to the folder, or did last
 
 A checkpoint is a second name (a hard link) of files that are only ever replaced, so it costs no time, and no room until
 they are.  Everything is written whole, then renamed: `kill -9` leaves the files of before.
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import os
 import platform
@@ -32,34 +34,51 @@ from . import __version__
 from .config import TrainConfig
 from .doctor import cupy_wheels
 from .errors import InputError
-from .files import replacing
+from .files import LOCK, lock, replacing
 
 CHECKPOINT = "epoch-[0-9]*"  # the names of checkpoints, by which they are found
+NEEDED = {"epoch", "loss", "ap", "ap50", "images_per_second"}  # columns of metrics.csv that every version wrote
 
 
 def make_folder(config: TrainConfig) -> Path:
     """Return the run folder, made and empty.  Raises InputError when it holds something or cannot be made."""
-    if config.output:
-        folder = Path(config.output)
-    else:
-        name = Path(config.data).resolve().stem  # that of "." is empty
-        numbers = (f"runs/{name}-{i}" for i in range(1, 1 << 20))
-        folder = next(Path(text) for text in numbers if not Path(text).exists())
+    if not config.output:
+        return _next_free(Path(config.data).resolve().stem)  # that of "." is empty
+    folder = Path(config.output)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # What a run leaves that was killed while it wrote the first of its files does not count.
-        if any(not fnmatch(path.name, ".config.json.*.tmp") for path in folder.iterdir()):
-            raise InputError(
-                f"the run folder {folder} is not empty; name another --output, or go on with it by --resume {folder}"
-            )
+        names = {path.name for path in folder.iterdir()}
     except OSError as error:
-        raise InputError(f"cannot make the run folder {folder}: {error.strerror}; name another --output") from error
+        raise _cannot_make(folder, error) from error
+    if LOCK in names:
+        lock(folder)  # a run that is going on is worth a message of its own
+    # What a run leaves that was killed while it wrote the first of its files does not count.
+    if any(name != LOCK and not fnmatch(name, ".config.json.*.tmp") for name in names):
+        raise InputError(
+            f"the run folder {folder} is not empty; name another --output, or go on with it by --resume {folder}"
+        )
     return folder
+
+
+def _next_free(name: str) -> Path:
+    """Make and return the first of runs/NAME-1, runs/NAME-2 and so on that is not there, whoever else is about to."""
+    for number in itertools.count(1):
+        folder = Path(f"runs/{name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except OSError as error:
+            if not folder.exists():
+                raise _cannot_make(folder, error) from error
+
+
+def _cannot_make(folder: Path, error: OSError) -> InputError:
+    return InputError(f"cannot make the run folder {folder}: {error.strerror}; name another --output")
 
 
 def write_beginning(folder: Path, config: TrainConfig) -> None:
     """Write down what was asked, and with which libraries."""
-    config.save(folder / "config.json")
+    config.absolute().save(folder / "config.json")
     _write(folder / "command.txt", shlex.join(sys.argv) + "\n")
     _write(folder / "versions.json", json.dumps(versions(), indent=2) + "\n")
 
@@ -87,7 +106,7 @@ def versions_of(folder: Path) -> dict[str, str]:
     try:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except ValueError as error:
-        raise InputError(f"{path} is damaged ({error}); it is made of no use, and can be removed") from error
+        raise InputError(f"{path} is damaged ({error}); nothing but a report reads it: delete it") from error
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
@@ -97,9 +116,13 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
         return []
     try:
         with open(path, newline="", encoding="utf-8") as file:
-            return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+            rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
     except (ValueError, TypeError) as error:
         raise InputError(f"{path} is damaged ({error}); put back the file that the run wrote") from error
+    if rows and not NEEDED <= rows[0].keys():
+        lacking = ", ".join(sorted(NEEDED - rows[0].keys()))
+        raise InputError(f"{path} is damaged (it has no {lacking}); put back the file that the run wrote")
+    return rows
 
 
 def write_metrics(folder: Path, rows: Sequence[Mapping[str, float]]) -> None:

@@ -25,14 +25,15 @@ import numpy as np
 from .autograd import Tensor
 from .backend import Array, beside, get_xp, pool_memory, to_cpu
 from .board import Board, check_installed
-from .config import TrainConfig
+from .config import PLACES, TrainConfig
+from .data.annotation import DataSet
 from .data.loader import Loader
 from .device import GB, check_graph, choose, memory_explained
 from .distributed import GradientSum, World
 from .errors import InputError
 from .evaluate import Evaluation, evaluate
 from .examples import Preparation, TrainingExample, Unprepared
-from .files import replacing
+from .files import lock, replacing
 from .graph import Captured
 from .model import CenterNet
 from .nn.module import first_nonfinite
@@ -83,7 +84,9 @@ class Run:
         self.resuming = config.resume is not None
         if self.resuming:
             resumed, self.folder = Path(config.resume), run_of(Path(config.resume))
-            config = _resumed(config, TrainConfig.load(self.folder / "config.json"))
+            saved = TrainConfig.load(self.folder / "config.json")
+            config = _resumed(config, saved)
+            self.lock = lock(self.folder) if world.rank == 0 else None  # held while this run exists
         self.config, self.say = config, say
         self.device, why = choose(config.device)
         if world.size > 1 and self.device != "cpu":
@@ -99,7 +102,7 @@ class Run:
         if config.tensorboard:
             check_installed()
         size = (config.side, config.side)
-        self.train_data, self.val_data = open_data(config, say)
+        self.train_data, self.val_data = self._open_data(config)
         begun = self.resuming and (resumed / "state.safetensors").exists()  # not killed before anything was done
         source = resumed / "state.safetensors" if begun else config.weights
         arrays, metadata = load_weights(source) if source else ({}, {})
@@ -167,15 +170,28 @@ class Run:
         self.last_pictures = self.begin = time.monotonic()
         if not self.resuming:  # now that nothing above was refused
             self.folder = Path(world.share(str(make_folder(config)) if world.rank == 0 else ""))
+            self.lock = lock(self.folder) if world.rank == 0 else None
         if world.rank == 0:
             remove_unfinished(self.folder)
         if begun:
             self._load_state(arrays, metadata)
             if resumed != self.folder:
                 self._go_back()
+            if world.rank == 0 and (moved := _places(config)) != _places(saved):
+                replace(saved, **moved).save(self.folder / "config.json")
+                say(f"from now on its data are those of {', '.join(place for place in moved.values() if place)}")
         elif world.rank == 0:
             write_beginning(self.folder, self.config)
             self.save_state()
+
+    def _open_data(self, config: TrainConfig) -> tuple[DataSet, DataSet]:
+        try:
+            return open_data(config, self.say)
+        except InputError as error:
+            if self.resuming:
+                hint = "If the data have moved, name their new place beside --resume, by --data and its like"
+                raise InputError(f"{error} {hint}") from error
+            raise
 
     # --- one step ----------------------------------------------------------------------------------------------------
 
@@ -643,13 +659,17 @@ def _load_pretrained(
         )
 
 
+def _places(config: TrainConfig) -> dict[str, str | None]:
+    return {name: getattr(config, name) for name in PLACES}
+
+
 def _resumed(given: TrainConfig, saved: TrainConfig) -> TrainConfig:
-    """Return the run's own options, but for device, precision and graph where others are given.
+    """Return the run's own options, but for device, precision, graph and places of data where others are given.
 
     Raises InputError when other options were given beside --resume.
     """
-    usual = TrainConfig()
-    for name in ("device", "precision", "graph"):
+    given, usual = given.absolute(), TrainConfig()
+    for name in ("device", "precision", "graph", *PLACES):
         if getattr(given, name) != getattr(usual, name):
             saved = replace(saved, **{name: getattr(given, name)})
     for option in fields(TrainConfig):

@@ -15,6 +15,7 @@ import pytest
 from minicenternet.distributed import Nccl, World
 
 TESTS = Path(__file__).parent
+RUN_NAME = "RUN_OF_TEST"  # variable that names a run to all of its processes
 
 
 class ThreadRank(World):
@@ -93,3 +94,26 @@ def mpirun(size: int, *arguments: str, environment: dict[str, str], timeout: flo
         [launcher, "-n", str(size), sys.executable, *arguments],
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+
+
+def pids_of(name: str, *variables: str) -> list[int]:
+    """The living processes of the run that was started with this name, of those with such variables (Linux).
+
+    The launcher is one, and so are the ranks and their workers.
+    """
+    wanted = {f"{RUN_NAME}={name}".encode(), *(variable.encode() for variable in variables)}
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and wanted <= set((entry / "environ").read_bytes().split(b"\0")):
+                found.append(int(entry.name))
+        except OSError:  # it has just ended, or is somebody else's
+            continue
+    return found
+
+
+def pid_of(rank: int, name: str) -> int:
+    """The process of a rank of a run; its data workers have the same variables, but it was there before them."""
+    pids = pids_of(name, f"PMI_RANK={rank}")
+    assert pids, f"rank {rank} is not running"
+    return min(pids, key=lambda pid: int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]))

@@ -14,6 +14,7 @@ from minicenternet.data.loader import Loader
 from minicenternet.data.transforms import Augmentation
 from minicenternet.errors import InputError
 from minicenternet.examples import TrainingExample
+from minicenternet.train import Run
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +78,35 @@ def test_what_is_measured_is_a_training_run(photographs, monkeypatch):
     assert [figure.unit for figure in figures] == ["ms an image"] * 7 + ["images/s"] * 2
     assert all(np.isfinite(figure.value) and figure.runs >= 1 for figure in figures)
     assert lines[-1].endswith("which 1 worker feeds") or "too few" in lines[-1]
+
+
+def test_with_a_gpu_workers_decode_and_it_does_the_rest(cupy, photographs, monkeypatch):
+    monkeypatch.setattr(bench_loader.os, "cpu_count", lambda: 1)
+    steps, step = [], Run.step
+    monkeypatch.setattr(Run, "step", lambda run, batch: steps.append(batch) or step(run, batch))
+    lines = []
+    options = {"size": 32, "batch_size": 2, "device": "cuda", "graph": True, "seconds": 1e-9}
+    figures = bench_loader.bench_loader(str(photographs), ["small"], **options, say=lines.append)
+    names = [figure.name for figure in figures]
+    worker = [name.removeprefix("one worker, ") for name in names if name.startswith("one worker")]
+    assert {"read", "decode", "copy", "the rest"} <= set(worker) <= {"read", "decode", "warp", "copy", "the rest"}
+    assert names[len(worker) :] == [
+        "cuda:0, upload, warp, colour and targets", "loader, 1 worker", "small, training on cuda:0",
+    ]  # fmt: skip
+    assert all(np.isfinite(figure.value) and figure.value > 0 and figure.runs >= 1 for figure in figures)
+    assert lines[-1].endswith("which 1 worker feeds") or "too few" in lines[-1]
+    assert len(steps) == figures[-1].runs + 1  # the first is not counted
+    assert all(type(batch["image"]) is cupy.ndarray and batch["image"].shape == (2, 32, 32, 3) for batch in steps)
+
+
+def test_a_graph_on_the_cpu_is_refused(photographs):
+    with pytest.raises(InputError, match="graph"):
+        bench_loader.bench_loader(str(photographs), ["small"], size=32, device="cpu", graph=True)
+
+
+def test_a_batch_of_nothing_is_refused(photographs):
+    with pytest.raises(InputError, match="--batch-size is 0, expected more than 0"):
+        bench_loader.bench_loader(str(photographs), ["small"], size=32, batch_size=0, device="cpu")
 
 
 def test_data_that_is_not_there_is_refused(tmp_path):

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minicenternet import config
-from minicenternet.config import TrainConfig
+from minicenternet.config import DataPrepareConfig, EvaluateConfig, TrainConfig
 from minicenternet.data.transforms import Augmentation
 from minicenternet.errors import InputError
 
@@ -89,9 +89,24 @@ def test_values_without_sense_are_refused(name, value):
         TrainConfig(**{name: value})
 
 
+@pytest.mark.parametrize("given", [{"subset": 0}, {"subset": -3}, {"seed": -1}])
+def test_subsets_without_sense_are_refused_before_anything_is_fetched(given):
+    with pytest.raises(InputError, match="is -?[013], expected"):
+        DataPrepareConfig(name="voc", folder="data", **given)
+
+
+@pytest.mark.parametrize("given", [{"shapes": 0}, {"seed": -1}])
+def test_shapes_without_sense_are_not_evaluated_on(given):
+    with pytest.raises(InputError, match="is -?[01], expected"):
+        EvaluateConfig(**given)
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(InputError, match=f"{tmp_path.name} is no run folder: it has no config.json"):
         TrainConfig.load(tmp_path / "config.json")
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file is no run folder"):
+        TrainConfig.load(tmp_path / "file" / "config.json")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import socket
 
 import numpy as np
@@ -98,6 +99,23 @@ def test_a_server_that_lies_about_the_length(server, tmp_path):
     fetch(server, tmp_path / "longer.pth")
     assert sha256(tmp_path / "longer.pth") == hashlib.sha256(BODY).hexdigest()
     assert starts(server) == [0, 0]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+def test_a_full_disk_is_named_and_gone_on_from(server, tmp_path, monkeypatch):
+    opened, part = [], tmp_path / "net.pth.part"
+
+    def full_the_second_time(path, mode):
+        opened.append(path)
+        return open(path if len(opened) == 1 else "/dev/full", mode)
+
+    server.drops = [100_000]
+    with monkeypatch.context() as patch, pytest.raises(InputError, match=rf"cannot write {part}: No space left"):
+        patch.setattr(download_module, "open", full_the_second_time, raising=False)
+        fetch(server, tmp_path / "net.pth")
+    assert part.stat().st_size == 100_000
+    fetch(server, tmp_path / "net.pth")
+    assert (tmp_path / "net.pth").read_bytes() == BODY and starts(server) == [0, 100_000, 100_000]
 
 
 def test_what_no_attempt_would_mend(server, tmp_path):

@@ -1,12 +1,17 @@
 import errno
 import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minicenternet import files
 from minicenternet.errors import InputError
-from minicenternet.files import replacing
+from minicenternet.files import lock, replacing
 
 
 def names(folder):
@@ -140,3 +145,59 @@ def test_after_any_history_the_last_whole_version_is_there(tmp_path_factory, ver
             pass
     assert names(folder) == ([] if expected is None else ["a"])
     assert expected is None or (folder / "a").read_bytes() == expected
+
+
+# --- one writer at a time --------------------------------------------------------------------------------------------
+
+needs_locks = pytest.mark.skipif(files.fcntl is None, reason="no fcntl on this system")
+
+
+def try_to_lock(folder: Path) -> str:
+    """What another process, which then ends, is told when it locks a folder: nothing where it may."""
+    program = f"""
+from pathlib import Path
+from minicenternet.errors import InputError
+from minicenternet.files import lock
+try:
+    held = lock(Path({str(folder)!r}))
+except InputError as error:
+    print(error)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(files.__file__).parents[1])}
+    return subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True).stdout
+
+
+@needs_locks
+def test_a_folder_is_locked_until_nobody_in_the_process_holds_it(tmp_path):
+    first, second = lock(tmp_path), lock(tmp_path)
+    assert first is second
+    del first
+    message = f"{tmp_path} is being written by process {os.getpid()} on {socket.gethostname()}; wait until that"
+    assert try_to_lock(tmp_path).startswith(message)
+    del second
+    assert try_to_lock(tmp_path) == ""
+    assert lock(tmp_path) is not None
+
+
+@needs_locks
+def test_a_lock_writes_to_no_file_but_its_own(tmp_path):
+    (tmp_path / "thesis.txt").write_text("do not lose me")
+    (tmp_path / ".lock").symlink_to("thesis.txt")
+    with pytest.raises(InputError, match=r"cannot write .*\.lock: "):
+        lock(tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "do not lose me"
+
+
+@needs_locks
+def test_a_disk_without_locks_is_warned_of(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(files.fcntl, "flock", refuse)
+    with pytest.warns(UserWarning, match="cannot be locked .No locks available.: let no second process write"):
+        assert lock(tmp_path) is None
+
+
+def test_a_system_without_locks_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "fcntl", None)
+    assert lock(tmp_path) is None and not list(tmp_path.iterdir())

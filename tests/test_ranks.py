@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from ranks import mpirun
+from ranks import RUN_NAME, mpirun, pid_of
 
 import minicenternet
 from minicenternet import CenterNet
@@ -29,7 +30,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(minicenternet.__file__).pare
 
 
 def start(ranks: int, *options: str, name: str = "") -> subprocess.Popen:
-    environment = {**ENVIRONMENT, "RUN_OF_TEST": name}
+    environment = {**ENVIRONMENT, RUN_NAME: name}
     if ranks > 1:
         return mpirun(ranks, *COMMAND, *options, environment=environment)
     return subprocess.Popen([sys.executable, *COMMAND, *options], env=environment, stdout=-1, stderr=-1, text=True)
@@ -51,18 +52,6 @@ def assert_same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
     assert a.keys() == b.keys()
     for key, array in a.items():
         np.testing.assert_allclose(array, b[key], atol=1e-5, err_msg=key)
-
-
-def pid_of(rank: int, name: str) -> int:
-    """The process of a rank of the run that was started with this name, which is in its environment."""
-    wanted = {f"PMI_RANK={rank}".encode(), f"RUN_OF_TEST={name}".encode()}
-    for entry in Path("/proc").iterdir():
-        try:
-            if wanted <= set((entry / "environ").read_bytes().split(b"\0")):
-                return int(entry.name)
-        except OSError:
-            continue
-    raise AssertionError(f"rank {rank} is not running")
 
 
 def wait_for(condition, seconds: float = 120) -> None:
@@ -103,6 +92,27 @@ def test_a_rank_that_is_killed_ends_the_run_which_goes_on_with_another_number_of
     run(3, "--resume", str(folder))
     assert_same(weights(folder), weights(alone))
     assert complaints is not None
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks there")
+def test_a_run_has_one_writer_whose_death_frees_it(alone, tmp_path):
+    folder = tmp_path / "run"
+    process = start(2, *OPTIONS, "--epochs", "5", "--save-every", "1e-9", "--output", str(folder), name=str(folder))
+    wait_for(lambda: (folder / "state.safetensors").exists())
+    first = pid_of(0, str(folder))
+    os.kill(process.pid, signal.SIGSTOP)  # the launcher: nobody notices that the ranks stand still
+    os.kill(first, signal.SIGSTOP)
+    for options in (("--resume", str(folder)), (*OPTIONS, "--output", str(folder))):
+        second = start(1, *options)
+        _, complaints = second.communicate(timeout=60)
+        assert second.returncode == 2 and complaints.count("\n") == 1
+        assert f"{folder} is being written by process {first} on {socket.gethostname()}; wait" in complaints
+    os.kill(first, signal.SIGKILL)
+    os.kill(process.pid, signal.SIGCONT)
+    process.communicate(timeout=60)
+    assert f"process {first} on" in (folder / ".lock").read_text()  # it stays, and does not matter
+    run(1, "--resume", str(folder))
+    assert_same(weights(folder), weights(alone))
 
 
 def test_asked_to_stop_all_ranks_stop_after_the_same_step(alone, tmp_path):

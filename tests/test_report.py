@@ -161,6 +161,7 @@ def test_frames_are_in_the_order_of_epochs_and_not_too_many(tmp_path, monkeypatc
     folder = make_run(tmp_path / "run")
     for epoch in range(1, 101):
         save_frame(folder, epoch, np.full((8, 8, 2), epoch / 100, np.float32))
+    (folder / "filmstrip" / "epoch-mine.png").write_text("somebody's own")
 
     def film(frames, titles):
         shown.extend(zip([float(frame.mean()) for frame in frames], titles, strict=True))
@@ -201,6 +202,12 @@ def test_before_ap_is_measured_there_is_a_report_without_it(tmp_path):
         (lambda folder: (folder / "metrics.csv").unlink(), "no metrics.csv with an epoch in it yet"),
         (lambda folder: (folder / "config.json").unlink(), "is no run folder"),
         (lambda folder: (folder / "detections.npz").write_bytes(b"PK ha"), r"detections\.npz is damaged"),
+        (lambda folder: (folder / "detections.npz").write_bytes(b""), r"detections\.npz is damaged"),
+        (
+            lambda folder: (folder / "detections.npz").write_bytes((folder / "detections.npz").read_bytes()[:-30]),
+            r"detections\.npz is damaged",
+        ),
+        (lambda folder: (folder / "filmstrip/epoch-0002.png").write_bytes(b"ha"), r"epoch-0002\.png is damaged"),
         (
             lambda folder: (folder / "detections.npz").write_bytes(Part(detections=DETECTIONS[:2]).pack()),
             "of 2 images and the validation data have 4",
@@ -257,11 +264,15 @@ def test_runs_beside_each_other(tmp_path):
 
 def test_what_cannot_be_compared_is_refused(tmp_path):
     one = make_run(tmp_path / "one")
-    for few in ([one], [one, one]):
+    for few in ([one], [one, one], [one, tmp_path / "two" / ".." / "one"]):
         with pytest.raises(InputError, match="name two or more, each once"):
             compare(few)
     with pytest.raises(InputError, match="is no run folder"):
         compare([one, tmp_path / "nowhere"])
+    two = make_run(tmp_path / "two")
+    write_metrics(two, [{"epoch": 1, "loss": 2.0, "images_per_second": 3.0, "map": 0.5}])
+    with pytest.raises(InputError, match=r"two.metrics\.csv is damaged \(it has no ap, ap50\)"):
+        compare([one, two])
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(3723.4, "1:02:03"), (0.0, "0:00:00"), (float("nan"), "-")])

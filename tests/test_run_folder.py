@@ -10,9 +10,18 @@ import numpy as np
 import pytest
 
 from minicenternet import run_folder
+from minicenternet.config import TrainConfig
 from minicenternet.errors import InputError
-from minicenternet.files import replacing
-from minicenternet.run_folder import checkpoints, keep_checkpoint, last_written, read_metrics, run_of, write_metrics
+from minicenternet.files import lock, replacing
+from minicenternet.run_folder import (
+    checkpoints,
+    keep_checkpoint,
+    last_written,
+    make_folder,
+    read_metrics,
+    run_of,
+    write_metrics,
+)
 
 
 def save(folder: Path, text: str, seconds: float) -> None:
@@ -101,12 +110,38 @@ def test_the_run_that_a_checkpoint_is_of():
 
 
 def test_rows_of_before_a_column_was_there_are_nan_in_it(tmp_path):
-    write_metrics(tmp_path, [{"epoch": 1}, {"epoch": 2, "seconds": 3.5}])
+    usual = dict.fromkeys(run_folder.NEEDED, 1.5)
+    write_metrics(tmp_path, [usual, {**usual, "seconds": 3.5}])
     first, second = read_metrics(tmp_path)
-    assert np.isnan(first["seconds"]) and second == {"epoch": 2, "seconds": 3.5}
+    assert np.isnan(first["seconds"]) and second == {**usual, "seconds": 3.5}
 
 
 def test_damaged_metrics_are_named(tmp_path):
     (tmp_path / "metrics.csv").write_text("epoch,loss\n1,oh\n")
     with pytest.raises(InputError, match=r"metrics\.csv is damaged"):
         read_metrics(tmp_path)
+    write_metrics(tmp_path, [{"epoch": 1, "loss": 2}])
+    with pytest.raises(InputError, match=r"metrics\.csv is damaged \(it has no ap, ap50, images_per_second\)"):
+        read_metrics(tmp_path)
+
+
+# --- made new ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_that_only_has_a_lock_is_empty(tmp_path):
+    lock(tmp_path)
+    assert make_folder(TrainConfig(output=str(tmp_path))) == tmp_path
+    (tmp_path / "config.json").touch()
+    with pytest.raises(InputError, match="is not empty; name another --output, or go on with it"):
+        make_folder(TrainConfig(output=str(tmp_path)))
+
+
+def test_runs_without_a_name_take_the_next_free_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = [make_folder(TrainConfig(data="photos.json")) for _ in range(3)]
+    assert made == [Path(f"runs/photos-{i}") for i in (1, 2, 3)] and made[2].is_dir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "runs").touch()
+    monkeypatch.chdir("elsewhere")
+    with pytest.raises(InputError, match="cannot make the run folder runs/photos-1: "):
+        make_folder(TrainConfig(data="photos.json"))

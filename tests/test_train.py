@@ -83,7 +83,7 @@ def unbroken(tmp_path_factory) -> Path:
 
 
 def test_a_run_leaves_everything_behind(unbroken):
-    names = {path.name for path in unbroken.iterdir()}
+    names = {path.name for path in unbroken.iterdir()} - {".lock"}
     assert names == {
         "config.json", "command.txt", "versions.json", "metrics.csv", "last.safetensors", "best.safetensors",
         "state.safetensors", "targets.png", "heatmaps.png", "detections.png", "curves.png", "detections.npz",
@@ -372,6 +372,37 @@ def test_a_resumed_run_refuses_data_that_changed(tmp_path):
     (tmp_path / "data.json").write_text(json.dumps({**content, "categories": [{"id": 1, "name": "cat"}]}))
     with pytest.raises(InputError, match="changed .*classes that differ: cat, thing"):
         start(tmp_path / "run")
+
+
+def test_a_run_goes_on_from_another_working_directory(tmp_path, monkeypatch):
+    write_photos(tmp_path)
+    save_weights(tmp_path / "net.safetensors", CenterNet("small", class_names=["thing"]).state_dict(), {})
+    monkeypatch.chdir(tmp_path)
+    places = {"data": "data.json", "images": ".", "val": "data.json", "val_images": "./"}
+    start(Path("run"), **places, weights="net.safetensors", epochs=1)
+    (tmp_path / "run" / "state.safetensors").unlink()  # killed before this was written: the weights are read again
+    monkeypatch.chdir("/")
+    start(tmp_path / "run").train()
+    saved = TrainConfig.load(tmp_path / "run" / "config.json")
+    assert (saved.data, saved.images) == (str(tmp_path / "data.json"), str(tmp_path))
+    assert (saved.val, saved.val_images) == (saved.data, saved.images)
+    assert TrainConfig(data="shapes").absolute() == TrainConfig()
+
+
+def test_data_that_moved_are_named_beside_resume(tmp_path):
+    old, new, folder = tmp_path / "old", tmp_path / "new", tmp_path / "run"
+    old.mkdir()
+    write_photos(old)
+    start(folder, data=str(old / "data.json"), epochs=2)
+    old.rename(new)
+    with pytest.raises(InputError, match=r"old.data\.json.* If the data have moved, name their new place"):
+        start(folder)
+    lines = []
+    Run(TrainConfig(resume=str(folder), data=str(new / "data.json")), lines.append)
+    assert f"from now on its data are those of {new / 'data.json'}" in lines
+    lines.clear()
+    assert Run(TrainConfig(resume=str(folder)), lines.append).config.data == str(new / "data.json")
+    assert not any("from now on" in line for line in lines)
 
 
 def test_nan_at_the_end_of_an_epoch_does_not_replace_good_weights(tmp_path):

@@ -10,8 +10,8 @@ go. An archive in which any name is absolute, climbs with "..", or is a link, is
 
 from __future__ import annotations
 
+import gzip
 import os
-import shutil
 import stat
 import tarfile
 import zipfile
@@ -28,7 +28,10 @@ from ..errors import InputError
 from .annotation import leaves_folder
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
-DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImplementedError, RuntimeError)
+DAMAGED = (
+    *(zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error),
+    *(EOFError, NotImplementedError, RuntimeError),
+)
 CHUNK = 2**20
 OTHERWISE = "name a folder or an archive that you have, or a mirror, by --source"
 
@@ -115,13 +118,12 @@ class Stored:
     def get(self, name: str, path: Path, max_bytes: int) -> None:
         """Write the file to path.  Raises InputError when there is none, or it is larger than max_bytes, or damaged."""
         try:
-            with self._open(name) as file, open(path, "wb") as copy:
-                while chunk := file.read(CHUNK):
-                    if copy.tell() + len(chunk) > max_bytes:
-                        raise InputError(f"{name} in {self.path} is larger than {max_bytes} bytes: it is another file")
-                    copy.write(chunk)
+            with self._open(name) as file:
+                size = _copy(file, path, max_bytes)
         except DAMAGED as error:
             raise InputError(f"{name} in the archive {self.path} is damaged ({error}); get it again") from error
+        if size > max_bytes:
+            raise InputError(f"{name} in {self.path} is larger than {max_bytes} bytes: it is another file")
 
     def _open(self, name: str) -> BinaryIO:
         if self.archive is None and (self.path / name).is_file():
@@ -130,6 +132,23 @@ class Stored:
             member = self.members[name]
             return self.archive.open(member) if isinstance(member, str) else self.archive.extractfile(member)
         raise InputError(f"{self.path} has no {name}; expected it there, as in the published layout")
+
+
+def _copy(file: BinaryIO, path: Path, max_bytes: int) -> int:
+    """Write what a file holds to `path`, anew, until it is more than max_bytes; return how many bytes were written.
+
+    Raises InputError when the disk is full.
+    """
+    try:
+        path.unlink(missing_ok=True)  # it may be a link
+        with open(path, "xb") as copy:
+            while copy.tell() <= max_bytes and (chunk := file.read(CHUNK)):
+                copy.write(chunk)
+            return copy.tell()
+    except OSError as error:
+        raise InputError(
+            f"cannot write {path}: {error.strerror}; free some space, and the same command goes on from there"
+        ) from error
 
 
 def _last_two(name: str) -> str:
@@ -189,11 +208,10 @@ def _write(member: _Member, target: Path) -> None:
     if not target.is_symlink() and target.is_file() and target.stat().st_size == member.size:
         return
     arrived = target.with_name(f"{target.name}.new")
-    arrived.unlink(missing_ok=True)
-    with member.open() as file, open(arrived, "xb") as copy:
-        shutil.copyfileobj(file, copy, CHUNK)
-        if copy.tell() != member.size:
-            raise EOFError(f"{member.name} has {copy.tell()} bytes, expected {member.size}")
+    with member.open() as file:
+        size = _copy(file, arrived, member.size)
+    if size != member.size:
+        raise EOFError(f"{member.name} has {size} bytes, expected {member.size}")
     os.replace(arrived, target)
 
 

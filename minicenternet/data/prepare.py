@@ -17,7 +17,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, Protocol
 
@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from ..download import download
 from ..errors import InputError
-from ..files import replacing
+from ..files import lock, replacing
 from .archives import ARCHIVES, OTHERWISE, File, Stored, fault, fetch, folder_inside
 from .coco import Coco, read_json
 from .full import COCO_ANNOTATIONS, coco, voc
@@ -51,22 +51,27 @@ def prepare(
     voc and coco the folder holds the published archives; of coco-sample it has the published layout, or source is an
     archive of that (.zip, .tar, .tar.gz, .tgz) or a URL of one.  years: of voc, by default 2007 and 2012.
     count, classes, seed: where a count or classes are given, a subset is made as well, see subset.py.
-    Raises InputError for an unknown name, a source that lacks a file or holds a wrong one, and a failed download.
+    Raises InputError for an unknown name, a source that lacks a file or holds a wrong one, a failed download, and a
+    folder to which another process writes.
     """
     folder = Path(folder)
     if name not in NAMES:
         raise InputError(f"no data set called {name!r} can be prepared; there are {', '.join(NAMES)}")
+    in_the_way = next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None)
+    if in_the_way:
+        raise InputError(f"{in_the_way} is a file, and {folder} is to be a folder: name another one")
     if years is not None and name != "voc":
         raise InputError(f"--years is {' '.join(map(str, years))}, but {name} has no years: leave it out")
-    if name == "coco-sample":
-        say(describe_coco_sample())
-        say(make_coco_sample(folder, source))
+    if name == "voc":
+        published = voc((2007, 2012) if years is None else years)
     else:
-        published = coco() if name == "coco" else voc(years or (2007, 2012))
-        say(published.describe(folder))
-        say(published.make(folder, source, say))
-    if count is not None or classes:
-        say(f"the subset is in {subset(folder, count, classes, seed)}")
+        published = coco() if name == "coco" else None
+    say(published.describe(folder) if published else describe_coco_sample())
+    folder.mkdir(parents=True, exist_ok=True)
+    with nullcontext(lock(folder)):  # held until the block ends
+        say(published.make(folder, source, say) if published else make_coco_sample(folder, source))
+        if count is not None or classes:
+            say(f"the subset is in {subset(folder, count, classes, seed)}")
 
 
 # ---- where files come from -------------------------------------------------------------------------------------------

@@ -31,10 +31,12 @@ def subset(folder: Path, count: int | None, classes: Sequence[str] = (), seed: i
 
     classes: only their objects, and only images that show one; by default all classes and any images.
     An image is a hard link to the one in `folder`, where the disk allows none a copy.
-    Raises InputError for a count below 1, an unknown class, and a split that shows none of the classes.
+    Raises InputError for a count below 1, a seed below 0, an unknown class, and a split that shows none of the classes.
     """
     if count is not None and count < 1:
         raise InputError(f"--subset is {count}, expected 1 or more images")
+    if seed < 0:
+        raise InputError(f"--seed is {seed}, expected 0 or more")
     name = "-".join([str(count or "all"), *classes, f"seed{seed}"]).replace(" ", "_").replace("/", "_")
     for number, split in enumerate(SPLITS):
         found = sorted((folder / "annotations").glob(f"instances_{split}*.json"))

@@ -156,13 +156,14 @@ def _batch(model: CenterNet, size: int, batch: int) -> dict[str, np.ndarray]:
     return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
 
 
-HEAD = ("recipe", "device", "precision", "input", "batch", "s/step", "memory", "steps", "memory", "hours")
+HEAD = ("recipe", "device", "precision", "input", "batch", "s/step", "memory", "its steps", "its memory", "its hours")
 LEGEND = f"""\
 Measured: {STEPS} steps (forward, backward, Adam) with images of that input and batch, the median; memory at their peak.
-Extrapolated, the last three: the recipe's steps with its own input and batch. Seconds grow in proportion to pixels
-(images x side x side), memory along a line in them: from a CPU the least, by what is kept for the backward pass; from a
-GPU by all that was held. Reading and augmenting images, which processes of their own do meanwhile, and measuring AP are
-left out. What else runs on the machine makes it slower."""
+Extrapolated: the recipe's own steps, with its own input and batch. Hours grow in proportion to pixels (images x side x
+side), memory along a line in them: on a GPU by all that was held; on a CPU by what is kept for the backward pass, so
+that it is the least: up to a third more was needed where it was tried. Memory is that of arrays; Python and its
+libraries come on top. Left out: reading and augmenting images, which processes of their own do meanwhile, and measuring
+AP. What else runs on the machine makes it slower."""
 
 
 def cells(recipe: Recipe, measurement: Measurement) -> tuple[str, ...]:
@@ -177,6 +178,6 @@ def cells(recipe: Recipe, measurement: Measurement) -> tuple[str, ...]:
         f"{measurement.seconds:.3f}",
         f"{measurement.bytes / 1e9:.2f} GB",
         f"{recipe.steps:,}",
-        f"{measurement.memory(recipe) / 1e9:.1f} GB",
+        f"{'>' if measurement.device == 'cpu' else ''}{measurement.memory(recipe) / 1e9:.1f} GB",
         f"{hours:,.1f}" if hours < 100 else f"{hours:,.0f}",
     )

@@ -1,11 +1,12 @@
 """How fast do batches come, beside PyTorch's DataLoader doing the same work?
 
     python tests/benchmarks/loader.py --data FOLDER      photographs in COCO's layout; by default, made up ones
-    python tests/benchmarks/loader.py --workers 1 2 4 --turns 5 --size 512 --batch-size 8
+    python tests/benchmarks/loader.py --workers 0 1 2 --turns 5 --size 512 --batch-size 8
 
-Both sides read, decode, crop, colour and normalise with the same functions of Pillow and NumPy, and make the same
-targets: what differs is how batches are put together and brought from the workers. In turn, each side starts its
-workers, throws its first batches away and delivers the same number of batches; figures are medians of the turns.
+Both sides read, decode, crop, colour and normalise with the same functions of Pillow and NumPy, see each image through
+the same random views, and make the same targets: what differs is how batches are put together and brought from the
+workers (0: prepared in this process). In turn, the first to go changing each time, each side starts its workers, throws
+its first batches away and delivers the same number of batches; figures are medians of the turns.
 Beside images a second stand the CPU's seconds for each image, of all processes together: on a machine that others use,
 these say more. They are read in /proc, so that this needs Linux.
 """
@@ -47,7 +48,7 @@ class Turn(NamedTuple):
 
 
 class Examples:
-    """What PyTorch calls a map-style dataset: the same examples as `Loader` makes."""
+    """What PyTorch calls a map-style dataset: the examples of `Loader`, those of one epoch after those of another."""
 
     def __init__(self, dataset: DataSet, example: TrainingExample, length: int):
         self.dataset, self.example, self.length = dataset, example, length
@@ -56,8 +57,8 @@ class Examples:
         return self.length
 
     def __getitem__(self, i: int) -> dict[str, np.ndarray]:
-        i %= len(self.dataset)
-        return self.example(self.dataset.unread(i), np.random.default_rng(np.random.SeedSequence((0, 0, i))))
+        epoch, i = divmod(i, len(self.dataset))
+        return self.example(self.dataset.unread(i), np.random.default_rng(np.random.SeedSequence((0, epoch, i))))
 
 
 def example_of(dataset: DataSet, size: int) -> TrainingExample:
@@ -85,11 +86,14 @@ def of_pytorch(dataset: DataSet, example: TrainingExample, batch_size: int, work
     """Give so many batches, and those that are thrown away or prepared ahead at the end."""
     from torch.utils.data import DataLoader
 
-    length = batch_size * (batches + 3 * PREFETCH * workers)
-    loader = DataLoader(
-        Examples(dataset, example, length), batch_size, shuffle=True, num_workers=workers, prefetch_factor=PREFETCH
-    )
-    yield iter(loader)
+    examples = Examples(dataset, example, batch_size * (thrown_away(workers) + batches + 2 * PREFETCH * workers))
+    ahead = {"num_workers": workers, "prefetch_factor": PREFETCH} if workers else {}
+    yield iter(DataLoader(examples, batch_size, shuffle=True, **ahead))
+
+
+def thrown_away(workers: int) -> int:
+    """Return after how many batches all workers are warm and the queues are as they are in the long run."""
+    return max(1, PREFETCH * workers)
 
 
 SIDES = {"minicenternet": of_minicenternet, "torch DataLoader": of_pytorch}
@@ -98,9 +102,9 @@ SIDES = {"minicenternet": of_minicenternet, "torch DataLoader": of_pytorch}
 def turn(
     side: Callable, dataset: DataSet, example: TrainingExample, batch_size: int, workers: int, batches: int
 ) -> Turn:
-    """Have one side deliver so many batches with its workers warm and its queues as they are in the long run."""
+    """Have one side deliver so many batches, after those that are thrown away."""
     with side(dataset, example, batch_size, workers, batches) as stream:
-        for _ in range(PREFETCH * workers):
+        for _ in range(thrown_away(workers)):
             next(stream)
         processes = [os.getpid(), *(process.pid for process in multiprocessing.active_children())]
         start, cpu, images = time.perf_counter(), cpu_seconds(processes), 0
@@ -122,7 +126,7 @@ def compare(
     """Return the turns of both sides, which take turns; the first of each is not counted."""
     measured: dict[str, list[Turn]] = {name: [] for name in SIDES}
     for number in range(turns + 1):
-        for name, side in SIDES.items():
+        for name, side in list(SIDES.items())[:: 1 if number % 2 else -1]:
             one = turn(side, dataset, example, batch_size, workers, batches)
             if number:
                 measured[name].append(one)

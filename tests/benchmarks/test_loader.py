@@ -24,10 +24,19 @@ def test_both_sides_make_the_same_examples(photographs):
     make = benchmark.example_of(photographs, 32)
     examples = benchmark.Examples(photographs, make, length=7)
     assert len(examples) == 7
-    (batch,) = Loader(photographs, make, 5).epoch(0)
+    loader = Loader(photographs, make, 5)
+    batches = [batch for epoch in (0, 1) for batch in loader.epoch(epoch)]
     for i in range(7):
         for name, array in examples[i].items():
-            np.testing.assert_array_equal(array, batch[name][i % 5])
+            np.testing.assert_array_equal(array, batches[i // 5][name][i % 5])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_both_sides_deliver_as_many_batches_as_they_are_asked_for(photographs, torch, workers):
+    make = benchmark.example_of(photographs, 32)
+    measured = benchmark.compare(photographs, make, batch_size=2, workers=workers, batches=3, turns=1)
+    assert list(measured) == ["minicenternet", "torch DataLoader"]
+    assert all(len(turns) == 1 and turns[0].images_per_second > 0 for turns in measured.values())
 
 
 def test_the_table_has_medians_and_their_ratio():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import os
@@ -13,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minicenternet.data.archives import File, fault, fetch, folder_inside, unpack
+from minicenternet.data import archives
+from minicenternet.data.archives import File, Stored, fault, fetch, folder_inside, unpack
 from minicenternet.errors import InputError
 
 BODY = np.random.default_rng(0).integers(0, 256, 100_000, np.uint8).tobytes()
@@ -177,6 +179,31 @@ def test_links_on_the_way_are_not_followed(tmp_path):
     unpack(archive, tmp_path / "out", place)
     assert everything(elsewhere) == {"a.txt": b"mine!", "a.txt.new": b"mine!"}
     assert not (tmp_path / "out/here/box/a.txt").is_symlink()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+@pytest.mark.parametrize("pack", [zipped, tarred])
+def test_a_full_disk_is_named_and_gone_on_from(tmp_path, monkeypatch, pack):
+    archive, target = pack(tmp_path / "archive", CONTENT), tmp_path / "out/here/box/b.txt"
+
+    def full_for_b(path, mode):
+        return open("/dev/full" if path.name == "b.txt.new" else path, mode.replace("x", "w"))
+
+    with monkeypatch.context() as patch, pytest.raises(InputError, match=rf"cannot write {target}\.new: No space left"):
+        patch.setattr(archives, "open", full_for_b, raising=False)
+        unpack(archive, tmp_path / "out", place)
+    assert everything(tmp_path / "out") == {"here/box/a.txt": b"first"}
+    assert unpack(archive, tmp_path / "out", place) == 2 and target.read_bytes() == CONTENT["box/b.txt"]
+
+
+def test_a_damaged_compressed_archive_is_no_fault_of_the_disk(tmp_path):
+    content = tarred(tmp_path / "archive", CONTENT).read_bytes()
+    at = content.index(b"secondsecond") + 100
+    (tmp_path / "archive.tar.gz").write_bytes(gzip.compress(content[:at]) + b"not gzip" + gzip.compress(content[at:]))
+    with pytest.raises(InputError, match=r"archive\.tar\.gz is damaged \(Not a gzipped file"):
+        unpack(tmp_path / "archive.tar.gz", tmp_path / "out", place)
+    with pytest.raises(InputError, match=r"archive\.tar\.gz is damaged \(Not a gzipped file"):
+        Stored(tmp_path / "archive.tar.gz")
 
 
 @pytest.mark.parametrize("pack", [zipped, tarred])

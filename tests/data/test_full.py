@@ -8,6 +8,8 @@ import io
 import json
 import os
 import re
+import subprocess
+import sys
 import tarfile
 import zipfile
 from pathlib import Path, PurePosixPath
@@ -16,11 +18,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from minicenternet import cli
+from minicenternet import cli, files
 from minicenternet.data import Coco, Voc, full, open_dataset
 from minicenternet.data.archives import File
 from minicenternet.data.prepare import prepare
 from minicenternet.errors import InputError
+from minicenternet.files import LOCK
 
 XML = """<annotation><size><width>40</width><height>30</height></size>
 <object><name>dog</name><difficult>0</difficult>
@@ -131,7 +134,9 @@ def make(name: str, folder: Path, source=None, **options) -> list[str]:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """All files but the lock."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != LOCK)
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def on_disk(server, folder: Path) -> Path:
@@ -201,6 +206,27 @@ def test_years_that_there_are_not(tmp_path):
             full.voc(years)
     with pytest.raises(InputError, match="--years is 2007, but coco has no years"):
         make("coco", tmp_path, years=[2007])
+    with pytest.raises(InputError, match="--years is empty, expected"):
+        make("voc", tmp_path, years=[])
+
+
+@pytest.mark.skipif(files.fcntl is None, reason="no locks on this system")
+def test_a_folder_that_another_process_prepares(tmp_path):
+    held = files.lock(tmp_path)
+    command = [sys.executable, "-m", "minicenternet", "data", "prepare", "voc", str(tmp_path), "--source", "nowhere"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(files.__file__).parents[1])}
+    second = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert second.returncode == 2 and second.stdout.startswith("voc: PASCAL VOC 2007 + 2012")
+    assert second.stderr.startswith(f"error: {tmp_path} is being written by process {os.getpid()} on ")
+    del held
+
+
+def test_a_file_in_the_way_of_the_folder(tmp_path):
+    (tmp_path / "file").write_text("do not lose me")
+    for folder in (tmp_path / "file", tmp_path / "file" / "deep" / "er"):
+        with pytest.raises(InputError, match=f"{tmp_path / 'file'} is a file, and {folder} is to be a folder"):
+            make("coco", folder)
+    assert (tmp_path / "file").read_text() == "do not lose me"
 
 
 def test_a_server_that_misbehaves(voc, tmp_path):

@@ -21,6 +21,7 @@ from minicenternet.data.archives import File
 from minicenternet.data.full import COCO_ANNOTATIONS
 from minicenternet.data.prepare import Photo
 from minicenternet.errors import InputError
+from minicenternet.files import LOCK
 
 NAMES = ("train2017/000000000003.jpg", "train2017/000000000007.jpg", "val2017/000000000005.jpg")
 
@@ -109,7 +110,9 @@ def make(folder: Path, source=None) -> list[str]:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """All files but the lock."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != LOCK)
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def assert_is_the_sample(folder: Path, files: dict[str, bytes]) -> None:

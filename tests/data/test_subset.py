@@ -118,6 +118,8 @@ def test_a_stop_is_gone_on_with(folder, monkeypatch):
 def test_mistakes(folder, tmp_path):
     with pytest.raises(InputError, match="--subset is 0, expected 1 or more"):
         subset(folder, 0)
+    with pytest.raises(InputError, match="--seed is -1, expected 0 or more"):
+        subset(folder, 1, seed=-1)
     with pytest.raises(InputError, match="has no class 'dgo'; did you mean 'dog'"):
         subset(folder, 3, ["dgo"])
     content = read(folder)

@@ -34,7 +34,8 @@ def test_proportions():
     assert measured.memory(RECIPE) == 3_000_000 + 143 * 2_000_000
     same = measured._replace(size=384, batch=32)
     assert same.memory(RECIPE) == 3_000_000 and same.hours(RECIPE) == pytest.approx(steps * 0.5 / 3600)
-    assert measure.cells(RECIPE, measured)[-3:] == ("36,190", "0.3 GB", "724")
+    assert measure.cells(RECIPE, measured)[-3:] == ("36,190", ">0.3 GB", "724")
+    assert measure.cells(RECIPE, measured._replace(device="cuda:0"))[-2] == "0.3 GB"
 
 
 def test_steps_on_the_cpu(small, monkeypatch):

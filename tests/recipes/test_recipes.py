@@ -107,6 +107,7 @@ def test_a_table_and_details(capsys):
     assert max(map(len, lines)) <= 120 and len([line for line in lines if line.startswith(("coco-", "voc-"))]) == 20
     assert lines[1].split()[:6] == ["coco-dla34-1x", "dla34", "512", "128", "140", "90"]
     assert "36.3 / 38.2 / 40.7   20.2 M    66.1   57 h on 8" in lines[1]
+    assert lines[-1].endswith("minicenternet recipes NAME --measure")
     assert cli.main(["recipes", "coco-hourglass104", "voc-resdcn18-384"]) == 0
     said = capsys.readouterr().out
     for words in (
@@ -118,6 +119,7 @@ def test_a_table_and_details(capsys):
     ):
         assert words in said
     assert max(map(len, said.splitlines())) <= 120
+    assert said.endswith("minicenternet recipes coco-hourglass104 voc-resdcn18-384 --measure\n")
 
 
 def test_an_unknown_recipe_gives_the_nearest(capsys):
