@@ -184,6 +184,25 @@ def test_gradients_on_every_path(method, use_convolution):
     check(conv2d, x, weight, bias, **options)
 
 
+@pytest.mark.parametrize("method", ["reference", "direct", "winograd"])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [(6, 10), (11, 9)])
+def test_arrays_may_be_views_of_any_strides(method, stride, size, use_convolution):
+    """Channels first in memory, and every other pixel of a larger map; without padding, some pixels are not seen."""
+    use_convolution(method)
+    x, weight, bias, _ = make((3, 3), size=size, channels=4, outputs=3, batch=2)
+    y, backward = conv2d.raw(x, weight, bias, stride=stride)
+    dy = np.cos(np.arange(y.size)).reshape(y.shape)
+    wide = np.zeros((2, 2 * size[0], 2 * size[1], 4))
+    wide[:, ::2, ::2] = x
+    channels_first = [np.ascontiguousarray(a.transpose(0, 3, 1, 2)).transpose(0, 2, 3, 1) for a in (x, dy)]
+    back_to_front = np.ascontiguousarray(weight[:, :, ::-1, ::-1])[:, :, ::-1, ::-1]
+    for x_view in (channels_first[0], wide[:, ::2, ::2]):
+        y_view, backward_view = conv2d.raw(x_view, back_to_front, bias, stride=stride)
+        for found, expected in zip([y_view, *backward_view(channels_first[1])], [y, *backward(dy)], strict=True):
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+
+
 def test_a_misspelt_method_is_refused(use_convolution):
     use_convolution("winigrad")
     x, weight, bias, options = make((3, 3), padding=1)
