@@ -141,9 +141,11 @@ class Neighbours(NamedTuple):
 
     def shares(self) -> Array:
         """Return (..., KH*KW, 4): upper left, upper right, lower left, lower right."""
-        down, right = self.down, self.right
-        shares = (1 - down) * (1 - right), (1 - down) * right, down * (1 - right), down * right
-        return get_xp(down).stack(shares, axis=-1)
+        down, right, up, left = self.down, self.right, 1 - self.down, 1 - self.right
+        shares = get_xp(down).empty((*down.shape, 4), down.dtype)
+        for k, share in enumerate((up * left, up * right, down * left, down * right)):
+            shares[..., k] = share
+        return shares
 
     def gradients(self, agreement: Array, mask: Array) -> tuple[Array, Array]:
         """Return doffset (..., 2*KH*KW) and dmask from each neighbour's agreement (..., KH*KW, 4) with dcolumns."""
@@ -152,8 +154,10 @@ class Neighbours(NamedTuple):
         upper = (1 - right) * upper_left + right * upper_right
         lower = (1 - right) * lower_left + right * lower_right
         across = (1 - down) * (upper_right - upper_left) + down * (lower_right - lower_left)
-        doffset = xp.stack([lower - upper, across], axis=-1) * (self.inside * mask)[..., None]
-        return doffset.reshape(*mask.shape[:-1], 2 * mask.shape[-1]), (1 - down) * upper + down * lower
+        doffset = xp.empty((*mask.shape[:-1], 2 * mask.shape[-1]), mask.dtype)
+        inside = self.inside * mask
+        doffset[..., 0::2], doffset[..., 1::2] = (lower - upper) * inside, across * inside
+        return doffset, (1 - down) * upper + down * lower
 
 
 def _bordered(x: Array) -> Array:
