@@ -39,7 +39,6 @@ from .rectify import Finish, bias_relu, finished, through_relu
 from .reduce import channel_sum
 
 STRIP_BYTES = 1 << 21  # columns of one strip: small enough for the caches, large enough for Python's overhead
-ALONE_BYTES = 1 << 17  # columns of all phases, below which the work, about 0.1 ms, is not worth sharing
 WEIGHT_PARTS = 8  # partial sums of a weight gradient, a fixed number so that the bits do not depend on the threads
 FOLDS = {(1, 1, 2): 1, (1, 1, 3): 1, (2, 1, 4): 2}  # of the windows (stride, step, taps) that Winograd can do
 LEAST_CHANNELS, LEAST_TILES = 16, 16  # below, Winograd does not pay
@@ -256,7 +255,7 @@ def input_gradient(
             jobs += _correlate(dy, weight, plan, part, finish, kernels)
         else:
             part[...] = finished(np.zeros(part.shape, dy.dtype), finish)
-    run(jobs, shared=math.prod(weight.shape[2:]) * dy.nbytes > ALONE_BYTES)
+    run(jobs, shared=math.prod(weight.shape[2:]) * dy.nbytes > STRIP_BYTES)  # not phases that fit one strip together
     return dx
 
 

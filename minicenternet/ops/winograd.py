@@ -163,6 +163,7 @@ def weight_gradient(x: np.ndarray, dy: np.ndarray, windows: tuple[Window, Window
     seen, sent = empty((*whole, inputs), x.dtype), empty((*whole, outputs), x.dtype)
     sides = ((x, windows, fold, B.T, seen), (dy, (Window(0, 1, 1, 1),) * 2, 1, A, sent))
     total = np.zeros((len(A), len(A), outputs, inputs), x.dtype)
+    shared = len(pieces) > 1 or total.size > LARGE_KERNEL  # as in `jobs`
 
     def transform(piece: Strip, begin: int, end: int, scratch: dict) -> None:
         for maps, window, pixel, matrix, into in sides:
@@ -176,7 +177,7 @@ def weight_gradient(x: np.ndarray, dy: np.ndarray, windows: tuple[Window, Window
         ends = list(itertools.accumulate(counts[i : i + together]))
         chunk = zip(pieces[i : i + together], [0, *ends], ends, strict=False)
         run([partial(transform, *job) for job in chunk])
-        run([partial(multiply, row, ends[-1]) for row in range(len(A))])
+        run([partial(multiply, row, ends[-1]) for row in range(len(A))], shared)
     back, rows = kernel_transform(size, x.dtype), total.reshape(len(A) ** 2, -1).T
     deep = np.empty((len(rows), size * size), x.dtype)
     parallel_for(lambda i: np.matmul(rows[i : i + BLOCK], back, out=deep[i : i + BLOCK]), range(0, len(rows), BLOCK))
