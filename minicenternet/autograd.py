@@ -25,10 +25,10 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from operator import attrgetter
 
 import numpy as np
 
@@ -46,6 +46,7 @@ class _State(threading.local):
 
 _state = _State()
 _order = itertools.count()  # nodes are numbered as they are made, which is a topological order
+_by_order = attrgetter("node.order")
 
 
 class Node:
@@ -198,26 +199,21 @@ def _oldest_first(roots: list[Tensor]) -> list[Tensor]:
     A leaf stands just before the oldest op that uses it, so that its gradient is complete as early as can be: before a
     checkpoint that did not run again yet, which may use any.
     """
-    found, stack, oldest_use = {id(root): root for root in roots}, list(roots), {}
+    made, stack = {}, list(roots)  # made: by an op; leaves are placed afterwards
     while stack:
         tensor = stack.pop()
-        if tensor.node is None:
-            continue
-        for parent in tensor.node.inputs:
-            if parent is None:
-                continue
-            if parent.node is None:
-                oldest_use[id(parent)] = min(oldest_use.get(id(parent), tensor.node.order), tensor.node.order)
-            if id(parent) not in found:
-                found[id(parent)] = parent
-                stack.append(parent)
-    checkpoints = [tensor.node.order for tensor in found.values() if tensor.node and tensor.node.again]
-    oldest = min(checkpoints, default=math.inf)
-
-    def place(tensor: Tensor) -> float:
-        return tensor.node.order if tensor.node else min(oldest_use.get(id(tensor), 0), oldest) - 0.5
-
-    return sorted(found.values(), key=place)
+        if tensor.node and id(tensor) not in made:
+            made[id(tensor)] = tensor
+            stack += [parent for parent in tensor.node.inputs if parent is not None and parent.node]
+    oldest_first, ordered = sorted(made.values(), key=_by_order), {}
+    for tensor in oldest_first:
+        for user in oldest_first if tensor.node.again else (tensor,):
+            for parent in user.node.inputs:
+                if parent is not None and parent.node is None:
+                    ordered.setdefault(id(parent), parent)
+        ordered[id(tensor)] = tensor
+    unused = {id(root): root for root in roots if id(root) not in ordered}
+    return [*unused.values(), *ordered.values()]
 
 
 @contextmanager

@@ -23,7 +23,14 @@ from .errors import InputError
 
 T = TypeVar("T")
 
-_inside = threading.local()  # .job: True in a thread that is running a job, so that nested calls stay in it
+
+class _Inside(threading.local):
+    """Whether this thread is running a job, so that nested calls stay in it."""
+
+    job = False
+
+
+_inside = _Inside()
 _hold_lock = threading.Lock()
 _holders = 0
 _before: list[int] = []
@@ -102,12 +109,13 @@ class one_blas_thread:
 
 def per_thread(make: Callable[[], T]) -> Callable[[], T]:
     """Return a function that gives the calling thread's own value, made by make() at the thread's first call."""
-    own = threading.local()
+    values: dict[int, T] = {}
 
     def value() -> T:
-        if not hasattr(own, "value"):
-            own.value = make()
-        return own.value
+        thread = threading.get_ident()
+        if thread not in values:
+            values[thread] = make()
+        return values[thread]
 
     return value
 
@@ -118,7 +126,7 @@ def parallel_for(function: Callable[[object], None], jobs: Iterable) -> None:
     A call from inside a job runs in that job's thread. Calls from several user threads share the pool.
     """
     jobs = list(jobs)
-    if getattr(_inside, "job", False):
+    if _inside.job:
         for job in jobs:
             function(job)
         return

@@ -74,3 +74,17 @@ def use_threads(monkeypatch):
 
     yield use
     forget()
+
+
+@pytest.fixture
+def use_convolution(monkeypatch):
+    """A function that sets MINICENTERNET_CONV, "" for the rule, for the rest of the test, as often as wanted."""
+
+    wanted_method = importlib.import_module("minicenternet.ops.conv2d").wanted_method
+
+    def use(method: str) -> None:
+        monkeypatch.setenv("MINICENTERNET_CONV", method)
+        wanted_method.cache_clear()
+
+    yield use
+    wanted_method.cache_clear()

@@ -20,26 +20,27 @@ same three are in conv2d_cuda.py.
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections.abc import Callable
 from functools import partial
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 
 from ..autograd import differentiable
 from ..backend import Array, get_xp
 from ..errors import InputError
 from ..memory import empty
-from ..strips import Strip, cut, room, run, strips
+from ..strips import Strip, cut, room, run, strided, strips
 from . import conv2d_cuda, winograd
-from .geometry import Correlation, Geometry, Window, forward_windows, phases
+from .geometry import Correlation, Geometry, Window, forward_correlation, gradient_correlations
 from .rectify import Finish, bias_relu, finished, through_relu
 from .reduce import channel_sum
 
 STRIP_BYTES = 1 << 21  # columns of one strip: small enough for the caches, large enough for Python's overhead
 WEIGHT_PARTS = 8  # partial sums of a weight gradient, a fixed number so that the bits do not depend on the threads
+FOLDS = {(1, 1, 2): 1, (1, 1, 3): 1, (2, 1, 4): 2}  # of the windows (stride, step, taps) that Winograd can do
 LEAST_CHANNELS, LEAST_TILES = 16, 16  # below, Winograd does not pay
 
 
@@ -174,8 +175,12 @@ def _grouped_matmul(x: Array, matrix: Array, groups: int) -> Array:
 # --- the same three in strips ----------------------------------------------------------------------------------------
 
 
+@functools.cache
 def wanted_method() -> str:
-    """Return MINICENTERNET_CONV, "" where it is not set.  Raises InputError when it names no method."""
+    """Return MINICENTERNET_CONV as it is at the first call, "" where it is not set.
+
+    Raises InputError when it names no method.
+    """
     wanted = os.environ.get("MINICENTERNET_CONV", "")
     if wanted not in ("", "reference", "direct", "winograd"):
         raise InputError(f"MINICENTERNET_CONV is {wanted!r}; expected reference, direct or winograd, or leave it unset")
@@ -189,12 +194,13 @@ def folding(windows: tuple[Window, Window], groups: int, channels: int, shape: t
     2x2 and 3x3 without stride, dilation or groups, and 4x4 of stride 2, which is 2x2 on pixels of four. It pays where
     there are channels enough to make its many small products worth while, and tiles enough to transform a weight for.
     """
-    wanted = wanted_method()
-    kinds = {(window.stride, window.step, window.taps) for window in windows}
-    fold = {((1, 1, 2),): 1, ((1, 1, 3),): 1, ((2, 1, 4),): 2}.get(tuple(kinds), 0) if groups == 1 else 0
+    (_, *rows), (_, *columns) = windows  # where they begin does not matter
+    fold = FOLDS.get(tuple(rows), 0) if groups == 1 and rows == columns else 0
+    if not fold or wanted_method() == "direct":
+        return 0
     tiles = shape[0] * -(-shape[1] // winograd.TILE) * -(-shape[2] // winograd.TILE)
     pays = channels >= LEAST_CHANNELS and tiles >= LEAST_TILES and min(shape[1:3]) >= winograd.TILE
-    return fold if wanted == "winograd" or (pays and wanted != "direct") else 0
+    return fold if pays or wanted_method() == "winograd" else 0
 
 
 def forward(
@@ -216,9 +222,7 @@ def forward(
     if wanted_method() == "reference":
         return finished(reference_forward(x, weight, geometry), finish)
     y = empty((len(x), *geometry.output_size(*x.shape[1:3], weight.shape[2:]), len(weight)), x.dtype)
-    taps = list(range(weight.shape[2] * weight.shape[3]))
-    plan = Correlation(forward_windows(weight.shape[2:], geometry), taps, False, geometry.groups)
-    run(_correlate(x, weight, plan, y, finish, kernels))
+    run(_correlate(x, weight, forward_correlation(weight.shape[2:], geometry), y, finish, kernels))
     return y
 
 
@@ -245,16 +249,13 @@ def input_gradient(
     if wanted_method() == "reference":
         return finished(reference_input_gradient(dy, weight, size, geometry), finish)
     dx, jobs = empty((len(dy), *size, weight.shape[1] * geometry.groups), dy.dtype), []
-    for phase_y, taken_y, window_y in phases(0, weight.shape[2], geometry):
-        for phase_x, taken_x, window_x in phases(1, weight.shape[3], geometry):
-            part = dx[:, phase_y :: geometry.stride[0], phase_x :: geometry.stride[1]]
-            if window_y.taps and window_x.taps and part.size:  # a map smaller than the stride has empty phases
-                taps = [u * weight.shape[3] + v for u in taken_y for v in taken_x]
-                plan = Correlation((window_y, window_x), taps, True, geometry.groups)
-                jobs += _correlate(dy, weight, plan, part, finish, kernels)
-            else:
-                part[...] = finished(np.zeros(part.shape, dy.dtype), finish)
-    run(jobs)
+    for phase_y, phase_x, plan in gradient_correlations(weight.shape[2:], geometry):
+        part = dx[:, phase_y :: geometry.stride[0], phase_x :: geometry.stride[1]]
+        if all(plan.taps) and part.size:  # a map smaller than the stride has empty phases
+            jobs += _correlate(dy, weight, plan, part, finish, kernels)
+        else:
+            part[...] = finished(np.zeros(part.shape, dy.dtype), finish)
+    run(jobs, shared=math.prod(weight.shape[2:]) * dy.nbytes > STRIP_BYTES)  # not phases that fit one strip together
     return dx
 
 
@@ -266,7 +267,7 @@ def weight_gradient(
         return conv2d_cuda.weight_gradient(x, dy, kernel, geometry, precision=precision)
     if wanted_method() == "reference":
         return reference_weight_gradient(x, dy, kernel, geometry)
-    windows, groups = forward_windows(kernel, geometry), geometry.groups
+    windows, groups = forward_correlation(kernel, geometry).windows, geometry.groups
     fold = folding(windows, groups, min(x.shape[3], dy.shape[3]), dy.shape)
     if fold:
         return winograd.weight_gradient(x, dy, windows, fold)
@@ -275,14 +276,16 @@ def weight_gradient(
     parts = [pieces[i::WEIGHT_PARTS] for i in range(min(WEIGHT_PARTS, len(pieces)))]
     sums = np.zeros((max(1, len(parts)), groups, taps * channels, outputs // groups), x.dtype)
 
-    def sum_part(i: int, scratch: dict) -> None:
-        for images, first, last in parts[i]:
+    def sum_part(strips_of_part: list[Strip], total: np.ndarray, scratch: dict) -> None:
+        for i, (images, first, last) in enumerate(strips_of_part):
             columns = _columns(x[images], windows, groups, first, last, dy.shape[2], scratch)
             strip = dy[images, first:last].reshape(-1, groups, outputs // groups)
-            product = room(scratch, "product", sums.shape[1:], x.dtype)
-            sums[i] += np.matmul(columns.transpose(0, 2, 1), strip.transpose(1, 0, 2), out=product)
+            product = room(scratch, "product", total.shape, x.dtype) if i else total
+            np.matmul(columns.swapaxes(1, 2), strip.swapaxes(0, 1), out=product)
+            if i:  # the first one is there already
+                total += product
 
-    run([partial(sum_part, i) for i in range(len(parts))])
+    run([partial(sum_part, *part) for part in zip(parts, sums, strict=False)])
     dweight = sums.sum(0).reshape(groups, *kernel, channels, outputs // groups)
     return np.ascontiguousarray(dweight.transpose(0, 4, 3, 1, 2)).reshape(outputs, channels, *kernel)
 
@@ -320,11 +323,12 @@ def _direct_strip(x, matrices, plan: Correlation, finish: Finish | None, out, pi
 
 def _matrices(weight: np.ndarray, plan: Correlation) -> np.ndarray:
     """Return the plan's taps as (G, taps * inputs/G, outputs/G); channels are read in the order of their memory."""
-    taps = weight.reshape(plan.groups, len(weight) // plan.groups, weight.shape[1], -1)[..., plan.taps]
+    (outputs, channels, *kernel), groups = weight.shape, plan.groups
+    taps = plan.picked(weight.reshape(groups, outputs // groups, channels, *kernel))
     if plan.adjoint:
-        return np.ascontiguousarray(taps.transpose(0, 3, 1, 2)).reshape(plan.groups, -1, weight.shape[1])
-    rows = np.ascontiguousarray(taps.swapaxes(2, 3))  # (G, O/G, taps, C/G)
-    return rows.reshape(*rows.shape[:2], -1).swapaxes(1, 2)
+        return np.ascontiguousarray(taps.transpose(0, 3, 4, 1, 2)).reshape(groups, -1, channels)
+    rows = np.ascontiguousarray(taps.transpose(0, 1, 3, 4, 2))  # (G, O/G, taps, C/G)
+    return rows.reshape(groups, outputs // groups, -1).swapaxes(1, 2)
 
 
 def _columns(images, windows, groups: int, first: int, last: int, width: int, scratch: dict) -> np.ndarray:
@@ -333,12 +337,12 @@ def _columns(images, windows, groups: int, first: int, last: int, width: int, sc
     height_seen = y.stride * (last - first - 1) + y.step * (y.taps - 1) + 1
     width_seen = x.stride * (width - 1) + x.step * (x.taps - 1) + 1
     seen = cut(images, y.start + y.stride * first, x.start, height_seen, width_seen)
+    if groups == y.taps == x.taps == 1:  # the pixels themselves
+        return seen[:, :: y.stride, :: x.stride].reshape(1, -1, channels)
+    seen = np.ascontiguousarray(seen)  # it is, but for padding that leaves pixels out
     image, row, column, channel = seen.strides
     shape = (groups, batch, last - first, width, y.taps, x.taps, channels // groups)
     strides = (channel * shape[-1], image, row * y.stride, column * x.stride, row * y.step, column * x.step, channel)
-    view = as_strided(seen, shape, strides)
-    if (groups, y.taps, x.taps, x.stride) == (1, 1, 1, 1):  # of a 1x1 kernel, the pixels themselves
-        return view.reshape(1, -1, channels)
     columns = room(scratch, "columns", shape, images.dtype)
-    columns[...] = view
+    columns[...] = strided(seen, shape, strides)
     return columns.reshape(groups, batch * (last - first) * width, -1)

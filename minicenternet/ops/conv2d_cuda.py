@@ -38,7 +38,7 @@ import numpy as np
 
 from ..backend import Array, c_type, get_xp, kernel, to_gpu
 from ..errors import InputError
-from .geometry import Geometry, phases
+from .geometry import Geometry, gradient_correlations
 
 RUNGS = ("naive", "im2col", "tiled", "tensor_cores")
 PRECISIONS = {"float32": 4, "tf32": 4, "bf16": 2, "fp16": 2}  # bytes of a stored number
@@ -299,13 +299,12 @@ def _input_gradient_correlations(dy_shape, dx_shape, kernel_size, geometry: Geom
     """Return a correlation for each phase of the stride, stride[0] * stride[1] of them."""
     (batch, height, width, outputs), groups, (stride_y, stride_x) = dy_shape, geometry.groups, geometry.stride
     found = []
-    for phase_y, taps_y, window_y in phases(0, kernel_size[0], geometry):
-        for phase_x, taps_x, window_x in phases(1, kernel_size[1], geometry):
-            rows, columns = -(-(dx_shape[1] - phase_y) // stride_y), -(-(dx_shape[2] - phase_x) // stride_x)
-            sizes = batch, height, width, groups, outputs // groups, dx_shape[3] // groups
-            extent = max(rows, 0), max(columns, 0)
-            where = *dx_shape[1:3], phase_y, stride_y, phase_x, stride_x
-            found.append((*sizes, *extent, window_y, window_x, *where, *_progression(taps_y), *_progression(taps_x), 0))
+    for phase_y, phase_x, (windows, (taps_y, taps_x), _, _) in gradient_correlations(tuple(kernel_size), geometry):
+        rows, columns = -(-(dx_shape[1] - phase_y) // stride_y), -(-(dx_shape[2] - phase_x) // stride_x)
+        sizes = batch, height, width, groups, outputs // groups, dx_shape[3] // groups
+        extent = max(rows, 0), max(columns, 0)
+        where = *dx_shape[1:3], phase_y, stride_y, phase_x, stride_x
+        found.append((*sizes, *extent, *windows, *where, *_progression(taps_y), *_progression(taps_x), 0))
     return np.array(found, CORRELATION)
 
 

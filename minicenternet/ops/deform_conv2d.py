@@ -33,6 +33,7 @@ import numpy as np
 
 from ..autograd import differentiable
 from ..backend import Array, get_xp
+from ..strips import cut
 from ..threads import parallel_for
 from . import deform_conv2d_cuda
 from .conv2d import check_precision
@@ -130,7 +131,7 @@ class Neighbours(NamedTuple):
         xp = get_xp(row)
 
         def split(position, size):
-            position = xp.clip(position, -1, size)
+            position = position.clip(-1, size)
             before = xp.floor(xp.fmin(position, size - 1))  # fmin: a NaN has an index, and stays NaN in the distance
             return before.astype(np.intp) + 1, position - before
 
@@ -140,23 +141,27 @@ class Neighbours(NamedTuple):
 
     def shares(self) -> Array:
         """Return (..., KH*KW, 4): upper left, upper right, lower left, lower right."""
-        down, right = self.down, self.right
-        shares = (1 - down) * (1 - right), (1 - down) * right, down * (1 - right), down * right
-        return get_xp(down).stack(shares, axis=-1)
+        down, right, up, left = self.down, self.right, 1 - self.down, 1 - self.right
+        shares = get_xp(down).empty((*down.shape, 4), down.dtype)
+        for k, share in enumerate((up * left, up * right, down * left, down * right)):
+            shares[..., k] = share
+        return shares
 
     def gradients(self, agreement: Array, mask: Array) -> tuple[Array, Array]:
         """Return doffset (..., 2*KH*KW) and dmask from each neighbour's agreement (..., KH*KW, 4) with dcolumns."""
         xp, down, right = get_xp(mask), self.down, self.right
-        upper_left, upper_right, lower_left, lower_right = xp.moveaxis(agreement, -1, 0)
+        upper_left, upper_right, lower_left, lower_right = (agreement[..., k] for k in range(4))
         upper = (1 - right) * upper_left + right * upper_right
         lower = (1 - right) * lower_left + right * lower_right
         across = (1 - down) * (upper_right - upper_left) + down * (lower_right - lower_left)
-        doffset = xp.stack([lower - upper, across], axis=-1) * (self.inside * mask)[..., None]
-        return doffset.reshape(*mask.shape[:-1], 2 * mask.shape[-1]), (1 - down) * upper + down * lower
+        doffset = xp.empty((*mask.shape[:-1], 2 * mask.shape[-1]), mask.dtype)
+        inside = self.inside * mask
+        doffset[..., 0::2], doffset[..., 1::2] = (lower - upper) * inside, across * inside
+        return doffset, (1 - down) * upper + down * lower
 
 
 def _bordered(x: Array) -> Array:
-    return get_xp(x).pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    return cut(x, -1, -1, x.shape[1] + 2, x.shape[2] + 2)
 
 
 def _matrix(weight: Array) -> Array:
@@ -264,12 +269,13 @@ def gradients(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return dx, doffset, dmask, dweight; columns are sampled again, to keep them would cost 9 times x for 3x3 taps.
 
-    An image's strips are split among `splits` partial sums of dx, all strips among PARTS partial sums of dweight.
+    An image's strips are split among `splits` partial sums of dx, all strips among `parts` partial sums of dweight.
     """
     (batch, _, width, channels), (outputs, _, *kernel) = x.shape, weight.shape
     images, matrix, rows = _bordered(x), _matrix(weight), _strip_rows(mask, channels)
-    splits = -(-PARTS // max(batch, 1))
-    dx, dweight = np.zeros((splits, *images.shape), x.dtype), np.zeros((PARTS, *matrix.shape), x.dtype)
+    splits = min(-(-PARTS // max(batch, 1)), -(-mask.shape[1] // rows))
+    parts = min(PARTS, batch * splits)
+    dx, dweight = np.zeros((splits, *images.shape), x.dtype), np.zeros((parts, *matrix.shape), x.dtype)
     doffset, dmask = np.empty(offset.shape, x.dtype), np.empty(mask.shape, x.dtype)
 
     def strip(b: int, first: int, dx: np.ndarray, dweight: np.ndarray) -> None:
@@ -288,11 +294,11 @@ def gradients(
     split_images = list(itertools.product(range(batch), range(splits)))
 
     def sum_part(i: int) -> None:
-        for b, split in split_images[i::PARTS]:
+        for b, split in split_images[i::parts]:
             for first in range(split * rows, mask.shape[1], splits * rows):
                 strip(b, first, dx[split, b], dweight[i])
 
-    parallel_for(sum_part, range(PARTS))
+    parallel_for(sum_part, range(parts))
     dweight = dweight.sum(0).reshape(*kernel, channels, outputs).transpose(3, 2, 0, 1)
     return dx[:, :, 1:-1, 1:-1].sum(0), doffset, dmask, dweight
 
@@ -304,10 +310,11 @@ def _scatter(dx: np.ndarray, corner: np.ndarray, shares: np.ndarray, dcolumns: n
     many points are taken together, each a product of small matrices; they differ, so that += meets no pixel twice.
     """
     order = np.argsort(corner, kind="stable")
-    corner = corner[order]
-    first = np.flatnonzero(np.diff(corner, prepend=-1))  # where in the order each corner begins
-    count = np.diff(first, append=len(corner))
-    for times in np.unique(count):
+    corner, changes = corner[order], np.ones(len(corner) + 1, bool)
+    np.not_equal(corner[1:], corner[:-1], out=changes[1:-1])
+    bounds = np.flatnonzero(changes)  # where in the order each corner begins, and the end
+    first, count = bounds[:-1], bounds[1:] - bounds[:-1]
+    for times in np.flatnonzero(np.bincount(count)):
         begin = first[count == times]
         points = order[begin[:, None] + np.arange(times)]  # (corners, times)
         sums = shares.take(points, axis=0).swapaxes(1, 2) @ dcolumns.take(points, axis=0)  # (corners, 4, C)

@@ -1,13 +1,16 @@
 """Which inputs an output of a convolution sees: along each axis, output i sees  stride*i + dilation*k - padding.
 
-Shared by conv2d, its transpose, the deformable one and their kernels on a GPU.
+Shared by conv2d, its transpose, the deformable one and their kernels on a GPU. What follows from kernel and geometry
+alone is found once and kept: on small maps it would cost more than the arithmetic.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator
 from typing import NamedTuple
+
+from ..backend import Array
 
 
 class Geometry(NamedTuple):
@@ -27,9 +30,10 @@ class Geometry(NamedTuple):
 
     def output_size(self, height: int, width: int, kernel: tuple[int, int]) -> tuple[int, int]:
         """Return (OH, OW) of the forward convolution of an (height, width) map."""
-        return tuple(
-            (n + 2 * p - d * (k - 1) - 1) // s + 1
-            for n, k, s, p, d in zip((height, width), kernel, self.stride, self.padding, self.dilation, strict=True)
+        (stride_y, stride_x), (pad_y, pad_x), (step_y, step_x), _ = self
+        return (
+            (height + 2 * pad_y - step_y * (kernel[0] - 1) - 1) // stride_y + 1,
+            (width + 2 * pad_x - step_x * (kernel[1] - 1) - 1) // stride_x + 1,
         )
 
 
@@ -48,31 +52,51 @@ class Window(NamedTuple):
 class Correlation(NamedTuple):
     """What a strip loop computes: out[b, i, j] = sum over k of seen_k(i, j) @ matrix_k.
 
-    windows: what an output sees along rows and columns.  taps: which of the weight's KH*KW taps these are, in order.
+    windows: what an output sees along rows and columns.  taps: rows and columns of the kernel that take part, in order.
     adjoint: matrix_k is the weight's tap (O, C), else its transpose.
     """
 
     windows: tuple[Window, Window]
-    taps: list[int]
+    taps: tuple[range, range]
     adjoint: bool
     groups: int
 
+    def picked(self, kernels: Array) -> Array:
+        """Return the plan's taps of kernels (..., KH, KW): a view."""
+        rows, columns = (slice(t.start, t.stop if t.stop >= 0 else None, t.step) for t in self.taps)
+        return kernels[..., rows, columns]
 
-def forward_windows(kernel: tuple[int, int], geometry: Geometry) -> tuple[Window, Window]:
-    stride, padding, dilation, _ = geometry
-    return tuple(Window(-padding[axis], stride[axis], dilation[axis], kernel[axis]) for axis in (0, 1))
+
+@functools.lru_cache
+def forward_correlation(kernel: tuple[int, int], geometry: Geometry) -> Correlation:
+    """Return the correlation that is the forward convolution."""
+    axes = zip(geometry.padding, geometry.stride, geometry.dilation, kernel, strict=True)
+    windows = tuple(Window(-padding, stride, dilation, taps) for padding, stride, dilation, taps in axes)
+    return Correlation(windows, (range(kernel[0]), range(kernel[1])), False, geometry.groups)
 
 
-def phases(axis: int, kernel: int, geometry: Geometry) -> Iterator[tuple[int, list[int], Window]]:
-    """Yield (phase, taps, window) for the input pixels i = phase, phase + S, ...: which taps saw them, from which dy.
+@functools.lru_cache
+def gradient_correlations(kernel: tuple[int, int], geometry: Geometry) -> tuple[tuple[int, int, Correlation], ...]:
+    """Return (phase_y, phase_x, correlation) for the inputs [phase_y::S, phase_x::S]: how they follow from dy."""
+    return tuple(
+        (phase_y, phase_x, Correlation((window_y, window_x), (taps_y, taps_x), True, geometry.groups))
+        for phase_y, taps_y, window_y in _phases(0, kernel[0], geometry)
+        for phase_x, taps_x, window_x in _phases(1, kernel[1], geometry)
+    )
+
+
+def _phases(axis: int, kernel: int, geometry: Geometry) -> list[tuple[int, range, Window]]:
+    """Return (phase, taps, window) for the input pixels i = phase, phase + S, ...: which taps saw them, from which dy.
 
     Input i was seen through tap u by output (i + P - D*u) / S where that is an integer. The taps of a phase are
     `common` apart and their outputs `step` apart, in falling order; they are taken in reverse to make it rising.
     """
     stride, padding, dilation = geometry.stride[axis], geometry.padding[axis], geometry.dilation[axis]
     common, step = stride // math.gcd(stride, dilation), dilation // math.gcd(stride, dilation)
+    found = []
     for phase in range(stride):
         first = next((u for u in range(kernel) if (phase + padding - dilation * u) % stride == 0), kernel)
-        taps = list(range(first, kernel, common))[::-1]
+        taps = range(first, kernel, common)[::-1]
         start = (phase + padding - dilation * taps[0]) // stride if taps else 0
-        yield phase, taps, Window(start, 1, step, len(taps))
+        found.append((phase, taps, Window(start, 1, step, len(taps))))
+    return found

@@ -16,26 +16,26 @@ from ..strips import row_blocks
 from ..threads import parallel_for
 from . import pointwise_cuda
 
-Finish = Callable[[Array, slice], None]  # finish(pixels, channels), see bias_relu
+Finish = Callable[[np.ndarray, slice], None]  # finish(pixels, channels), see bias_relu
 REPEAT = 64  # pixels taken as one row: long rows are twice as fast as broadcasting a vector of O numbers
 
 
-def bias_relu(bias: Array | None, relu: bool) -> Finish | None:
+def bias_relu(bias: np.ndarray | None, relu: bool) -> Finish | None:
     """Return finish(pixels, channels), which adds a bias (O,) and rectifies, in place; None if nothing is asked.
 
     pixels (N, n): the `channels` of some pixels.
     """
     if bias is None and not relu:
         return None
-    biases = None if bias is None else get_xp(bias).tile(bias, (REPEAT, 1))
+    biases = None if bias is None else bias[None].repeat(REPEAT, 0)
 
-    def finish(pixels: Array, channels: slice) -> None:
+    def finish(pixels: np.ndarray, channels: slice) -> None:
         repeat = math.gcd(len(pixels), REPEAT)
         rows = pixels.reshape(-1, repeat * pixels.shape[1])
         if biases is not None:
             rows += biases[:repeat, channels].reshape(-1)
         if relu:  # a row of zeros is compared with faster than the number 0
-            get_xp(rows).maximum(rows, get_xp(rows).zeros(rows.shape[1], rows.dtype), out=rows)
+            np.maximum(rows, np.zeros(rows.shape[1], rows.dtype), out=rows)
 
     return finish
 
@@ -50,9 +50,9 @@ def through_relu(dy: Array, y: Array) -> Array:
     return dx
 
 
-def finished(pixels: Array, finish: Finish | None, channels: slice = slice(None)) -> Array:
+def finished(pixels: np.ndarray, finish: Finish | None, channels: slice = slice(None)) -> np.ndarray:
     """Return pixels (..., n) with `finish` done to them, in place where they are in one piece."""
     if finish is not None:
-        pixels = get_xp(pixels).ascontiguousarray(pixels)  # so that what follows is a view
+        pixels = np.ascontiguousarray(pixels)  # so that what follows is a view
         finish(pixels.reshape(-1, pixels.shape[-1]), channels)
     return pixels

@@ -16,10 +16,9 @@ from collections.abc import Callable
 from functools import partial
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 
 from ..memory import empty
-from ..strips import Strip, cut, room, run, strips
+from ..strips import Strip, cut, room, run, strided, strips
 from ..threads import parallel_for
 from .geometry import Correlation, Window
 from .rectify import Finish, finished
@@ -53,6 +52,13 @@ def cook_toom(taps: int, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray, np.nd
     return A.astype(dtype), G.astype(dtype), np.where(abs(B) < 1e-12, 0, B).astype(dtype)
 
 
+@functools.cache
+def kernel_transform(taps: int, dtype: np.dtype) -> np.ndarray:
+    """Return the matrix (a * a, taps * taps) that takes a kernel's taps, in one row, to its frequencies, G g G^T."""
+    G = cook_toom(taps, dtype)[1]
+    return np.kron(G, G)
+
+
 def jobs(
     x: np.ndarray, kernel: np.ndarray, plan: Correlation, fold: int, out: np.ndarray, finish: Finish | None
 ) -> list[Callable[[dict], None]]:
@@ -70,15 +76,16 @@ def jobs(
 
 def transformed_weight(weight: np.ndarray, plan: Correlation, fold: int) -> np.ndarray:
     """Return the plan's taps g transformed, G g G^T: (side*side, inputs, outputs)."""
-    (outputs, channels), size = weight.shape[:2], plan.windows[0].taps // fold
-    rows, taken = weight.reshape(outputs * channels, -1), plan.taps
+    (outputs, channels, *taps), size = weight.shape, plan.windows[0].taps // fold
+    rows, transform = weight.reshape(outputs * channels, -1), kernel_transform(size, weight.dtype)
     if fold > 1:  # tap fold*a + q of a pixel is tap a of the pixel's part q
         parts = weight.reshape(outputs, channels, size, fold, size, fold).transpose(0, 3, 5, 1, 2, 4)
-        rows, taken = parts.reshape(-1, size * size), range(size * size)
-    G = cook_toom(size, weight.dtype)[1]
-    transform = np.zeros((len(G) ** 2, rows.shape[1]), weight.dtype)
-    transform[:, taken] = np.kron(G, G)
-    kernel, jobs = empty((len(G) ** 2, len(rows)), weight.dtype), range(0, len(rows), BLOCK)
+        rows = parts.reshape(-1, size * size)
+    else:  # the transform takes the plan's taps out of all of the weight's, which saves a copy of the weight
+        of_plan, transform = transform, np.zeros((len(transform), *taps), weight.dtype)
+        plan.picked(transform)[...] = of_plan.reshape(-1, size, size)
+        transform = transform.reshape(len(of_plan), -1)
+    kernel, jobs = empty((len(transform), len(rows)), weight.dtype), range(0, len(rows), BLOCK)
     parallel_for(lambda i: np.matmul(transform, rows[i : i + BLOCK].T, out=kernel[:, i : i + BLOCK]), jobs)
     kernel = kernel.reshape(len(kernel), outputs, -1)
     return kernel if plan.adjoint else kernel.transpose(0, 2, 1)
@@ -114,12 +121,12 @@ def _transformed_tiles(maps, windows, fold: int, matrix, piece: Strip, across: i
     """
     (images, first, last), (rows, side), step = piece, matrix.shape, fold * TILE
     top, left, more = windows[0].start + step * first, windows[1].start, fold * (side - TILE)
-    seen = cut(maps[images], top, left, step * (last - first) + more, step * across + more)
+    seen = np.ascontiguousarray(cut(maps[images], top, left, step * (last - first) + more, step * across + more))
     image, row, column, channel = seen.strides
     shape = (side, side, len(seen), last - first, across, fold, fold, seen.shape[3])
     strides = (fold * row, fold * column, image, step * row, step * column, row, column, channel)
     tiles = room(scratch, "tiles", shape, maps.dtype)
-    tiles[...] = as_strided(seen, shape, strides)
+    tiles[...] = strided(seen, shape, strides)
     columns = math.prod(shape[2:])
     half = room(scratch, "other", (rows, side, columns), maps.dtype)
     whole = (rows, rows, math.prod(shape[2:5]), math.prod(shape[5:]))
@@ -134,8 +141,8 @@ def _scatter_tiles(y: np.ndarray, target: np.ndarray) -> None:
     down, across = -(-rows // TILE), -(-width // TILE)
     y = y.reshape(TILE, TILE, batch, down, across, outputs)
     if rows == TILE * down and width == TILE * across:
-        image, row, column, channel = target.strides
-        as_strided(target, y.shape, (row, column, image, TILE * row, TILE * column, channel))[...] = y
+        tiles = target.reshape(batch, down, TILE, across, TILE, outputs)  # a view, whatever the strides
+        tiles.transpose(2, 4, 0, 1, 3, 5)[...] = y
     else:
         y = y.transpose(2, 3, 0, 4, 1, 5).reshape(batch, TILE * down, TILE * across, outputs)
         target[...] = y[:, :rows, :width]
@@ -147,7 +154,7 @@ def weight_gradient(x: np.ndarray, dy: np.ndarray, windows: tuple[Window, Window
     As many tiles as fit WEIGHT_BYTES are transformed, then multiplied and added up, frequency by frequency.
     """
     size, outputs, inputs, across = windows[0].taps // fold, dy.shape[3], fold**2 * x.shape[3], -(-dy.shape[2] // TILE)
-    A, G, B = cook_toom(size, x.dtype)
+    A, _, B = cook_toom(size, x.dtype)
     pieces = strips((len(x), -(-dy.shape[1] // TILE), across), max(inputs, outputs), TILE_NUMBERS)
     counts = [(images.stop - images.start) * (last - first) * across for images, first, last in pieces]
     most = max(counts, default=0)
@@ -156,6 +163,7 @@ def weight_gradient(x: np.ndarray, dy: np.ndarray, windows: tuple[Window, Window
     seen, sent = empty((*whole, inputs), x.dtype), empty((*whole, outputs), x.dtype)
     sides = ((x, windows, fold, B.T, seen), (dy, (Window(0, 1, 1, 1),) * 2, 1, A, sent))
     total = np.zeros((len(A), len(A), outputs, inputs), x.dtype)
+    shared = len(pieces) > 1 or total.size > LARGE_KERNEL  # as in `jobs`
 
     def transform(piece: Strip, begin: int, end: int, scratch: dict) -> None:
         for maps, window, pixel, matrix, into in sides:
@@ -169,8 +177,8 @@ def weight_gradient(x: np.ndarray, dy: np.ndarray, windows: tuple[Window, Window
         ends = list(itertools.accumulate(counts[i : i + together]))
         chunk = zip(pieces[i : i + together], [0, *ends], ends, strict=False)
         run([partial(transform, *job) for job in chunk])
-        run([partial(multiply, row, ends[-1]) for row in range(len(A))])
-    back, rows = np.kron(G, G), total.reshape(len(A) ** 2, -1).T
+        run([partial(multiply, row, ends[-1]) for row in range(len(A))], shared)
+    back, rows = kernel_transform(size, x.dtype), total.reshape(len(A) ** 2, -1).T
     deep = np.empty((len(rows), size * size), x.dtype)
     parallel_for(lambda i: np.matmul(rows[i : i + BLOCK], back, out=deep[i : i + BLOCK]), range(0, len(rows), BLOCK))
     deep = deep.reshape(outputs, fold, fold, x.shape[3], size, size).transpose(0, 3, 4, 1, 5, 2)

@@ -227,7 +227,8 @@ def measure(plan: Plan, peers: Sequence[Side], threads: int, say: Callable[[str]
         say(breakdown_table(found["breakdown"]))
         say(convolution_table(found["breakdown"], gflops))
         found["overhead"] = ours.ask("overhead", {"runs": plan.runs})
-        say(overhead_table(found["overhead"]))
+        found["arithmetic"] = ours.ask("arithmetic", {"runs": plan.runs})
+        say(overhead_table(found["overhead"], found["arithmetic"]))
         found["pixels"] = [(size**2, take_turns([ours], "train", plan.network(1, size), plan)) for size in plan.sizes]
         half = plan.size // 2
         found["batches"] = [(n, take_turns([ours], "train", plan.network(n, half), plan)) for n in plan.batches]
@@ -355,11 +356,14 @@ def convolution_table(ops: Sequence[dict], gflops: float, note: str = " (Winogra
     return aligned(f"Convolutions, beside a matrix product's {gflops:.0f} GFLOP/s{note}", rows)
 
 
-def overhead_table(microseconds: dict[str, float], aim: float = 30) -> str:
-    """Return each op's time on maps of one pixel, the most first."""
-    rows = sorted(microseconds.items(), key=lambda item: -item[1])
-    cells = [(name, f"{us:.1f} us", "reached" if us < aim else "not reached") for name, us in rows]
-    return aligned(f"Forward and backward of an op on one pixel; aim: < {aim:g} us", cells)
+def overhead_table(microseconds: dict[str, float], arithmetic: dict[str, float], aim: float = 30) -> str:
+    """Return each op's time on maps of one pixel, the most first; arithmetic: what is known of its NumPy calls'."""
+    cells = [("", "all", "NumPy alone", "outside of it", "")]
+    for name, us in sorted(microseconds.items(), key=lambda item: -item[1]):
+        outside = us - arithmetic.get(name, 0)
+        alone = [f"{arithmetic[name]:.1f} us", f"{outside:.1f} us"] if name in arithmetic else ["", ""]
+        cells.append((name, f"{us:.1f} us", *alone, "reached" if outside < aim else "not reached"))
+    return aligned(f"Forward and backward of an op on one pixel; aim: < {aim:g} us outside of the arithmetic", cells)
 
 
 def linearity_table(pixels: Sequence, batches: Sequence) -> str:

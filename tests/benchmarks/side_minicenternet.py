@@ -319,6 +319,46 @@ def _tiny_calls() -> dict[str, Callable[[], None]]:
     return {name: run(forward) for name, forward in forwards.items()}
 
 
+def arithmetic(runs: int) -> dict[str, float]:
+    """Microseconds of the NumPy calls alone that some ops need for one pixel forward and backward, as `overhead`."""
+    with one_blas_thread():
+        return {name: 1e6 * _least_seconds(call, runs) for name, call in bare_calls().items()}
+
+
+def bare_calls() -> dict[str, Callable[[], tuple[np.ndarray, ...]]]:
+    """Return, for ops of several NumPy calls, functions that do these on one pixel, in as few as can be written.
+
+    Each returns the op's output and its gradients, of a gradient of ones. Nothing in them works for other shapes.
+    """
+    rng, float32 = np.random.default_rng(0), np.float32
+    x, bias = rng.random((1, 8), float32), rng.random(8, float32)
+    conv3, conv1, up = (rng.random((8, 8, side, side), float32) for side in (3, 1, 4))
+    dy, dy_up = np.ones((1, 8), float32), np.ones((1, 32), float32)
+
+    def columns(pixel: np.ndarray) -> np.ndarray:
+        padded = np.zeros((3, 3, 8), float32)  # what the kernel sees of a map of one pixel
+        padded[1, 1] = pixel[0]
+        return padded.reshape(1, 72)
+
+    def convolution_3x3() -> tuple[np.ndarray, ...]:
+        y = columns(x) @ conv3.transpose(2, 3, 1, 0).reshape(72, 8) + bias
+        dx = columns(dy) @ conv3[:, :, ::-1, ::-1].transpose(2, 3, 0, 1).reshape(72, 8)
+        dweight = np.ascontiguousarray((columns(x).T @ dy).reshape(3, 3, 8, 8).transpose(3, 2, 0, 1))
+        return y, dx, dweight, dy.sum(0)
+
+    def convolution_1x1() -> tuple[np.ndarray, ...]:
+        matrix = conv1.reshape(8, 8)
+        return x @ matrix.T + bias, dy @ matrix, dy.T @ x, dy.sum(0)
+
+    def transposed() -> tuple[np.ndarray, ...]:
+        matrix = up[:, :, 1:3, 1:3].transpose(0, 2, 3, 1).reshape(8, 32)  # the four taps that stay in the map
+        dweight = np.zeros(up.shape, float32)
+        dweight[:, :, 1:3, 1:3] = (x.T @ dy_up).reshape(8, 2, 2, 8).transpose(0, 3, 1, 2)
+        return x @ matrix, dy_up @ matrix.T, dweight
+
+    return {"conv2d 3x3": convolution_3x3, "conv2d 1x1": convolution_1x1, "conv_transpose2d 4x4/2": transposed}
+
+
 def _least_seconds(call: Callable[[], None], runs: int) -> float:
     """Return the least time of a call: whatever else the machine did only adds to it."""
     call()
@@ -340,6 +380,7 @@ REPORTS = {
     "ceiling": ceiling,
     "breakdown": breakdown,
     "overhead": overhead,
+    "arithmetic": arithmetic,
 }
 
 

@@ -18,7 +18,7 @@ import inputs  # noqa: E402
 import released  # noqa: E402
 import side_minicenternet  # noqa: E402
 
-from minicenternet import autograd  # noqa: E402
+from minicenternet import autograd, ops  # noqa: E402
 from minicenternet.autograd import Tensor  # noqa: E402
 from minicenternet.nn.summary import summarise  # noqa: E402
 from minicenternet.tasks import detection  # noqa: E402
@@ -128,6 +128,22 @@ def test_overhead_runs_every_op():
     assert {"conv2d 3x3", "batch_norm, training", "relu", "focal_loss", "slice"} <= found.keys()
 
 
+@pytest.mark.parametrize("name", ["conv2d 3x3", "conv2d 1x1", "conv_transpose2d 4x4/2"])
+def test_the_bare_arithmetic_is_that_of_the_op(name):
+    """The same numbers as the op's own on the same random arrays; as many calls as NumPy needs for these alone."""
+    rng = np.random.default_rng(0)
+    x, bias = rng.random((1, 1, 1, 8), np.float32), rng.random(8, np.float32)
+    weights = [rng.random((8, 8, side, side), np.float32) for side in (3, 1, 4)]
+    y, backward = {
+        "conv2d 3x3": lambda: ops.conv2d.raw(x, weights[0], bias, padding=1),
+        "conv2d 1x1": lambda: ops.conv2d.raw(x, weights[1], bias),
+        "conv_transpose2d 4x4/2": lambda: ops.conv_transpose2d.raw(x, weights[2], stride=2, padding=1),
+    }[name]()
+    gradients = [gradient for gradient in backward(np.ones_like(y)) if gradient is not None]
+    for found, expected in zip(side_minicenternet.bare_calls()[name](), [y, *gradients], strict=True):
+        np.testing.assert_allclose(found.ravel(), expected.ravel(), rtol=1e-5)
+
+
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 
@@ -144,6 +160,15 @@ def test_overhead_runs_every_op():
 )
 def test_verdict(arguments, cells):
     assert cpu.verdict(*arguments) == cells
+
+
+def test_what_numpy_needs_is_not_an_ops_overhead():
+    lines = cpu.overhead_table({"add": 29.0, "conv2d": 60.0, "pad": 31.0}, {"conv2d": 31.0}).splitlines()[-3:]
+    assert [line.split() for line in lines] == [
+        ["conv2d", "60.0", "us", "31.0", "us", "29.0", "us", "reached"],
+        ["pad", "31.0", "us", "not", "reached"],
+        ["add", "29.0", "us", "reached"],
+    ]
 
 
 def test_the_better_peer_counts():

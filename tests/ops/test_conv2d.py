@@ -147,14 +147,14 @@ def test_equals_pytorch(torch):
 
 
 @pytest.mark.parametrize(("method", "bound"), [("reference", 2e-6), ("direct", 2e-6), ("winograd", 1e-4), ("", 1e-4)])
-def test_float32_stays_and_is_close_to_float64(method, bound, monkeypatch):
+def test_float32_stays_and_is_close_to_float64(method, bound, use_convolution):
     """Errors relative to the largest value; Winograd's are 3e-6 to 1e-5 where others have 5e-7."""
     x, weight, bias, options = make((3, 3), size=(16, 16), channels=64, outputs=64, batch=2, padding=1)
-    monkeypatch.setenv("MINICENTERNET_CONV", "reference")
+    use_convolution("reference")
     y64, backward64 = conv2d.raw(x, weight, bias, **options)
     dy = np.random.default_rng(1).standard_normal(y64.shape)
     doubles = [y64, *backward64(dy)]
-    monkeypatch.setenv("MINICENTERNET_CONV", method)
+    use_convolution(method)
     y32, backward32 = conv2d.raw(*(a.astype(np.float32) for a in (x, weight, bias)), **options)
     for single, double in zip([y32, *backward32(dy.astype(np.float32))], doubles, strict=True):
         assert single.dtype == np.float32
@@ -166,11 +166,11 @@ def test_float32_stays_and_is_close_to_float64(method, bound, monkeypatch):
     "size, padding", [*itertools.product([(8, 8), (5, 7), (17, 6), (4, 33)], [0, 1, 2]), ((1, 1), 1), ((1, 1), 2)]
 )
 @pytest.mark.parametrize("batch", [1, 3])
-def test_winograd_equals_the_definition(kernel, size, padding, batch, monkeypatch):
+def test_winograd_equals_the_definition(kernel, size, padding, batch, use_convolution):
     x, weight, bias, options = make((kernel, kernel), size=size, channels=5, outputs=6, batch=batch, padding=padding)
     results = []
     for method in ("reference", "winograd"):
-        monkeypatch.setenv("MINICENTERNET_CONV", method)
+        use_convolution(method)
         y, backward = conv2d.raw(x, weight, bias, **options)
         results.append([y, *backward(np.cos(np.arange(y.size)).reshape(y.shape))])
     for definition, fast in zip(*results, strict=True):
@@ -178,14 +178,33 @@ def test_winograd_equals_the_definition(kernel, size, padding, batch, monkeypatc
 
 
 @pytest.mark.parametrize("method", ["reference", "direct", "winograd"])
-def test_gradients_on_every_path(method, monkeypatch):
-    monkeypatch.setenv("MINICENTERNET_CONV", method)
+def test_gradients_on_every_path(method, use_convolution):
+    use_convolution(method)
     x, weight, bias, options = make((3, 3), size=(9, 6), channels=4, outputs=3, batch=2, padding=1)
     check(conv2d, x, weight, bias, **options)
 
 
-def test_a_misspelt_method_is_refused(monkeypatch):
-    monkeypatch.setenv("MINICENTERNET_CONV", "winigrad")
+@pytest.mark.parametrize("method", ["reference", "direct", "winograd"])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [(6, 10), (11, 9)])
+def test_arrays_may_be_views_of_any_strides(method, stride, size, use_convolution):
+    """Channels first in memory, and every other pixel of a larger map; without padding, some pixels are not seen."""
+    use_convolution(method)
+    x, weight, bias, _ = make((3, 3), size=size, channels=4, outputs=3, batch=2)
+    y, backward = conv2d.raw(x, weight, bias, stride=stride)
+    dy = np.cos(np.arange(y.size)).reshape(y.shape)
+    wide = np.zeros((2, 2 * size[0], 2 * size[1], 4))
+    wide[:, ::2, ::2] = x
+    channels_first = [np.ascontiguousarray(a.transpose(0, 3, 1, 2)).transpose(0, 2, 3, 1) for a in (x, dy)]
+    back_to_front = np.ascontiguousarray(weight[:, :, ::-1, ::-1])[:, :, ::-1, ::-1]
+    for x_view in (channels_first[0], wide[:, ::2, ::2]):
+        y_view, backward_view = conv2d.raw(x_view, back_to_front, bias, stride=stride)
+        for found, expected in zip([y_view, *backward_view(channels_first[1])], [y, *backward(dy)], strict=True):
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+
+
+def test_a_misspelt_method_is_refused(use_convolution):
+    use_convolution("winigrad")
     x, weight, bias, options = make((3, 3), padding=1)
     with pytest.raises(InputError, match="MINICENTERNET_CONV is 'winigrad'; expected reference, direct or winograd"):
         conv2d.raw(x, weight, bias, **options)
@@ -193,28 +212,28 @@ def test_a_misspelt_method_is_refused(monkeypatch):
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 10), (16, 5)])
 @pytest.mark.parametrize("padding", [0, 1, 2])
-def test_a_stride_folded_into_depth_equals_the_definition(size, padding, monkeypatch):
+def test_a_stride_folded_into_depth_equals_the_definition(size, padding, use_convolution):
     """4x4 with stride 2 is 2x2 on maps of a quarter of the pixels and four times the channels."""
     x, weight, bias, options = make((4, 4), size=size, channels=16, outputs=20, batch=3, stride=2, padding=padding)
     window = Window(-padding, 2, 1, 4)
     assert module.folding((window, window), 1, 16, (100, 8, 8)) == 2
     results = []
     for method in ("reference", ""):
-        monkeypatch.setenv("MINICENTERNET_CONV", method)
+        use_convolution(method)
         y, backward = conv2d.raw(x, weight, bias, **options)
         results.append([y, *backward(np.cos(np.arange(y.size)).reshape(y.shape))])
     for definition, fast in zip(*results, strict=True):
         np.testing.assert_allclose(fast, definition, rtol=0, atol=1e-12 * np.abs(definition).max())
 
 
-def test_winograd_in_many_strips(monkeypatch):
+def test_winograd_in_many_strips(monkeypatch, use_convolution):
     """Strips of one row of tiles, and a weight gradient in several parts."""
     monkeypatch.setattr(winograd, "TILE_NUMBERS", 1)
     monkeypatch.setattr(winograd, "WEIGHT_BYTES", 1)
     x, weight, bias, options = make((3, 3), size=(70, 50), channels=4, outputs=3, batch=2, padding=1)
     results = []
     for method in ("direct", "winograd"):
-        monkeypatch.setenv("MINICENTERNET_CONV", method)
+        use_convolution(method)
         y, backward = conv2d.raw(x, weight, bias, **options)
         results.append([y, *backward(np.cos(y))])
     for direct, fast in zip(*results, strict=True):
@@ -230,9 +249,9 @@ def test_cook_toom_correlates(taps):
     np.testing.assert_allclose(A.T @ ((G @ g) * (B.T @ d)), wanted, atol=1e-13)
 
 
-def test_the_rule_that_picks_a_method(monkeypatch):
+def test_the_rule_that_picks_a_method(use_convolution):
     plain, stride_2 = Window(-1, 1, 1, 3), Window(-1, 2, 1, 4)
-    monkeypatch.delenv("MINICENTERNET_CONV", raising=False)
+    use_convolution("")
     assert module.folding((plain, plain), 1, 64, (4, 32, 32)) == 1
     assert module.folding((stride_2, stride_2), 1, 64, (4, 32, 32)) == 2
     assert module.folding((plain, plain), 1, 8, (4, 32, 32)) == 0  # too few channels
@@ -241,16 +260,16 @@ def test_the_rule_that_picks_a_method(monkeypatch):
     for other in (plain._replace(stride=2), plain._replace(step=2), plain._replace(taps=5)):
         assert module.folding((other, other), 1, 64, (4, 32, 32)) == 0
     assert module.folding((plain, plain), 2, 64, (4, 32, 32)) == 0  # groups
-    monkeypatch.setenv("MINICENTERNET_CONV", "direct")
+    use_convolution("direct")
     assert module.folding((plain, plain), 1, 64, (4, 32, 32)) == 0
-    monkeypatch.setenv("MINICENTERNET_CONV", "winograd")
+    use_convolution("winograd")
     assert module.folding((plain, plain), 1, 8, (1, 8, 8)) == 1
 
 
 @pytest.mark.parametrize("method", ["reference", "direct", "winograd"])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_relu_in_the_same_pass(method, stride, monkeypatch):
-    monkeypatch.setenv("MINICENTERNET_CONV", method)
+def test_relu_in_the_same_pass(method, stride, use_convolution):
+    use_convolution(method)
     x, weight, bias, options = make((3, 3), size=(9, 6), stride=stride, padding=1)
     plain, backward_plain = conv2d.raw(x, weight, bias, **options)
     y, backward = conv2d.raw(x, weight, bias, relu=True, **options)
@@ -260,8 +279,8 @@ def test_relu_in_the_same_pass(method, stride, monkeypatch):
         np.testing.assert_allclose(fused, separate, rtol=0, atol=1e-13 * np.abs(separate).max())
 
 
-def test_kept_kernels_are_used_again(monkeypatch):
-    monkeypatch.setenv("MINICENTERNET_CONV", "winograd")
+def test_kept_kernels_are_used_again(monkeypatch, use_convolution):
+    use_convolution("winograd")
     x, weight, bias, options = make((3, 3), size=(9, 6), padding=1)
     kernels = {}
     first, _ = conv2d.raw(x, weight, bias, kernels=kernels, **options)
@@ -272,10 +291,10 @@ def test_kept_kernels_are_used_again(monkeypatch):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("method, stride", [("direct", 1), ("direct", 2), ("winograd", 1)])
-def test_the_number_of_threads_does_not_change_a_bit(dtype, method, stride, monkeypatch, use_threads):
+def test_the_number_of_threads_does_not_change_a_bit(dtype, method, stride, monkeypatch, use_convolution, use_threads):
     for file, name in ((module, "STRIP_BYTES"), (winograd, "TILE_NUMBERS"), (winograd, "WEIGHT_BYTES")):
         monkeypatch.setattr(file, name, 20_000)
-    monkeypatch.setenv("MINICENTERNET_CONV", method)
+    use_convolution(method)
     x, weight, bias, options = make((3, 3), size=(19, 17), batch=3, stride=stride, padding=1)
     x, weight, bias = (a.astype(dtype) for a in (x, weight, bias))
     results = []

@@ -63,12 +63,12 @@ def test_is_the_adjoint_of_conv2d(name):
 
 @pytest.mark.parametrize("size", [(8, 8), (5, 7)])
 @pytest.mark.parametrize("kernel, stride, padding", [(4, 2, 1), (3, 1, 1), (2, 1, 0), (6, 3, 2), (4, 2, 0)])
-def test_every_path_equals_the_definition(kernel, stride, padding, size, monkeypatch):
+def test_every_path_equals_the_definition(kernel, stride, padding, size, use_convolution):
     """A 4x4 kernel with stride 2 is four 2x2 kernels, each writing every second pixel."""
     x, weight, bias, _ = make((kernel, kernel), size=size, channels=5)
     results = []
     for method in ("reference", "direct", "winograd"):
-        monkeypatch.setenv("MINICENTERNET_CONV", method)
+        use_convolution(method)
         y, backward = conv_transpose2d.raw(x, weight, bias, stride=stride, padding=padding)
         results.append([y, *backward(np.cos(np.arange(y.size)).reshape(y.shape))])
     for other in results[1:]:
