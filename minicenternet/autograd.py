@@ -206,8 +206,9 @@ def _oldest_first(roots: list[Tensor]) -> list[Tensor]:
             made[id(tensor)] = tensor
             stack += [parent for parent in tensor.node.inputs if parent is not None and parent.node]
     oldest_first, ordered = sorted(made.values(), key=_by_order), {}
+    checkpoint = next((tensor for tensor in oldest_first if tensor.node.again), None)  # the oldest may use any leaf
     for tensor in oldest_first:
-        for user in oldest_first if tensor.node.again else (tensor,):
+        for user in oldest_first if tensor is checkpoint else (tensor,):
             for parent in user.node.inputs:
                 if parent is not None and parent.node is None:
                     ordered.setdefault(id(parent), parent)

@@ -60,11 +60,11 @@ def bench_loader(
         figures.append(Figure(name, value, unit, runs))
         say(f"{name:<48} {value:10.4g} {unit}{remark}")
 
-    options = {"size": size} if batch_size is None else {"size": size, "batch_size": batch_size}
+    options = {"data": data, "images": images, "size": size, "device": device, "graph": graph}
+    options |= {} if batch_size is None else {"batch_size": batch_size}
     rates: dict[int, float] = {}
     for backbone in backbones:
         with tempfile.TemporaryDirectory() as folder:
-            options |= {"data": data, "images": images, "device": device, "graph": graph}
             config = TrainConfig(backbone=backbone, output=folder, workers=0, **options)
             run = Run(config, say=lambda text: None)
             if not rates:

@@ -384,10 +384,12 @@ def _explain(options: ExplainConfig) -> int:
 
 def _report(options: ReportConfig) -> int:
     from .report import write_report
-    from .run_data import open_training, open_validation
+    from .run_data import moved_explained, open_training, open_validation
 
     config = TrainConfig.load(options.run / "config.json")
-    print(write_report(options.run, open_validation(config) or open_training(config)))
+    with moved_explained(config, options.run):
+        dataset = open_validation(config) or open_training(config)
+    print(write_report(options.run, dataset))
     return 0
 
 

@@ -151,7 +151,7 @@ class TrainConfig:
         """Return the same with absolute paths of data and weights, which any working directory can go on with."""
         given = {name: getattr(self, name) for name in (*PLACES, "weights")}
         return dataclasses.replace(
-            self, **{name: os.path.abspath(path) for name, path in given.items() if path not in (None, "shapes")}
+            self, **{name: str(Path(path).absolute()) for name, path in given.items() if path not in (None, "shapes")}
         )
 
     def save(self, path: Path) -> None:

@@ -67,7 +67,7 @@ def _is_there(config: TrainConfig) -> bool:
     path = Path(config.output) / "config.json"
     if not path.is_file():
         return False
-    if TrainConfig.load(path) != config:
+    if TrainConfig.load(path) != config.absolute():
         raise InputError(
             f"{config.output} holds a run with other options; name another folder by --output, or delete this one"
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import http.client
 import os
-import ssl
 import time
 import urllib.error
 import urllib.request
@@ -43,7 +42,7 @@ def download(url: str, path: Path, max_bytes: int, otherwise: str) -> None:
             if _fetch(url, part, max_bytes, otherwise):
                 os.replace(part, path)
                 return
-        except (urllib.error.URLError, http.client.HTTPException, ssl.SSLError, ConnectionError, TimeoutError) as error:
+        except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
             if isinstance(error, urllib.error.HTTPError) and error.code < 500:
                 raise InputError(f"{url} cannot be downloaded ({error}); {otherwise}") from error
             reason = str(error)
@@ -92,9 +91,17 @@ def _fetch(url: str, part: Path, max_bytes: int, otherwise: str) -> bool:
             open(part, "ab" if start else "wb") as file,
             tqdm(total=total, initial=start, unit="B", unit_scale=True, leave=False, disable=None, delay=1) as bar,
         ):
-            while chunk := response.read(2**16):
+            while chunk := _received(response):
                 if file.tell() + len(chunk) > max_bytes:
                     raise InputError(f"{url} is larger than {max_bytes} bytes, the most that was expected; {otherwise}")
                 file.write(chunk)
                 bar.update(len(chunk))
             return total is None or file.tell() == total
+
+
+def _received(response: http.client.HTTPResponse) -> bytes:
+    """Return the next of what arrives.  Raises ConnectionError for whatever breaks on the way: no disk is meant."""
+    try:
+        return response.read(2**16)
+    except OSError as error:
+        raise ConnectionError(str(error)) from error

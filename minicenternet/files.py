@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import warnings
 import weakref
 from collections.abc import Iterator
@@ -56,15 +57,18 @@ class Lock:
 
 
 _locks: weakref.WeakValueDictionary[tuple[int, int], Lock] = weakref.WeakValueDictionary()  # by device and inode
+_one_at_a_time = threading.Lock()
 
 
 def lock(folder: Path) -> Lock | None:
     """Return what keeps all other processes that ask for it from writing to a folder, for as long as it is held.
 
     It is flock(2) of the file .lock, in which the process is named: the kernel ends it with the process, whatever ends
-    that. All in one process share it, such as a run that was interrupted and its successor.
+    that (and all that it forked: they hold it, too; none of ours forks). All in one process share it, such as a run
+    that was interrupted and its successor.
     Where Python has no fcntl (on Windows) it is None, and nothing is locked; the same, with a warning, on a disk that
-    has no locks.  Raises InputError, naming the process, when another one writes to the folder.
+    has no locks.  Raises InputError, naming the process, when another one writes to the folder, and when the file
+    cannot be opened.
     """
     if fcntl is None:
         return None
@@ -72,11 +76,20 @@ def lock(folder: Path) -> Lock | None:
     try:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}; nothing else was touched") from error
+        raise InputError(
+            f"cannot write {path}: {error.strerror}; make that possible, or name another folder"
+        ) from error
     held, status = Lock(file), os.fstat(file)
-    key = status.st_dev, status.st_ino
-    if key in _locks:
-        return _locks[key]
+    with _one_at_a_time:
+        key = status.st_dev, status.st_ino
+        already = _locks.get(key)
+        if already is None and _is_locked(file, folder):
+            _locks[key] = already = held
+        return already
+
+
+def _is_locked(file: int, folder: Path) -> bool:
+    """Lock an open file and write this process into it; return False on a disk that has no locks."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -85,10 +98,9 @@ def lock(folder: Path) -> Lock | None:
             f"{folder} is being written by {writer}; wait until that has ended, or end it, or name another folder"
         ) from None
     except OSError as error:
-        warnings.warn(f"{folder} cannot be locked ({error.strerror}): let no second process write there", stacklevel=2)
-        return None
+        warnings.warn(f"{folder} cannot be locked ({error.strerror}): let no second process write there", stacklevel=3)
+        return False
     with suppress(OSError):  # a full disk keeps the name out, not the lock off
         os.ftruncate(file, 0)
         os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-    _locks[key] = held
-    return held
+    return True

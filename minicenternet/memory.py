@@ -3,7 +3,8 @@
     empty(shape, dtype)     like np.empty; once the last view of the array is dropped, its memory waits for the next
 
 Fresh memory is dear: the system hands it out zeroed, page by page, at the price of several passes over it. What waits
-is bounded: together with the arrays in use it never exceeds the most that was in use at one time.
+is bounded: together with what is in use it never exceeds the most that was in use at one time. Where fresh memory
+would, an array gets that of a larger one which waits, as a whole.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections import deque
 import numpy as np
 
 SMALLEST = 1 << 20  # bytes; smaller arrays are left to the C library, which keeps their memory anyway
+LARGER = 4  # times its own size: the largest memory that an array gets of another one
 
 
 class _Block:
@@ -46,7 +48,7 @@ def empty(shape: tuple[int, ...], dtype: np.dtype | type = np.float32) -> np.nda
         return np.empty(shape, dtype)
     with _lock:
         memory = _take(size)
-    return np.asarray(_Block(memory)).view(dtype).reshape(shape)
+    return np.asarray(_Block(memory))[:size].view(dtype).reshape(shape)
 
 
 def release() -> None:
@@ -59,17 +61,20 @@ def release() -> None:
 
 
 def _take(size: int) -> np.ndarray:
+    """Return memory of this size, or larger."""
     global _held, _waits, _most_used
     _sort_returned()
-    same = _waiting.get(size)
-    if same:
-        _waits -= size
-        memory = same.pop()  # the last one returned: the likeliest to be in a cache
-        if not same:
-            del _waiting[size]
+    used = _held - _waits + size
+    may_wait, fitting = max(used, _most_used) - used, size
+    if size not in _waiting and _waits > may_wait:
+        fitting = min((other for other in _waiting if size < other <= LARGER * size), default=size)
+    if fitting in _waiting:
+        _waits -= fitting
+        memory = _waiting[fitting].pop()  # the last one returned: the likeliest to be in a cache
+        if not _waiting[fitting]:
+            del _waiting[fitting]
     else:
-        used = _held - _waits + size
-        _give_back_down_to(max(used, _most_used) - used)
+        _give_back_down_to(may_wait)
         _held += size
         memory = np.empty(size, np.uint8)
     _most_used = max(_most_used, _held - _waits)

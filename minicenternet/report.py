@@ -182,7 +182,7 @@ def _filmstrip(folder: Path, dataset: DataSet) -> list[str]:
     from .draw import draw_boxes, draw_filmstrip
 
     there = (folder / "filmstrip").glob("epoch-*.png")
-    paths = sorted(path for path in there if path.stem.removeprefix("epoch-").isdigit())
+    paths = sorted(path for path in there if path.stem.removeprefix("epoch-").isdecimal())
     if not paths:
         return []
     shown = np.unique(np.linspace(0, len(paths) - 1, min(FRAMES, len(paths))).round().astype(int))

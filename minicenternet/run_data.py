@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
-from .config import TrainConfig
+from .config import PLACES, TrainConfig
 from .data import open_dataset
 from .data.annotation import Annotation, DataSet, Sample
 from .errors import InputError
@@ -44,6 +46,19 @@ class BlackWhereUnreadable:
                 warnings.warn(f"black when AP is measured: {error}", stacklevel=2)
             annotation = self.annotation(i)
             return Sample(np.zeros((annotation.height, annotation.width, 3), np.uint8), annotation)
+
+
+@contextmanager
+def moved_explained(config: TrainConfig, run: Path) -> Iterator[None]:
+    """Inside, data of a run that are not where it had them are an InputError that says how to name their new place."""
+    try:
+        yield
+    except InputError as error:
+        places = [getattr(config, name) for name in PLACES]
+        if all(place in (None, "shapes") or Path(place).exists() for place in places):
+            raise
+        hint = f"If the data of {run} have moved: minicenternet train --resume {run} --data NEW_PLACE"
+        raise InputError(f"{error} {hint}") from error
 
 
 def open_training(config: TrainConfig) -> DataSet:

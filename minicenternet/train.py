@@ -26,7 +26,6 @@ from .autograd import Tensor
 from .backend import Array, beside, get_xp, pool_memory, to_cpu
 from .board import Board, check_installed
 from .config import PLACES, TrainConfig
-from .data.annotation import DataSet
 from .data.loader import Loader
 from .device import GB, check_graph, choose, memory_explained
 from .distributed import GradientSum, World
@@ -44,7 +43,7 @@ from .points.losses import expected_first_loss, explain_loss, shares_of
 from .predict import explain
 from .progress import Progress
 from .report import filmed, save_frame, write_report
-from .run_data import open_data
+from .run_data import moved_explained, open_data
 from .run_folder import (
     keep_checkpoint,
     last_written,
@@ -84,9 +83,9 @@ class Run:
         self.resuming = config.resume is not None
         if self.resuming:
             resumed, self.folder = Path(config.resume), run_of(Path(config.resume))
-            saved = TrainConfig.load(self.folder / "config.json")
+            saved = TrainConfig.load(self.folder / "config.json").absolute()
             config = _resumed(config, saved)
-            self.lock = lock(self.folder) if world.rank == 0 else None  # held while this run exists
+            self._take_lock()
         self.config, self.say = config, say
         self.device, why = choose(config.device)
         if world.size > 1 and self.device != "cpu":
@@ -102,7 +101,8 @@ class Run:
         if config.tensorboard:
             check_installed()
         size = (config.side, config.side)
-        self.train_data, self.val_data = self._open_data(config)
+        with moved_explained(config, self.folder) if self.resuming else nullcontext():
+            self.train_data, self.val_data = open_data(config, say)
         begun = self.resuming and (resumed / "state.safetensors").exists()  # not killed before anything was done
         source = resumed / "state.safetensors" if begun else config.weights
         arrays, metadata = load_weights(source) if source else ({}, {})
@@ -170,7 +170,7 @@ class Run:
         self.last_pictures = self.begin = time.monotonic()
         if not self.resuming:  # now that nothing above was refused
             self.folder = Path(world.share(str(make_folder(config)) if world.rank == 0 else ""))
-            self.lock = lock(self.folder) if world.rank == 0 else None
+            self._take_lock()
         if world.rank == 0:
             remove_unfinished(self.folder)
         if begun:
@@ -184,14 +184,9 @@ class Run:
             write_beginning(self.folder, self.config)
             self.save_state()
 
-    def _open_data(self, config: TrainConfig) -> tuple[DataSet, DataSet]:
-        try:
-            return open_data(config, self.say)
-        except InputError as error:
-            if self.resuming:
-                hint = "If the data have moved, name their new place beside --resume, by --data and its like"
-                raise InputError(f"{error} {hint}") from error
-            raise
+    def _take_lock(self) -> None:
+        """See to it that no other process writes to the folder, until training ends or this run is no more."""
+        self.lock = lock(self.folder) if self.world.rank == 0 else None
 
     # --- one step ----------------------------------------------------------------------------------------------------
 
@@ -353,6 +348,7 @@ class Run:
         Ctrl-C (or SIGTERM) saves the state and raises Interrupted.
         """
         on_board = self.config.tensorboard and self.world.rank == 0
+        self._take_lock()
         with (
             self.loader,
             listening_for_signals() as self.asked_to_stop,
@@ -372,6 +368,8 @@ class Run:
             except Interrupted:
                 self.save_state()
                 raise
+            finally:
+                self.lock = None
         return self.rows[-1]
 
     def _epoch(self, progress: Progress) -> None:
@@ -669,9 +667,10 @@ def _resumed(given: TrainConfig, saved: TrainConfig) -> TrainConfig:
     Raises InputError when other options were given beside --resume.
     """
     given, usual = given.absolute(), TrainConfig()
-    for name in ("device", "precision", "graph", *PLACES):
-        if getattr(given, name) != getattr(usual, name):
-            saved = replace(saved, **{name: getattr(given, name)})
+    named = [name for name in ("device", "precision", "graph", *PLACES) if getattr(given, name) != getattr(usual, name)]
+    if "data" in named:  # their like go with them
+        named += PLACES
+    saved = replace(saved, **{name: getattr(given, name) for name in named})
     for option in fields(TrainConfig):
         value, own = getattr(given, option.name), getattr(saved, option.name)
         if option.name != "resume" and value not in (own, getattr(usual, option.name)):

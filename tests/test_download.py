@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import http.client
 import os
 import socket
 
@@ -116,6 +118,20 @@ def test_a_full_disk_is_named_and_gone_on_from(server, tmp_path, monkeypatch):
     assert part.stat().st_size == 100_000
     fetch(server, tmp_path / "net.pth")
     assert (tmp_path / "net.pth").read_bytes() == BODY and starts(server) == [0, 100_000, 100_000]
+
+
+def test_a_network_that_breaks_is_no_full_disk(server, tmp_path, monkeypatch):
+    """Such as "No route to host" in the middle of a file, which is an OSError of its own: it is tried again."""
+    read, broken = http.client.HTTPResponse.read, [OSError(errno.EHOSTUNREACH, "No route to host")]
+
+    def read_or_break(response, amount):
+        if broken and (tmp_path / "net.pth.part").is_file():
+            raise broken.pop()
+        return read(response, amount)
+
+    monkeypatch.setattr(http.client.HTTPResponse, "read", read_or_break)
+    fetch(server, tmp_path / "net.pth")
+    assert not broken and (tmp_path / "net.pth").read_bytes() == BODY
 
 
 def test_what_no_attempt_would_mend(server, tmp_path):

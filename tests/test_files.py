@@ -3,6 +3,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -164,7 +165,8 @@ except InputError as error:
     print(error)
 """
     environment = {**os.environ, "PYTHONPATH": str(Path(files.__file__).parents[1])}
-    return subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True).stdout
+    command = [sys.executable, "-c", program]
+    return subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
 @needs_locks
@@ -177,6 +179,22 @@ def test_a_folder_is_locked_until_nobody_in_the_process_holds_it(tmp_path):
     del second
     assert try_to_lock(tmp_path) == ""
     assert lock(tmp_path) is not None
+
+
+@needs_locks
+def test_threads_that_lock_a_folder_at_once_share_the_lock(tmp_path):
+    ready, held = threading.Barrier(8), [None] * 8
+
+    def take(i: int) -> None:
+        ready.wait()
+        held[i] = lock(tmp_path)
+
+    threads = [threading.Thread(target=take, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert held[0] is not None and all(each is held[0] for each in held)
 
 
 @needs_locks

@@ -24,6 +24,13 @@ def address(array):
     return array.__array_interface__["data"][0]
 
 
+def given(array):
+    """The bytes of the memory that an array got."""
+    while not isinstance(array, memory._Block):
+        array = array.base
+    return array.memory.nbytes
+
+
 @pytest.mark.parametrize("shape", [(), (3,), (2, 3, 4), (0, 5), (512, 600)])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.bool_])
 def test_like_numpys(shape, dtype):
@@ -39,6 +46,21 @@ def test_memory_of_a_dropped_array_is_taken_again():
     where = address(first)
     del first
     assert address(empty(LARGE)) == where
+
+
+def test_where_fresh_memory_would_be_too_much_that_of_a_larger_array_is_taken():
+    larger, other = empty((2 * SMALLEST,)), empty(LARGE)
+    where = address(larger)
+    del larger
+    assert address(empty((SMALLEST + 1,))) == where  # with fresh memory more would be held than was in use
+    assert address(empty((2 * SMALLEST,))) == where  # and it is as large as ever
+    assert other.size and memory._held == 9 * SMALLEST
+
+
+def test_memory_that_is_much_too_large_is_given_back_instead():
+    much = empty((memory.LARGER * SMALLEST // 4 + 1,))
+    del much
+    assert given(empty(LARGE)) == memory._held == SMALLEST
 
 
 def test_a_view_keeps_the_memory():
@@ -73,10 +95,10 @@ def test_together_never_more_than_was_once_in_use():
     rng, live, used, most = np.random.default_rng(0), [], 0, 0
     for _ in range(500):
         if live and rng.random() < 0.5:
-            used -= live.pop(int(rng.integers(len(live)))).nbytes
+            used -= given(live.pop(int(rng.integers(len(live)))))
         else:
             live.append(empty((SMALLEST // 4 + int(rng.integers(5)) * 1000,)))
-            used += live[-1].nbytes
+            used += given(live[-1])
         most = max(most, used)
         assert memory._held <= most
 

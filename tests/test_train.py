@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -17,7 +18,7 @@ import pytest
 from PIL import Image
 from pth_files import checkpoint
 
-from minicenternet import CenterNet, train
+from minicenternet import CenterNet, cli, train
 from minicenternet.config import TrainConfig
 from minicenternet.data import Shapes
 from minicenternet.data.transforms import Augmentation
@@ -389,20 +390,41 @@ def test_a_run_goes_on_from_another_working_directory(tmp_path, monkeypatch):
     assert TrainConfig(data="shapes").absolute() == TrainConfig()
 
 
-def test_data_that_moved_are_named_beside_resume(tmp_path):
+def test_data_that_moved_are_named_beside_resume(tmp_path, capsys):
     old, new, folder = tmp_path / "old", tmp_path / "new", tmp_path / "run"
     old.mkdir()
     write_photos(old)
     start(folder, data=str(old / "data.json"), epochs=2)
     old.rename(new)
-    with pytest.raises(InputError, match=r"old.data\.json.* If the data have moved, name their new place"):
+    hint = rf"old.data\.json.* If the data of {folder} have moved: minicenternet train --resume {folder} --data NEW"
+    with pytest.raises(InputError, match=hint):
         start(folder)
+    assert cli.main(["report", str(folder)]) == 2
+    assert re.search(hint, capsys.readouterr().err)
     lines = []
     Run(TrainConfig(resume=str(folder), data=str(new / "data.json")), lines.append)
     assert f"from now on its data are those of {new / 'data.json'}" in lines
     lines.clear()
     assert Run(TrainConfig(resume=str(folder)), lines.append).config.data == str(new / "data.json")
     assert not any("from now on" in line for line in lines)
+    (new / "data.json").write_text("{")
+    with pytest.raises(InputError, match=r"data\.json is not JSON: .* Expected a COCO-format annotation file\.$"):
+        Run(TrainConfig(resume=str(folder)), lines.append)
+
+
+def test_what_belongs_to_data_that_moved_is_named_with_them(tmp_path):
+    write_photos(tmp_path)
+    folder, data = tmp_path / "run", str(tmp_path / "data.json")
+    start(folder, data=data, images=str(tmp_path), val=data, val_images=str(tmp_path))
+    config = Run(TrainConfig(resume=str(folder), data=data), lambda text: None).config
+    assert (config.data, config.images, config.val, config.val_images) == (data, None, None, None)
+
+
+def test_a_run_that_has_ended_lets_others_write_to_its_folder(tmp_path):
+    run = start(tmp_path / "run")
+    assert run.lock is not None
+    run.train()
+    assert run.lock is None
 
 
 def test_nan_at_the_end_of_an_epoch_does_not_replace_good_weights(tmp_path):

@@ -145,9 +145,11 @@ def _copy(file: BinaryIO, path: Path, max_bytes: int) -> int:
             while copy.tell() <= max_bytes and (chunk := file.read(CHUNK)):
                 copy.write(chunk)
             return copy.tell()
+    except DAMAGED:  # some are OSErrors, too
+        raise
     except OSError as error:
         raise InputError(
-            f"cannot write {path}: {error.strerror}; free some space, and the same command goes on from there"
+            f"cannot write {path}: {error.strerror or error}; free some space, and the same command goes on from there"
         ) from error
 
 

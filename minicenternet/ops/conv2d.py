@@ -267,7 +267,7 @@ def weight_gradient(
         return conv2d_cuda.weight_gradient(x, dy, kernel, geometry, precision=precision)
     if wanted_method() == "reference":
         return reference_weight_gradient(x, dy, kernel, geometry)
-    windows, groups = forward_correlation(kernel, geometry).windows, geometry.groups
+    windows, groups = forward_correlation(tuple(kernel), geometry).windows, geometry.groups
     fold = folding(windows, groups, min(x.shape[3], dy.shape[3]), dy.shape)
     if fold:
         return winograd.weight_gradient(x, dy, windows, fold)
@@ -339,7 +339,7 @@ def _columns(images, windows, groups: int, first: int, last: int, width: int, sc
     seen = cut(images, y.start + y.stride * first, x.start, height_seen, width_seen)
     if groups == y.taps == x.taps == 1:  # the pixels themselves
         return seen[:, :: y.stride, :: x.stride].reshape(1, -1, channels)
-    seen = np.ascontiguousarray(seen)  # it is, but for padding that leaves pixels out
+    seen = np.ascontiguousarray(seen)  # a cut without a border is a view of the map
     image, row, column, channel = seen.strides
     shape = (groups, batch, last - first, width, y.taps, x.taps, channels // groups)
     strides = (channel * shape[-1], image, row * y.stride, column * x.stride, row * y.step, column * x.step, channel)

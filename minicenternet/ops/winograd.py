@@ -77,14 +77,14 @@ def jobs(
 def transformed_weight(weight: np.ndarray, plan: Correlation, fold: int) -> np.ndarray:
     """Return the plan's taps g transformed, G g G^T: (side*side, inputs, outputs)."""
     (outputs, channels, *taps), size = weight.shape, plan.windows[0].taps // fold
-    rows, transform = weight.reshape(outputs * channels, -1), kernel_transform(size, weight.dtype)
+    rows, compact = weight.reshape(outputs * channels, -1), kernel_transform(size, weight.dtype)
     if fold > 1:  # tap fold*a + q of a pixel is tap a of the pixel's part q
         parts = weight.reshape(outputs, channels, size, fold, size, fold).transpose(0, 3, 5, 1, 2, 4)
-        rows = parts.reshape(-1, size * size)
+        rows, transform = parts.reshape(-1, size * size), compact
     else:  # the transform takes the plan's taps out of all of the weight's, which saves a copy of the weight
-        of_plan, transform = transform, np.zeros((len(transform), *taps), weight.dtype)
-        plan.picked(transform)[...] = of_plan.reshape(-1, size, size)
-        transform = transform.reshape(len(of_plan), -1)
+        transform = np.zeros((len(compact), *taps), weight.dtype)
+        plan.picked(transform)[...] = compact.reshape(-1, size, size)
+        transform = transform.reshape(len(compact), -1)
     kernel, jobs = empty((len(transform), len(rows)), weight.dtype), range(0, len(rows), BLOCK)
     parallel_for(lambda i: np.matmul(transform, rows[i : i + BLOCK].T, out=kernel[:, i : i + BLOCK]), jobs)
     kernel = kernel.reshape(len(kernel), outputs, -1)

@@ -51,7 +51,7 @@ def focal_loss(logits, heatmap, alpha=2, beta=4):
     return (total / N).astype(logits.dtype), backward
 
 
-def _focal_sum(logits: Array, heatmap: Array, alpha: float, beta: float) -> tuple[Array, Array, Array]:
+def _focal_sum(logits: Array, heatmap: Array, alpha: float, beta: float) -> tuple[Array, int, Array]:
     """Return the sum of the focal loss's terms, the number of peaks, and the slope of each term along its logit."""
     at_peak = (heatmap == 1).astype(logits.dtype)
     sign = 1 - 2 * at_peak

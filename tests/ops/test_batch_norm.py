@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from gradients import check
 
+from minicenternet.autograd import Tensor
 from minicenternet.ops import batch_norm
 
 module = importlib.import_module("minicenternet.ops.batch_norm")  # the package's name batch_norm is the op
@@ -192,3 +193,13 @@ def test_residual_of_another_shape_is_refused():
     arrays = make((2, 5, 4, 3))
     with pytest.raises(ValueError, match=r"residual \(2, 5, 4, 1\); they must be equal"):
         batch_norm.raw(*arrays, np.zeros((2, 5, 4, 1)))
+
+
+def test_a_cotangent_of_another_dtype_is_taken():
+    arguments, found = make(), []
+    dy = np.random.default_rng(1).standard_normal(arguments[0].shape).astype(np.float32)
+    for cotangent in (dy, dy.astype(np.float64)):
+        x = Tensor(arguments[0], requires_grad=True)
+        batch_norm(x, *arguments[1:], training=True).backward(cotangent)
+        found.append(x.grad)
+    np.testing.assert_allclose(*found, rtol=1e-5, atol=1e-5)
