@@ -54,11 +54,24 @@ def show(figure: Figure | np.ndarray, alt: str) -> None:
         return
     from IPython.display import display
 
-    png = io.BytesIO()  # 256 colours, a third of the bytes: chosen far apart, so that rare ones (a scale's) are kept
-    few = picture.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-    few.save(png, format="PNG", optimize=True)
+    png = io.BytesIO()
+    _few_colours(picture).save(png, format="PNG", optimize=True)
     encoded = base64.b64encode(png.getvalue()).decode()
     display({"image/png": encoded, "text/plain": alt}, metadata={"image/png": {"alt": alt}}, raw=True)
+
+
+def _few_colours(picture: Image.Image) -> Image.Image:
+    """Return an RGB picture in 256 colours, half of the bytes: those of most pixels, and as many that rare ones need.
+
+    The first half paints a ground's shades, the second keeps small things and a colour scale what they are.
+    """
+    palette, half = Image.new("P", (1, 1)), 128
+    colours = bytearray()
+    for method in (Image.Quantize.MEDIANCUT, Image.Quantize.MAXCOVERAGE):
+        found = picture.quantize(half, method=method).getpalette("RGB")
+        colours += bytes(found[: 3 * half]).ljust(3 * half, b"\0")
+    palette.putpalette(colours)
+    return picture.quantize(palette=palette, dither=Image.Dither.NONE)
 
 
 def _in_notebook() -> bool:
