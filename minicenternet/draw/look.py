@@ -61,17 +61,18 @@ def show(figure: Figure | np.ndarray, alt: str) -> None:
 
 
 def _few_colours(picture: Image.Image) -> Image.Image:
-    """Return an RGB picture in 256 colours, half of the bytes: those of most pixels, and as many that rare ones need.
+    """Return an RGB picture in 256 colours, half of the bytes: white, those of most pixels, and those of rare ones.
 
-    The first half paints a ground's shades, the second keeps small things and a colour scale what they are.
+    The second sort paints a ground's shades, the third keeps small things and a colour scale what they are.
     """
-    palette, half = Image.new("P", (1, 1)), 128
-    colours = bytearray()
-    for method in (Image.Quantize.MEDIANCUT, Image.Quantize.MAXCOVERAGE):
-        found = picture.quantize(half, method=method).getpalette("RGB")
-        colours += bytes(found[: 3 * half]).ljust(3 * half, b"\0")
+    colours, palette = bytearray(b"\xff\xff\xff"), Image.new("P", (1, 1))
+    for count, method in ((128, Image.Quantize.MEDIANCUT), (127, Image.Quantize.MAXCOVERAGE)):
+        found = picture.quantize(count, method=method).getpalette("RGB")
+        colours += bytes(found[: 3 * count]).ljust(3 * count, b"\0")
     palette.putpalette(colours)
-    return picture.quantize(palette=palette, dither=Image.Dither.NONE)
+    few = picture.quantize(palette=palette, dither=Image.Dither.NONE)
+    few.paste(0, mask=Image.fromarray((np.asarray(picture) == 255).all(axis=2)))  # the search is coarse: off-white
+    return few
 
 
 def _in_notebook() -> bool:

@@ -357,9 +357,12 @@ def test_show_keeps_colours_that_few_pixels_have(displayed):
     rng = np.random.default_rng(0)
     picture = np.clip(rng.normal((150, 120, 160), 12, (200, 200, 3)), 0, 255).astype(np.uint8)
     picture[:10, :10], picture[:10, 10:20] = (255, 230, 30), (0, 34, 78)
+    picture[100:] = 255 - rng.integers(0, 9, (100, 200, 3))  # nearly white
+    picture[150:] = 255
     draw.show(picture, alt="A purple ground, and two small squares.")
     shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(displayed[0][0]["image/png"]))).convert("RGB"))
     assert np.abs(shown.astype(int) - picture).max() <= 24
+    assert (shown[150:] == 255).all()
 
 
 def test_show_in_a_plain_script(monkeypatch, capsys):
