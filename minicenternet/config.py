@@ -359,10 +359,6 @@ class DataPrepareConfig:
     seed: int = 0
     """Of the choice of images: the same seed gives the same subset."""
 
-    def __post_init__(self):
-        _require(self.subset is None or self.subset > 0, "subset", self.subset, "1 or more images")
-        _require(self.seed >= 0, "seed", self.seed, "0 or more")
-
 
 @dataclass(frozen=True)
 class ConvertConfig:

@@ -79,17 +79,17 @@ def lock(folder: Path) -> Lock | None:
         raise InputError(
             f"cannot write {path}: {error.strerror}; make that possible, or name another folder"
         ) from error
-    held, status = Lock(file), os.fstat(file)
+    new, status = Lock(file), os.fstat(file)
+    key = status.st_dev, status.st_ino
     with _one_at_a_time:
-        key = status.st_dev, status.st_ino
-        already = _locks.get(key)
-        if already is None and _is_locked(file, folder):
-            _locks[key] = already = held
-        return already
+        held = _locks.get(key)
+        if held is None and _take(file, folder):
+            _locks[key] = held = new
+        return held
 
 
-def _is_locked(file: int, folder: Path) -> bool:
-    """Lock an open file and write this process into it; return False on a disk that has no locks."""
+def _take(file: int, folder: Path) -> bool:
+    """Lock the open file and write this process into it; return False on a disk that has no locks."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

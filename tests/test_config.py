@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minicenternet import config
-from minicenternet.config import DataPrepareConfig, EvaluateConfig, TrainConfig
+from minicenternet.config import EvaluateConfig, TrainConfig
 from minicenternet.data.transforms import Augmentation
 from minicenternet.errors import InputError
 
@@ -87,12 +87,6 @@ def test_what_is_saved_comes_back(tmp_path_factory, learning_rate, drops, size, 
 def test_values_without_sense_are_refused(name, value):
     with pytest.raises(InputError, match=f"--{name.replace('_', '-')} is {value}, expected"):
         TrainConfig(**{name: value})
-
-
-@pytest.mark.parametrize("given", [{"subset": 0}, {"subset": -3}, {"seed": -1}])
-def test_subsets_without_sense_are_refused_before_anything_is_fetched(given):
-    with pytest.raises(InputError, match="is -?[013], expected"):
-        DataPrepareConfig(name="voc", folder="data", **given)
 
 
 @pytest.mark.parametrize("given", [{"shapes": 0}, {"seed": -1}])

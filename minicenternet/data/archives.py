@@ -28,10 +28,8 @@ from ..errors import InputError
 from .annotation import leaves_folder
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
-DAMAGED = (
-    *(zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error),
-    *(EOFError, NotImplementedError, RuntimeError),
-)
+OF_ARCHIVES = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error)
+DAMAGED = (*OF_ARCHIVES, EOFError, NotImplementedError, RuntimeError)  # what reading a damaged one may raise
 CHUNK = 2**20
 OTHERWISE = "name a folder or an archive that you have, or a mirror, by --source"
 

@@ -29,7 +29,7 @@ from ..files import lock, replacing
 from .archives import ARCHIVES, OTHERWISE, File, Stored, fault, fetch, folder_inside
 from .coco import Coco, read_json
 from .full import COCO_ANNOTATIONS, coco, voc
-from .subset import subset
+from .subset import check_subset, subset
 
 NAMES = ("coco-sample", "voc", "coco")
 
@@ -60,6 +60,7 @@ def prepare(
     in_the_way = next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None)
     if in_the_way:
         raise InputError(f"{in_the_way} is a file, and {folder} is to be a folder: name another one")
+    check_subset(count, seed)  # now, and not only after all was fetched
     if years is not None and name != "voc":
         raise InputError(f"--years is {' '.join(map(str, years))}, but {name} has no years: leave it out")
     if name == "voc":

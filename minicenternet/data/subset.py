@@ -26,6 +26,14 @@ from .coco import Coco, read_json
 SPLITS = ("train", "val")
 
 
+def check_subset(count: int | None, seed: int) -> None:
+    """Raise InputError for a count below 1 and a seed below 0."""
+    if count is not None and count < 1:
+        raise InputError(f"--subset is {count}, expected 1 or more images")
+    if seed < 0:
+        raise InputError(f"--seed is {seed}, expected 0 or more")
+
+
 def subset(folder: Path, count: int | None, classes: Sequence[str] = (), seed: int = 0) -> Path:
     """Make a subset in folder/subsets and return its folder: `count` images of each split, or all there are.
 
@@ -33,10 +41,7 @@ def subset(folder: Path, count: int | None, classes: Sequence[str] = (), seed: i
     An image is a hard link to the one in `folder`, where the disk allows none a copy.
     Raises InputError for a count below 1, a seed below 0, an unknown class, and a split that shows none of the classes.
     """
-    if count is not None and count < 1:
-        raise InputError(f"--subset is {count}, expected 1 or more images")
-    if seed < 0:
-        raise InputError(f"--seed is {seed}, expected 0 or more")
+    check_subset(count, seed)
     name = "-".join([str(count or "all"), *classes, f"seed{seed}"]).replace(" ", "_").replace("/", "_")
     for number, split in enumerate(SPLITS):
         found = sorted((folder / "annotations").glob(f"instances_{split}*.json"))

@@ -236,6 +236,7 @@ def _input_gradient(
 
 
 def _given(array: np.ndarray | None) -> list[np.ndarray]:
+    """Return the array in a list, an empty one without it: a loop over it does something or nothing."""
     return [] if array is None else [array]
 
 

@@ -42,9 +42,8 @@ def max_pool2d(x, *, size=3, stride=2, padding=1):
         inputs = slice(stride * start + shift, stride * (stop - 1) + shift + 1, stride)
         return slice(start - first, stop - first), inputs
 
-    columns_seen = [(v, *seen(v, 0, out_width, 0, width)) for v in range(size)]
-    # but for the taps that see the border only
-    columns_seen = [(v, columns, inputs) for v, columns, inputs in columns_seen if columns.stop]
+    of_each_tap = [(v, *seen(v, 0, out_width, 0, width)) for v in range(size)]
+    columns_seen = [(v, columns, inputs) for v, columns, inputs in of_each_tap if columns.stop]  # not the border alone
     y = empty((batch, out_height, out_width, channels), x.dtype)
 
     def forward(strip: Strip) -> None:

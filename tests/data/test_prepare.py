@@ -381,3 +381,12 @@ def test_what_is_no_source(files, tmp_path):
         prepare.prepare("kitti", tmp_path)
     with pytest.raises(InputError, match="--years is 2007, but coco-sample has no years"):
         prepare.prepare("coco-sample", tmp_path, years=[2007])
+
+
+@pytest.mark.parametrize("given", [{"subset": 0}, {"subset": -3}, {"seed": -1}])
+def test_subsets_without_sense_are_refused_before_anything_is_fetched(given, tmp_path, capsys):
+    ((option, value),) = given.items()
+    assert cli.main(["data", "prepare", "voc", str(tmp_path / "voc"), f"--{option}", str(value)]) == 2
+    said = capsys.readouterr()
+    assert f"--{option} is {value}, expected" in said.err and said.out == ""
+    assert not (tmp_path / "voc").exists()
