@@ -423,6 +423,7 @@ def test_what_belongs_to_data_that_moved_is_named_with_them(tmp_path):
 def test_a_run_that_has_ended_lets_others_write_to_its_folder(tmp_path):
     run = start(tmp_path / "run")
     assert run.lock is not None
+    assert start(tmp_path / "run").lock is run.lock  # of one that goes on, as soon as it looks at what is there
     run.train()
     assert run.lock is None
 
