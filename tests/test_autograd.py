@@ -539,6 +539,12 @@ def test_a_misspelt_attribute_raises():
         leaf(2).require_grad = False
 
 
+def test_a_leaf_may_be_gone_back_from():
+    x = Tensor(np.full(3, 2.0), requires_grad=True)
+    x.backward(np.arange(3.0))
+    assert x.grad.tolist() == [0, 1, 2]
+
+
 def test_a_leaf_is_ready_as_soon_as_all_its_uses_were_gone_through():
     went_through, ready = [], []
 

@@ -52,9 +52,19 @@ def test_where_fresh_memory_would_be_too_much_that_of_a_larger_array_is_taken():
     larger, other = empty((2 * SMALLEST,)), empty(LARGE)
     where = address(larger)
     del larger
-    assert address(empty((SMALLEST + 1,))) == where  # with fresh memory more would be held than was in use
+    smaller = empty((SMALLEST + 1,))  # with fresh memory more would be held than was in use
+    assert address(smaller) == where and given(smaller) == 8 * SMALLEST
+    del smaller
     assert address(empty((2 * SMALLEST,))) == where  # and it is as large as ever
     assert other.size and memory._held == 9 * SMALLEST
+
+
+def test_fresh_memory_is_taken_as_long_as_it_is_not_too_much():
+    three = [empty((SMALLEST,)) for _ in range(3)]
+    del three
+    larger = empty((9 * SMALLEST // 4,))  # for which all three had to go
+    del larger
+    assert given(empty((3 * SMALLEST // 4,))) == 3 * SMALLEST and memory._held == 12 * SMALLEST
 
 
 def test_memory_that_is_much_too_large_is_given_back_instead():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 
+import numpy as np
 import pytest
 
 from minicenternet import CenterNet
@@ -40,3 +42,20 @@ def test_the_card_says_what_the_file_says():
     assert f"| 0 | {metrics['ap']:.3f} | {metrics['ap50']:.3f} |" in card
     assert f"{sum(array.size for array in arrays.values()):,} numbers" in card
     assert ", ".join(json.loads(metadata["class_names"])) in card
+
+
+def test_the_card_adds_up():
+    """Its means and spreads are those of its rows, its steps those of its command, its size the file's."""
+    card = SHAPES.with_suffix(".md").read_text(encoding="utf-8")
+    rows = np.array(re.findall(r"^\| (\d) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", card, re.MULTILINE), float)
+    assert rows[:, 0].tolist() == [0, 1, 2]
+    means, spreads = rows[:, 1:].mean(0), rows[:, 1:].std(0, ddof=1)
+    figures = " | ".join(f"{mean:.3f} ± {spread:.3f}" for mean, spread in zip(means, spreads, strict=True))
+    assert f"| mean ± standard deviation | {figures} |" in card
+    images, epochs, batch, seed = (
+        int(re.search(rf"minicenternet train .*--{option} (\d+)", card)[1])
+        for option in ("shapes", "epochs", "batch-size", "seed")
+    )
+    assert f"| steps | {images * epochs // batch} of {batch} images ({epochs} epochs)" in card
+    assert f"| data | `Shapes`, generated: {images} images of 128 × 128 pixels, seed {seed};" in card
+    assert f"| seed | {seed};" in card and f", {SHAPES.stat().st_size / 1000:.0f} kB |" in card

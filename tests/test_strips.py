@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from minicenternet import strips as module
+from minicenternet import threads
 from minicenternet.strips import cut, room, row_blocks, run, strided, strips
 
 X = np.random.default_rng(0).random((3, 5, 6, 2), np.float32)
@@ -87,6 +88,28 @@ def test_several_threads_share_the_jobs(use_threads):
     use_threads(3)
     barrier = threading.Barrier(3, timeout=60)
     run([lambda scratch: barrier.wait()] * 3)
+
+
+def test_threads_that_run_jobs_at_once_have_scratch_of_their_own(use_threads):
+    use_threads(3)
+    barrier, seen = threading.Barrier(3, timeout=60), []
+
+    def job(scratch):
+        array = room(scratch, "pixels", (2, 3), np.float32)
+        barrier.wait()  # so that three threads are here, each with its array
+        seen.append(array)
+
+    run([job] * 6)
+    assert len({array.__array_interface__["data"][0] for array in seen}) == 3
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_products_in_jobs_use_one_thread_each(shared):
+    for library in threads._blas_libraries():
+        library.set_num_threads(2)
+    seen = []
+    run([lambda scratch: seen.append([library.num_threads for library in threads._blas_libraries()])] * 2, shared)
+    assert all(count == 1 for counts in seen for count in counts)
 
 
 @pytest.mark.parametrize("jobs", [1, 2])

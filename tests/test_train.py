@@ -423,8 +423,18 @@ def test_what_belongs_to_data_that_moved_is_named_with_them(tmp_path):
 def test_a_run_that_has_ended_lets_others_write_to_its_folder(tmp_path):
     run = start(tmp_path / "run")
     assert run.lock is not None
+    assert start(tmp_path / "run").lock is run.lock  # of one that goes on, as soon as it looks at what is there
     run.train()
     assert run.lock is None
+
+
+def test_a_run_that_trains_again_has_its_lock_again(tmp_path, monkeypatch):
+    run, held = start(tmp_path / "run"), []
+    step = run.step
+    monkeypatch.setattr(run, "step", lambda batch: held.append(run.lock) or step(batch))
+    run.lock = None  # as an interrupted training leaves it
+    run.train()
+    assert held and None not in held
 
 
 def test_nan_at_the_end_of_an_epoch_does_not_replace_good_weights(tmp_path):

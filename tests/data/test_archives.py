@@ -206,6 +206,20 @@ def test_a_damaged_compressed_archive_is_no_fault_of_the_disk(tmp_path):
         Stored(tmp_path / "archive.tar.gz")
 
 
+def test_a_copy_ends_where_it_is_too_long(tmp_path, monkeypatch):
+    monkeypatch.setattr(archives, "CHUNK", 10)
+    for length, copied in ((1000, 30), (30, 30), (25, 25)):
+        assert archives._copy(io.BytesIO(bytes(length)), tmp_path / "copy", 25) == copied
+        assert (tmp_path / "copy").stat().st_size == copied
+
+
+def test_damage_that_is_met_while_copying_is_no_fault_of_the_disk(tmp_path):
+    content = bytearray(gzip.compress(b"a") + gzip.compress(b"b"))
+    content[len(gzip.compress(b"a"))] = 0  # where the second begins
+    with pytest.raises(gzip.BadGzipFile):
+        archives._copy(gzip.open(io.BytesIO(bytes(content))), tmp_path / "copy", 100)
+
+
 @pytest.mark.parametrize("pack", [zipped, tarred])
 def test_damaged_archives(tmp_path, pack):
     archive = pack(tmp_path / "archive", CONTENT)

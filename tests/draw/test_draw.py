@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 import sys
 import types
 
@@ -87,6 +88,26 @@ def test_the_best_box_is_on_top():
 
 def test_classes_look_different():
     assert len({look.style(label) for label in range(28)}) == 28
+
+
+COLOUR_BLIND = {  # linear red, green and blue as seen without red and without green cones (Machado et al. 2009)
+    "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("eyes", COLOUR_BLIND)
+@pytest.mark.parametrize("colours", [look.PALETTE, look.COLOURS])
+def test_colours_differ_for_the_colour_blind(colours, eyes):
+    """By 12 in CIELAB; of matplotlib's usual colours some differ by less than 8."""
+    srgb = np.array([[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in colours]) / 255
+    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+    seen = np.clip(linear @ np.transpose(COLOUR_BLIND[eyes]), 0, 1)
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    xyz = seen @ to_xyz.T / (0.9505, 1, 1.089)
+    x, y, z = np.where(xyz > 216 / 24389, np.cbrt(xyz), (24389 / 27 * xyz + 16) / 116).T
+    lab = np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=1)
+    assert min(np.linalg.norm(one - other) for one, other in itertools.combinations(lab, 2)) > 12
 
 
 @pytest.mark.parametrize("names", [None, ["$x_1", "$\\frac{$", "a_b^c"]])

@@ -99,6 +99,19 @@ def test_strips_equal_the_definition(name, strip_bytes, monkeypatch):
     )
 
 
+def test_a_weight_gradient_of_more_strips_than_partial_sums(monkeypatch, use_convolution):
+    monkeypatch.setattr(module, "STRIP_BYTES", 1)  # strips have 1024 pixels at least
+    use_convolution("direct")
+    x, weight, _, options = make((1, 2), size=(200, 61), channels=1, outputs=2, batch=2)
+    geometry, dy = geometry_of(**options), np.random.default_rng(1).standard_normal((2, 200, 60, 2))
+    assert len(dy[..., 0].ravel()) > 2 * 1024 * module.WEIGHT_PARTS
+    np.testing.assert_allclose(
+        module.weight_gradient(x, dy, weight.shape[2:], geometry),
+        module.reference_weight_gradient(x, dy, weight.shape[2:], geometry),
+        atol=1e-10,
+    )
+
+
 ADJOINT_CASES = [
     (kernel, stride, padding, dilation, groups)
     for kernel, stride, padding, dilation, groups in itertools.product(
@@ -238,6 +251,23 @@ def test_winograd_in_many_strips(monkeypatch, use_convolution):
         results.append([y, *backward(np.cos(y))])
     for direct, fast in zip(*results, strict=True):
         np.testing.assert_allclose(fast, direct, rtol=0, atol=1e-12 * np.abs(direct).max())
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (4, 2)])
+def test_winograd_of_few_tiles_and_many_channels(kernel, stride, monkeypatch, use_convolution):
+    """Kernels that are transformed in several blocks, and half of whose outputs each thread makes."""
+    monkeypatch.setattr(winograd, "BLOCK", 7)
+    monkeypatch.setattr(winograd, "LARGE_KERNEL", 1)
+    x, weight, bias, options = make((kernel, kernel), channels=6, outputs=9, stride=stride, padding=1)
+    use_convolution("winograd")
+    y, backward = conv2d.raw(x, weight, bias, **options)
+    np.testing.assert_allclose(y, naive.conv2d(x, weight, bias, **options), atol=1e-12 * np.abs(y).max())
+    dy, geometry = np.cos(np.arange(y.size)).reshape(y.shape), geometry_of(**options)
+    dx, dweight, _ = backward(dy)
+    wanted_dx = module.reference_input_gradient(dy, weight, x.shape[1:3], geometry)
+    wanted_dweight = module.reference_weight_gradient(x, dy, weight.shape[2:], geometry)
+    np.testing.assert_allclose(dx, wanted_dx, rtol=0, atol=1e-12 * np.abs(wanted_dx).max())
+    np.testing.assert_allclose(dweight, wanted_dweight, rtol=0, atol=1e-12 * np.abs(wanted_dweight).max())
 
 
 @pytest.mark.parametrize("taps", [2, 3])

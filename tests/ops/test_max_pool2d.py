@@ -17,6 +17,7 @@ CASES = [
     ((1, 1, 1, 3), dict(size=3, stride=2, padding=1)),
     ((1, 1, 1, 3), dict(size=1, stride=1, padding=0)),
     ((1, 5, 1, 3), dict(size=3, stride=1, padding=1)),
+    ((1, 3, 2, 2), dict(size=7, stride=1, padding=3)),  # whose outermost taps see nothing but the border
 ]
 
 

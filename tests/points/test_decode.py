@@ -144,6 +144,13 @@ def test_best_peaks_of_logits(shape, dtype):
             assert_is_the_definition(probability(logits), k)
 
 
+def test_best_peaks_where_rounding_keeps_no_order():
+    """A hundred peaks so close to each other that a score's last digits decide which are the best."""
+    heatmap = np.zeros((1, 40, 40, 1))
+    heatmap[0, ::4, ::4, 0] = 0.5 + 1e-9 * np.random.default_rng(0).permutation(100).reshape(10, 10)
+    assert_is_the_definition(heatmap, 5, score=lambda numbers: numbers * (1 + 2e-7 * np.sin(1e9 * numbers)))
+
+
 def test_best_peaks_on_three_threads(use_threads):
     heatmap = np.random.default_rng(0).uniform(size=(5, 32, 32, 20)).astype(np.float32)
     use_threads(3)
