@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from made_up_coco import write_coco
@@ -60,11 +64,37 @@ def test_stages_that_are_not_there_take_none():
     assert {stage for stage, seconds in stages.items() if seconds > 0} == {"copy", "the rest"}
 
 
+def test_reading_is_taken_off_decoding_and_the_stages_add_up(monkeypatch):
+    loader = Loader(TinyData(9), example, 4)
+    taken = {Path.read_bytes: 4.0, bench_loader.read_reduced: 12.0, bench_loader.warp: 2.0, loader.batches.fill: 20.0}
+
+    class Profile:
+        def __init__(self, builtins):
+            self.runcall = lambda function, *arguments: function(*arguments)
+
+        def getstats(self):
+            return [SimpleNamespace(code=of.__code__, totaltime=seconds) for of, seconds in taken.items()]
+
+    monkeypatch.setattr(bench_loader, "cProfile", SimpleNamespace(Profile=Profile))
+    stages, images = stage_seconds(loader, 1e-9)
+    assert images == 4 and {name: seconds for name, seconds in stages.items() if seconds} == {
+        "read": 1.0, "decode": 2.0, "warp": 0.5, "the rest": 1.5,
+    }  # fmt: skip
+
+
 def test_images_are_counted_once_the_workers_have_begun(monkeypatch):
     times = iter([100.0, 101.0, 103.0, 106.0, 106.0])  # at the start, after each batch, and for the rate
     monkeypatch.setattr(bench_loader.time, "perf_counter", lambda: next(times))
     loader = Loader(TinyData(9), example, 4)
     assert images_per_second(loader, 0, 5) == (9 / 6, 9)  # three batches, the last of one image
+
+
+def test_what_workers_prepared_while_they_began_does_not_count(monkeypatch):
+    times = iter([100.0, 101.0, 104.0, 104.0])  # at the start, after each batch, and for the rate
+    batches = ({"dataset_index": range(images)} for images in itertools.count())
+    monkeypatch.setattr(bench_loader.time, "perf_counter", lambda: next(times))
+    monkeypatch.setattr(bench_loader, "_batches", lambda loader, workers: batches)
+    assert images_per_second(Loader(TinyData(9), example, 4), 2, 3) == (9 / 4, 9)  # those of 4 and of 5, not 0 to 3
 
 
 def test_what_is_measured_is_a_training_run(photographs, monkeypatch):

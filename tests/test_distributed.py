@@ -267,8 +267,14 @@ def test_without_a_launcher_a_rank_is_alone(monkeypatch):
     assert world.gather(b"here") == [b"here"] and world.share("text") == "text" and world.apart() is world
 
 
-def test_several_ranks_without_mpi4py_are_told_what_to_install(monkeypatch):
-    monkeypatch.setenv("PMI_SIZE", "2")
+LAUNCHERS = ("PMI_SIZE", "PMIX_RANK", "OMPI_COMM_WORLD_SIZE")  # MPICH and Slurm's pmi2, PMIx (Slurm too), Open MPI
+
+
+@pytest.mark.parametrize("variable", LAUNCHERS)
+def test_several_ranks_without_mpi4py_are_told_what_to_install(monkeypatch, variable):
+    for name in LAUNCHERS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, "2")
     monkeypatch.setitem(__import__("sys").modules, "mpi4py", None)
     with pytest.raises(InputError, match=r'pip install "minicenternet\[distributed\]"'):
         join()

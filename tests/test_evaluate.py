@@ -197,6 +197,9 @@ def test_referee():
     assert evaluation.difference("pycocotools") < 1e-6
     assert "pycocotools agrees: the largest difference is" in evaluation.text()
     wrong = replace(evaluation, referees={"pycocotools": replace(evaluation.referees["pycocotools"], ar_10=0.123)})
+    ours = evaluation.result
+    near = replace(evaluation, referees={"pycocotools": replace(ours, ar_10=ours.ar_10 + 2e-6)})
+    assert "pycocotools DISAGREES" in near.text()
     assert "pycocotools DISAGREES" in wrong.text() and wrong.metrics()["difference_from_pycocotools"] > 0.1
 
 

@@ -321,6 +321,9 @@ def test_seconds_of_each_stage():
     list(predictor.stream([paint(128, 128, OBJECTS)]))
     assert list(predictor.seconds) == ["load", "prepare", "network", "decode", "merge"]
     assert all(seconds >= 0 for seconds in predictor.seconds.values())
+    before = dict(predictor.seconds)
+    list(predictor.stream([paint(128, 128, OBJECTS)]))
+    assert all(predictor.seconds[stage] > seconds for stage, seconds in before.items())  # they add up
 
 
 def test_min_score_and_k():

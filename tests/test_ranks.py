@@ -69,8 +69,9 @@ def alone(tmp_path_factory):
     return folder
 
 
-def test_two_ranks_train_as_one_process_does(alone, tmp_path):
-    printed = run(2, *OPTIONS, "--epochs", "5", "--output", str(tmp_path / "run"))
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ranks_train_as_one_process_does(alone, tmp_path, ranks):
+    printed = run(ranks, *OPTIONS, "--epochs", "5", "--output", str(tmp_path / "run"))
     assert_same(weights(tmp_path / "run"), weights(alone))
     assert printed.count("epoch 5/5") == 1  # one rank speaks
     ours, theirs = ((folder / "metrics.csv").read_text().splitlines() for folder in (tmp_path / "run", alone))

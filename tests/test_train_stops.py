@@ -257,6 +257,23 @@ def test_ranks_with_averaged_weights_stop_together_and_go_on_exactly(tmp_path, m
     assert_same_run(broken, whole)
 
 
+def test_the_first_rank_alone_writes(tmp_path, monkeypatch):
+    """Every file of a run is renamed to its place: by whom?"""
+    writers, replace = set(), os.replace
+
+    def noted(file, place):
+        writers.add(threading.current_thread().name)
+        replace(file, place)
+
+    def trained(world):
+        threading.current_thread().name = f"rank {world.rank}"
+        start(tmp_path, world, epochs=1, save_every=1e-9).train()
+
+    monkeypatch.setattr(os, "replace", noted)
+    in_ranks(2, trained)
+    assert writers == {"rank 0"} and [path.name for path in checkpoints(tmp_path)] == ["epoch-0001"]
+
+
 def unfolded(method):
     """A method whose network's fold() is itself, so that its running statistics can be looked at."""
 

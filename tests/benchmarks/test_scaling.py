@@ -1,6 +1,7 @@
 import importlib.util
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -39,3 +40,47 @@ def test_a_trainer_knows_when_its_buckets_are_ready(scaling, monkeypatch):
     assert len(step.ready) == len(step.bucket_bytes) >= 1
     assert list(step.ready) == sorted(step.ready) and step.ready[-1] <= step.backward_end <= step.end
     assert sum(step.bucket_bytes) > 500_000  # all parameters of the small network, 4 bytes each
+
+
+def test_the_wire_is_found_from_what_sums_take(scaling, monkeypatch):
+    clock, true = [0.0], scaling.Wire(bandwidth=2e9, latency=3e-4)
+
+    class Three(scaling.World):
+        size = 3
+
+        def sum(self, array):
+            clock[0] += true.seconds(array.nbytes, self.size)
+            return array
+
+    monkeypatch.setattr(scaling, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    found = scaling.wire_of(Three())
+    assert found.bandwidth == pytest.approx(true.bandwidth, rel=1e-5)
+    assert found.latency == pytest.approx(true.latency, rel=1e-5)
+
+
+def test_the_table_of_what_was_measured(scaling, capsys):
+    step = {"ready": [1.0], "bucket_bytes": [10], "backward_end": 2.0, "end": 3.0}
+    one = {"ranks": 1, "silent": 3.0, "talking": 3.3, "ratios": [1.1], "step": step, "wire": None}
+    wire = {"bandwidth": 2.0, "latency": 0.5}  # six seconds for the bucket on two ranks
+    two = {"ranks": 2, "silent": 4.5, "talking": 10.5, "ratios": [2.0, 2.2, 9.0], "step": step, "wire": wire}
+    scaling.print_measured([one, two])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines if line.split()[:1] in (["1"], ["2"])] == [
+        ["1", "3000.0", "3300.0", "1.100", "times", "3000.0", "1.10"],
+        ["2", "4500.0", "10500.0", "2.200", "times", "9000.0", "1.17"],  # 1.5 until it is ready, 6, and 1.5 behind
+    ]
+
+
+def test_the_table_up_to_64_gpus(scaling, monkeypatch, capsys):
+    """One bucket of 4 MiB, ready after 97 of 100 ms: by hand, eight GPUs on the fast wire, more on the slow one."""
+    words = "--predict-only --step-ms 100 --images 10 --parameters 1048576 --nvlink 1 --network 0.1 --price 2"
+    monkeypatch.setattr(sys, "argv", ["scaling.py", *words.split()])
+    scaling.main()
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[-7:]]
+    assert [int(row[0]) for row in rows] == [1, 2, 4, 8, 16, 32, 64]
+    for gpus, bandwidth, latency in ((8, 1e9, 5e-6), (16, 1e8, 15e-6), (64, 1e8, 15e-6)):
+        taken = 0.1 + 2 * (gpus - 1) / gpus * 2**22 / bandwidth + 2 * (gpus - 1) * latency
+        hours = 118_287 * taken / (10 * gpus) / 3600
+        expected = [f"{1e3 * taken:.1f}", f"{10 * gpus / taken:.0f}", f"{0.1 / taken:.0%}", f"{hours:.3f}"]
+        assert next(row for row in rows if row[0] == str(gpus))[1:] == [*expected, f"{hours * gpus * 2:.2f}"]
+    assert rows[0][1:4] == ["100.0", "100", "100%"]

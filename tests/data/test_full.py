@@ -399,3 +399,8 @@ def test_the_real_voc_sample(shared_data, tmp_path, monkeypatch):
         np.testing.assert_array_equal(ours.difficult, theirs.difficult)
         small = open_dataset(tmp_path / "voc/subsets/5-seed0", split=split)
         assert len(small) == min(5, len(theirs)) and small[0].image.ndim == 3
+
+
+def test_years_of_the_command_line(voc, tmp_path):
+    assert cli.main(["data", "prepare", "voc", str(tmp_path), "--years", "2007"]) == 0
+    assert sorted(open_dataset(tmp_path).image_ids) == [5, 7] and len(voc.answers) == 2

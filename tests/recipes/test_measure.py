@@ -55,6 +55,16 @@ def test_steps_on_the_cpu(small, monkeypatch):
     assert measure.measure([recipe], "cpu", size=64, batch_size=1, say=said.append)[recipe.name][2:4] == (64, 1)
 
 
+def test_twenty_steps_are_timed_after_two_to_warm_up(monkeypatch):
+    taken = [1000, 1000, *range(1, 21)]
+    times = itertools.accumulate(itertools.chain.from_iterable((0, seconds) for seconds in taken))
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: next(times))
+    monkeypatch.setattr(measure, "training_peak", lambda *_, **__: 1000)
+    recipe = RECIPE._replace(options=RECIPE.options | {"backbone": "small"})
+    found = measure.measure([recipe], "cpu", size=32, say=lambda line: None)[recipe.name]
+    assert found.seconds == 10.5 and next(times, None) is None  # the median of 1 to 20, and no step more
+
+
 def test_memory_grows_as_predicted(small):
     """Two images of 64 pixels tell what eight take at least."""
     recipe = small(RECIPE)
