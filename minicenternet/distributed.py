@@ -18,6 +18,7 @@ import os
 import socket
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -168,6 +169,13 @@ def join() -> World:
     Raises InputError when mpi4py is not installed, and for an MPI that cannot do what is needed.
     """
     if not any(name in os.environ for name in LAUNCHED):
+        tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+        if tasks != "1":
+            warnings.warn(
+                f"srun started {tasks} processes that do not know of each other: each trains a network of its own. For "
+                "one of all, give srun --mpi=pmix, or another kind that srun --mpi=list names",
+                stacklevel=2,
+            )
         return World()
     try:
         from mpi4py import MPI

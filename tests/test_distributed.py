@@ -259,7 +259,7 @@ def test_without_synchronised_batch_norm_ranks_agree_on_weights_but_not_with_one
 
 
 def test_without_a_launcher_a_rank_is_alone(monkeypatch):
-    for name in ("PMI_SIZE", "PMIX_RANK", "OMPI_COMM_WORLD_SIZE"):
+    for name in (*LAUNCHERS, "SLURM_STEP_NUM_TASKS"):
         monkeypatch.delenv(name, raising=False)
     world = join()
     assert (world.rank, world.size, world.local_rank) == (0, 1, 0)
@@ -268,6 +268,14 @@ def test_without_a_launcher_a_rank_is_alone(monkeypatch):
 
 
 LAUNCHERS = ("PMI_SIZE", "PMIX_RANK", "OMPI_COMM_WORLD_SIZE")  # MPICH and Slurm's pmi2, PMIx (Slurm too), Open MPI
+
+
+def test_processes_of_srun_that_do_not_know_of_each_other_are_warned_of(monkeypatch):
+    for name in LAUNCHERS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")
+    with pytest.warns(UserWarning, match=r"srun started 8 processes .* give srun --mpi=pmix"):
+        assert join().size == 1
 
 
 @pytest.mark.parametrize("variable", LAUNCHERS)

@@ -1,5 +1,7 @@
 """Batches reach the GPU whole, in order, one ahead."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -61,3 +63,17 @@ def test_pinned_memory_is_not_written_before_its_copy_is_done(cupy):
     assert len(stream.pending) == 1
     slot.upload({"x": np.ones(1)}, stream)
     assert stream.done == 1 and slot.on_gpu["x"].get() == 0
+
+
+def test_a_copy_waits_until_its_place_on_the_gpu_is_free(cupy):
+    """In the order of the two queues: the batch before is computed with, "free" is recorded, then comes the copy."""
+    slot, noted = staging._Slot({"x": np.zeros(1)}), []
+    slot.free = SimpleNamespace(record=lambda stream: noted.append("free"))
+    slot.on_gpu = {"x": SimpleNamespace(set=lambda array, stream: noted.append("copy"))}
+    copies = SimpleNamespace(wait_event=lambda event: noted.append("wait" if event is slot.free else "another event"))
+    slot.arrived = SimpleNamespace(synchronize=lambda: None, record=lambda stream: None)
+    slot.upload({"x": np.zeros(1)}, copies)
+    slot.current_stream = lambda: SimpleNamespace(wait_event=lambda event: None)
+    for _ in slot.use():
+        noted.append("compute")
+    assert noted == ["wait", "copy", "compute", "free"]

@@ -348,7 +348,7 @@ def test_a_mirror(voc, tmp_path, flat):
 def test_a_disk_that_is_too_small(tmp_path, monkeypatch):
     monkeypatch.setattr(full.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 4_000_000_000}))
     with pytest.raises(InputError, match=r"has 4.00 GB free, and 4.91 GB more are needed"):
-        make("voc", tmp_path)
+        make("voc", tmp_path, "http://127.0.0.1:9")  # nobody answers there, and nobody is asked
 
 
 # ---- COCO ------------------------------------------------------------------------------------------------------------

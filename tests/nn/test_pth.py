@@ -7,6 +7,7 @@ import pickle
 import struct
 import tracemalloc
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pth_files as pth
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minicenternet.errors import InputError
-from minicenternet.nn.pth import MAX_INSTRUCTIONS, MAX_PROGRAM, load_pth
+from minicenternet.nn.pth import MAX_INSTRUCTIONS, MAX_PROGRAM, _damage_reported, load_pth
 from minicenternet.nn.weights import load_weights
 
 RNG = np.random.default_rng(0)
@@ -410,6 +411,12 @@ def test_a_bare_pickle_is_refused(tmp_path, canary):
 def test_other_files_are_refused(tmp_path, content):
     with pytest.raises(InputError, match=r"net\.pth is damaged or no \.pth file"):
         load(tmp_path, content)
+
+
+def test_bytes_of_a_file_in_a_message_are_printable():
+    with pytest.raises(InputError) as caught, _damage_reported(Path("net.pth")):
+        raise ValueError("no storage 'a\x07\nb\ufffe'")
+    assert r"no storage 'a\x07\nb\ufffe'" in str(caught.value)
 
 
 # ---- hostile archives and legacy files -------------------------------------------------------------------------------
