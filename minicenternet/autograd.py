@@ -188,7 +188,7 @@ def _sum(a: Array, b: Array, into_first: bool) -> Array:
     if get_xp(a) is not np or a.nbytes < SMALLEST or not (a.flags.c_contiguous and b.flags.c_contiguous):
         return a + b
     total = a if into_first else empty(a.shape, a.dtype)
-    blocks = zip(*(row_blocks(array.reshape(-1, 1, 1)) for array in (a, b, total)), strict=True)
+    blocks = zip(*(row_blocks(array.reshape(-1, 1)) for array in (a, b, total)), strict=True)
     parallel_for(lambda block: np.add(block[0], block[1], out=block[2]), blocks)
     return total
 

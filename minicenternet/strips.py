@@ -1,7 +1,8 @@
 """How maps are cut into pieces that stay in a core's cache, for the threads to share.
 
     strips(shape, pixel_bytes)     (images, first row, last row): pieces whose work fits the cache
-    row_blocks(x)                  the same array as blocks of whole rows, for point-wise work
+    row_blocks(x)                  the same array as blocks of long rows, for point-wise work
+    as_row(vector, x)              a vector per channel, repeated to such a row
     cut(images, ...)               a piece of a map, with the border that a window needs
     strided(array, ...)            the windows of a piece: overlapping views, without a copy
     run(jobs), room(scratch, ...)  the jobs on all threads, with scratch arrays that one job leaves to the next
@@ -27,6 +28,7 @@ from .memory import empty
 from .threads import one_blas_thread, parallel_for, per_thread
 
 BLOCK = 1 << 18  # numbers in a block of point-wise work with several temporaries, which stay in the caches
+ROW = 1 << 14  # numbers in a row of a block, see row_blocks
 ROWS_BLOCK = 1 << 19  # numbers in a block of rows: few temporaries, and so long that threads rarely meet in Python
 Strip = tuple[slice, int, int]  # images, first row, last row
 
@@ -51,10 +53,31 @@ def strips(shape: tuple[int, ...], pixel_bytes: int, strip_bytes: int, at_least:
 
 
 def row_blocks(x: np.ndarray) -> list[np.ndarray]:
-    """Cut x (..., W, C) into views (rows, W*C) of about ROWS_BLOCK numbers."""
-    rows = x.reshape(-1, x.shape[-1] * x.shape[-2])
-    step = max(1, ROWS_BLOCK // max(1, rows.shape[1]))
-    return [rows[i : i + step] for i in range(0, len(rows), step)]
+    """Cut x (..., C) into views (rows, n) of whole pixels, about ROWS_BLOCK numbers each; a short row may come last.
+
+    n is about ROW, more than a first cache holds: an operand of 1024 to 4096 numbers that is the same for every row
+    makes NumPy's loops up to ten times slower on some processors (AMD Zen 3), depending on where in memory it lies; of
+    ROW numbers it costs what any other array does.
+    """
+    channels, flat = x.shape[-1], x.reshape(-1)
+    n = channels * _pixels_of_row(channels)
+    end, step = flat.size // n * n, max(1, ROWS_BLOCK // n)
+    rows, rest = flat[:end].reshape(-1, n), flat[end:]
+    blocks = [rows[i : i + step] for i in range(0, len(rows), step)]
+    return [*blocks, rest[None]] if rest.size else blocks
+
+
+def as_row(vector: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Return vector (C,) repeated to the length of x's longest row: a block needs its first block.shape[1] numbers."""
+    repeat = min(x.size // max(1, len(vector)), _pixels_of_row(len(vector)))
+    row = np.empty((repeat, len(vector)), x.dtype)
+    row[...] = vector
+    return row.reshape(-1)
+
+
+def _pixels_of_row(channels: int) -> int:
+    """Return a power of two, so that many pixels are a multiple of it."""
+    return 1 << max(0, (ROW // max(1, channels)).bit_length() - 1)
 
 
 def cut(images: Array, top: int, left: int, height: int, width: int, border: float = 0) -> Array:

@@ -8,7 +8,7 @@ import pytest
 
 from minicenternet import strips as module
 from minicenternet import threads
-from minicenternet.strips import cut, room, row_blocks, run, strided, strips
+from minicenternet.strips import as_row, cut, room, row_blocks, run, strided, strips
 
 X = np.random.default_rng(0).random((3, 5, 6, 2), np.float32)
 
@@ -30,12 +30,23 @@ def test_small_maps_are_shared_unless_all_fit_one_strip():
     assert strips((8, 2, 5), 4, 7 * 2 * 5 * 4) == [(slice(b, b + 2), 0, 2) for b in (0, 2, 4, 6)]
 
 
-@pytest.mark.parametrize("numbers", [1, 24, 50, 1000])
-def test_row_blocks_are_the_array(numbers, monkeypatch):
-    monkeypatch.setattr(module, "ROWS_BLOCK", numbers)
+@pytest.mark.parametrize("row, pixels", [(1, 1), (3, 1), (4, 2), (16, 8), (100, 32), (1000, 256)])
+@pytest.mark.parametrize("block", [1, 24, 50, 1000])
+def test_row_blocks_are_the_array(row, pixels, block, monkeypatch):
+    """90 pixels of two channels: rows of a power of two of them, and what is left in a shorter row at the end."""
+    monkeypatch.setattr(module, "ROW", row)
+    monkeypatch.setattr(module, "ROWS_BLOCK", block)
     blocks = row_blocks(X)
-    assert np.array_equal(np.concatenate(blocks), X.reshape(15, 12))
-    assert all(np.shares_memory(block, X) and block.size <= max(numbers, 12) for block in blocks)
+    assert np.array_equal(np.concatenate([part.reshape(-1) for part in blocks]), X.reshape(-1))
+    assert all(np.shares_memory(part, X) and part.size <= max(block, 2 * pixels) for part in blocks)
+    assert {part.shape[1] for part in blocks[: 90 // pixels]} <= {2 * pixels, 2 * (90 % pixels)}
+    vector = as_row(np.array([3, 5]), X)
+    assert vector.dtype == X.dtype and vector.tolist() == [3, 5] * min(pixels, 90)
+    assert all(part.shape[1] <= len(vector) for part in blocks)
+
+
+def test_nothing_has_no_blocks():
+    assert row_blocks(np.empty((0, 5, 6, 2))) == [] and as_row(np.zeros(2), np.empty((0, 5, 6, 2))).size == 0
 
 
 @pytest.mark.parametrize("top, left", [*itertools.product((-7, -2, 0, 3, 6), (-7, -1, 0, 2, 6))])

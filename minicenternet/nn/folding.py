@@ -14,7 +14,7 @@ import numpy as np
 
 from ..autograd import Tensor, differentiable
 from ..backend import Array, get_xp
-from ..strips import row_blocks
+from ..strips import as_row, row_blocks
 from ..threads import parallel_for
 from .layers import BatchNorm2d, Conv2d, ConvTranspose2d, DeformConv2d, Identity
 from .module import Module, Parameter, tensors, watching
@@ -56,11 +56,14 @@ def _add_relu(y: Array, residual: Array | None, relu: bool, zero: Array | float 
 
 
 def _add_relu_in_blocks(y: np.ndarray, residual: np.ndarray | None, relu: bool) -> None:
-    row = y.shape[-2] * y.shape[-1]
-    zeros = np.zeros(row, y.dtype)  # a row of zeros is compared faster than the number 0
     blocks = row_blocks(y)
     residuals = [None] * len(blocks) if residual is None else row_blocks(residual)
-    parallel_for(lambda job: _add_relu(*job, relu, zeros), zip(blocks, residuals, strict=True))
+    zeros = as_row(np.zeros(y.shape[-1]), y)  # a row of zeros is compared faster than the number 0
+
+    def block(job: tuple[np.ndarray, np.ndarray | None]) -> None:
+        _add_relu(*job, relu, zeros[: job[0].shape[1]])
+
+    parallel_for(block, zip(blocks, residuals, strict=True))
 
 
 def fold(module: Module, *inputs: Array) -> None:

@@ -17,17 +17,19 @@ anything is multiplied, so that it cannot cancel σ.
 from __future__ import annotations
 
 import functools
+import math
 
 import numpy as np
 
 from ..autograd import differentiable
 from ..backend import get_xp
 from ..memory import empty
-from ..strips import row_blocks
+from ..strips import as_row, row_blocks
 from ..threads import parallel_for
 from . import batch_norm_cuda
 
 CANCELS = 16  # μ²/σ² above which μ is subtracted first; below it, rounding costs at most 4 bits
+SUMMED = 1 << 10  # numbers of a row whose columns are added up
 
 
 @differentiable
@@ -116,7 +118,7 @@ def statistics(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         of_mean = count * means[i] ** 2
         squares[i] = of_squares - of_mean
         if (CANCELS * squares[i] < of_mean).any():
-            centred = np.subtract(block, _tile(means[i], x), out=empty(block.shape, x.dtype))
+            centred = np.subtract(block, as_row(means[i], block), out=empty(block.shape, x.dtype))
             squares[i] = _sums(centred, centred, channels)[1]
 
     parallel_for(measure, range(len(blocks)))
@@ -139,11 +141,13 @@ def _of_all_ranks(count: int, mean: np.ndarray, variance: np.ndarray, world) -> 
 
 
 def _sums(a: np.ndarray, b: np.ndarray, channels: int) -> np.ndarray:
-    """Return the sums of a and of a * b over all pixels of two blocks (rows, W*C), (2, C).
+    """Return the sums of a and of a * b over all pixels of two blocks, (2, C).
 
     By matrix products with ones, several times faster than .sum, and without an array for a * b.
     """
-    rows = np.empty((2, a.shape[1]), np.result_type(a, b))
+    columns = channels * math.gcd(a.size // channels, max(1, SUMMED // channels))
+    a, b = a.reshape(-1, columns), b.reshape(-1, columns)
+    rows = np.empty((2, columns), np.result_type(a, b))
     np.matmul(_ones(len(a), a.dtype), a, out=rows[0])
     np.einsum("rk,rk->k", a, b, out=rows[1])
     pixels = rows.reshape(2, -1, channels)
@@ -167,20 +171,21 @@ def _normalise(
 ) -> np.ndarray:
     """Return (x - origin) * scale + shift, plus residual, through ReLU."""
     y = empty(x.shape, x.dtype)
-    scale, shift, *origins = (_tile(vector, x) for vector in (scale, shift, *_given(origin)))
+    scale, shift, *origins = (as_row(vector, x) for vector in (scale, shift, *_given(origin)))
     zeros = np.zeros(scale.shape, x.dtype)  # twice as fast to compare with as the number 0
     blocks = [row_blocks(array) for array in (x, y, *_given(residual))]
 
     def normalise(job: tuple[np.ndarray, ...]) -> None:
         x, y, *added = job
+        n = y.shape[1]
         for row in origins:
-            x = np.subtract(x, row, out=y)
-        np.multiply(x, scale, out=y)
-        np.add(y, shift, out=y)
+            x = np.subtract(x, row[:n], out=y)
+        np.multiply(x, scale[:n], out=y)
+        np.add(y, shift[:n], out=y)
         for array in added:
             np.add(y, array, out=y)
         if relu:
-            np.maximum(y, zeros, out=y)
+            np.maximum(y, zeros[:n], out=y)
 
     parallel_for(normalise, zip(*blocks, strict=True))
     return y
@@ -192,7 +197,7 @@ def _through_relu(
     """Return g, dy where `rectified` > 0 (all of dy where it is None), and the sums of g and g * (x - origin)."""
     g, channels = dy if rectified is None else empty(dy.shape, dy.dtype), x.shape[-1]
     blocks = [row_blocks(array) for array in (dy, x, g, *_given(rectified))]
-    origins = [_tile(vector, x) for vector in _given(origin)]
+    origins = [as_row(vector, x) for vector in _given(origin)]
     sums = np.empty((len(blocks[0]), 2, channels))
 
     def add_up(i: int) -> None:
@@ -200,7 +205,7 @@ def _through_relu(
         for y in rectified:
             np.multiply(dy, y > 0, out=g)
         for row in origins:
-            x = np.subtract(x, row, out=empty(x.shape, x.dtype))
+            x = np.subtract(x, row[: x.shape[1]], out=empty(x.shape, x.dtype))
         sums[i] = _sums(g, x, channels)
 
     parallel_for(add_up, range(len(sums)))
@@ -219,16 +224,16 @@ def _input_gradient(
 ) -> np.ndarray:
     """Return g * scale + (x - origin) * slope + shift, written over g if `in_place`."""
     dx = g if in_place else empty(g.shape, g.dtype)
-    scale, slope, shift, *origins = (_tile(vector, x) for vector in (scale, slope, shift, *_given(origin)))
+    scale, slope, shift, *origins = (as_row(vector, x) for vector in (scale, slope, shift, *_given(origin)))
 
     def transform(job: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
         g, x, dx = job
-        part = empty(x.shape, x.dtype)
+        part, n = empty(x.shape, x.dtype), x.shape[1]
         for row in origins:
-            x = np.subtract(x, row, out=part)
-        np.multiply(x, slope, out=part)
-        np.add(part, shift, out=part)
-        np.multiply(g, scale, out=dx)
+            x = np.subtract(x, row[:n], out=part)
+        np.multiply(x, slope[:n], out=part)
+        np.add(part, shift[:n], out=part)
+        np.multiply(g, scale[:n], out=dx)
         np.add(dx, part, out=dx)
 
     parallel_for(transform, zip(row_blocks(g), row_blocks(x), row_blocks(dx), strict=True))
@@ -238,10 +243,3 @@ def _input_gradient(
 def _given(array: np.ndarray | None) -> list[np.ndarray]:
     """Return the array in a list, an empty one without it: a loop over it does something or nothing."""
     return [] if array is None else [array]
-
-
-def _tile(vector: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Repeat a per-channel vector along a row: long equal rows are twice as fast as broadcasting a short one."""
-    row = np.empty(x.shape[-2:], x.dtype)
-    row[...] = vector
-    return row.reshape(-1)

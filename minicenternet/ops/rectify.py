@@ -5,19 +5,17 @@ Backward through ReLU, dx = dy where y > 0.  A helper of ops that end so (conv2d
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import numpy as np
 
 from ..backend import Array, get_xp
 from ..memory import empty
-from ..strips import row_blocks
+from ..strips import as_row, row_blocks
 from ..threads import parallel_for
 from . import pointwise_cuda
 
 Finish = Callable[[np.ndarray, slice], None]  # finish(pixels, channels), see bias_relu
-REPEAT = 64  # pixels taken as one row: long rows are twice as fast as broadcasting a vector of O numbers
 
 
 def bias_relu(bias: np.ndarray | None, relu: bool) -> Finish | None:
@@ -27,15 +25,14 @@ def bias_relu(bias: np.ndarray | None, relu: bool) -> Finish | None:
     """
     if bias is None and not relu:
         return None
-    biases = None if bias is None else bias[None].repeat(REPEAT, 0)
 
     def finish(pixels: np.ndarray, channels: slice) -> None:
-        repeat = math.gcd(len(pixels), REPEAT)
-        rows = pixels.reshape(-1, repeat * pixels.shape[1])
-        if biases is not None:
-            rows += biases[:repeat, channels].reshape(-1)
-        if relu:  # a row of zeros is compared with faster than the number 0
-            np.maximum(rows, np.zeros(rows.shape[1], rows.dtype), out=rows)
+        added = None if bias is None else as_row(bias[channels], pixels)
+        for rows in row_blocks(pixels):
+            if added is not None:
+                rows += added[: rows.shape[1]]
+            if relu:  # a row of zeros is compared with faster than the number 0
+                np.maximum(rows, np.zeros(rows.shape[1], rows.dtype), out=rows)
 
     return finish
 
