@@ -13,9 +13,9 @@ Three array functions are the whole story, and conv_transpose2d is the same thre
 
 `reference_*`, one matrix product per kernel tap, is the definition. The fast forms work strip by strip, each strip
 sized to the caches: "direct" gathers a strip's columns and multiplies once (im2col), "winograd" (winograd.py) needs
-2.56 to 4 times fewer multiplications. `folding` is the rule that picks; MINICENTERNET_CONV=reference | direct |
-winograd takes one wherever it can. In float32 their largest error is below 1e-5 of the largest output. On a GPU the
-same three are in conv2d_cuda.py.
+2.56 to 4 times fewer multiplications, and does both gradients by one transform of dy (`gradients_together`). `folding`
+is the rule that picks; MINICENTERNET_CONV=reference | direct | winograd takes one wherever it can. In float32 their
+largest error is below 1e-5 of the largest output. On a GPU the same three are in conv2d_cuda.py.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ import functools
 import math
 import os
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 
@@ -70,26 +69,22 @@ def conv2d(
     Raises ValueError when shapes do not fit, InputError for a precision that the device does not have.
     """
     geometry = Geometry.of(stride, padding, dilation, groups)
-    check_precision(x, weight, precision)
+    conv2d_cuda.check_precision(x, weight, precision)
     _check(x, weight, bias, geometry)
     y = forward(x, weight, geometry, bias, relu, kernels, precision, statistics)
     rectified = y if relu else None
 
     def backward(dy):
         dy = dy if rectified is None else through_relu(dy, rectified)
+        dbias = None if bias is None else channel_sum(dy)
+        (_, _, plan), *more = gradient_correlations(weight.shape[2:], geometry)
+        both = gradients_together(x, dy, weight, plan) if want_dx and not more else None
+        if both:
+            return *both, dbias
         dx = input_gradient(dy, weight, x.shape[1:3], geometry, precision=precision) if want_dx else None
-        dweight = weight_gradient(x, dy, weight.shape[2:], geometry, precision)
-        return dx, dweight, None if bias is None else channel_sum(dy)
+        return dx, weight_gradient(x, dy, weight.shape[2:], geometry, precision), dbias
 
     return y, backward
-
-
-def check_precision(x: Array, weight: Array, precision: str) -> None:
-    """Raise InputError when x's device does not have the precision, ValueError when it wants x and weight alike."""
-    if get_xp(x, weight) is np and precision != "float32":
-        raise InputError(f"precision {precision} is of GPUs; on the CPU there is float32, the default")
-    if x.dtype != weight.dtype and precision in ("float32", "tf32"):
-        raise ValueError(f"a convolution needs one dtype, got x {x.dtype} and weight {weight.dtype}")
 
 
 def _check(x, weight, bias, geometry) -> None:
@@ -177,10 +172,7 @@ def _grouped_matmul(x: Array, matrix: Array, groups: int) -> Array:
 
 @functools.cache
 def wanted_method() -> str:
-    """Return MINICENTERNET_CONV as it is at the first call, "" where it is not set.
-
-    Raises InputError when it names no method.
-    """
+    """Return MINICENTERNET_CONV as at the first call, "" if not set.  Raises InputError when it names no method."""
     wanted = os.environ.get("MINICENTERNET_CONV", "")
     if wanted not in ("", "reference", "direct", "winograd"):
         raise InputError(f"MINICENTERNET_CONV is {wanted!r}; expected reference, direct or winograd, or leave it unset")
@@ -196,7 +188,7 @@ def folding(windows: tuple[Window, Window], groups: int, channels: int, shape: t
     """
     (_, *rows), (_, *columns) = windows  # where they begin does not matter
     fold = FOLDS.get(tuple(rows), 0) if groups == 1 and rows == columns else 0
-    if not fold or wanted_method() == "direct":
+    if not fold or wanted_method() in ("direct", "reference"):
         return 0
     tiles = shape[0] * -(-shape[1] // winograd.TILE) * -(-shape[2] // winograd.TILE)
     pays = channels >= LEAST_CHANNELS and tiles >= LEAST_TILES and min(shape[1:3]) >= winograd.TILE
@@ -285,9 +277,16 @@ def weight_gradient(
             if i:  # the first one is there already
                 total += product
 
-    run([partial(sum_part, *part) for part in zip(parts, sums, strict=False)])
+    run([functools.partial(sum_part, *part) for part in zip(parts, sums, strict=False)])
     dweight = sums.sum(0).reshape(groups, *kernel, channels, outputs // groups)
     return np.ascontiguousarray(dweight.transpose(0, 4, 3, 1, 2)).reshape(outputs, channels, *kernel)
+
+
+def gradients_together(x: Array, dy: Array, weight: Array, plan: Correlation) -> tuple[Array, Array] | None:
+    """Return dx, the plan's correlation of dy, and dweight where Winograd finds the two together, else None."""
+    on_cpu = get_xp(x, dy) is np
+    fold = folding(plan.windows, plan.groups, min(x.shape[3], dy.shape[3]), x.shape) if on_cpu else 0
+    return winograd.gradients(x, dy, weight, plan, fold) if fold else None
 
 
 def _correlate(
@@ -302,7 +301,7 @@ def _correlate(
     if fold:
         return winograd.jobs(x, kernel, plan, fold, out, finish)
     pieces = strips(out.shape, kernel.shape[1] * plan.groups * x.itemsize, STRIP_BYTES)
-    return [partial(_direct_strip, x, kernel, plan, finish, out, piece) for piece in pieces]
+    return [functools.partial(_direct_strip, x, kernel, plan, finish, out, piece) for piece in pieces]
 
 
 def _direct_strip(x, matrices, plan: Correlation, finish: Finish | None, out, piece: Strip, scratch: dict) -> None:

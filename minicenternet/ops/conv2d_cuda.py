@@ -322,6 +322,14 @@ def _helper(expression: str):
     return kernel("ops/conv2d_arrange.cu", f"conv2d_{expression}")
 
 
+def check_precision(x: Array, weight: Array, precision: str) -> None:
+    """Raise InputError when x's device does not have the precision, ValueError when it wants x and weight alike."""
+    if get_xp(x, weight) is np and precision != "float32":
+        raise InputError(f"precision {precision} is of GPUs; on the CPU there is float32, the default")
+    if x.dtype != weight.dtype and precision in ("float32", "tf32"):
+        raise ValueError(f"a convolution needs one dtype, got x {x.dtype} and weight {weight.dtype}")
+
+
 def storage(precision: str) -> np.dtype:
     """Return the dtype in which arrays of a precision are stored.  Raises InputError for an unknown precision."""
     if precision not in PRECISIONS:

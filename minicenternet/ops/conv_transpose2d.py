@@ -12,8 +12,9 @@ gradient is this forward, and its forward is the input gradient here.
 from __future__ import annotations
 
 from ..autograd import differentiable
-from .conv2d import check_precision, forward, input_gradient, weight_gradient
-from .geometry import Geometry
+from .conv2d import forward, gradients_together, input_gradient, weight_gradient
+from .conv2d_cuda import check_precision
+from .geometry import Geometry, forward_correlation
 from .rectify import through_relu
 from .reduce import channel_sum
 
@@ -64,8 +65,11 @@ def conv_transpose2d(
 
     def backward(dy):
         dy = dy if rectified is None else through_relu(dy, rectified)
+        dbias = None if bias is None else channel_sum(dy)
+        both = gradients_together(x, dy, weight, forward_correlation(weight.shape[2:], geometry))
+        if both:
+            return *both, dbias
         dx = forward(dy, weight, geometry, precision=precision)
-        dweight = weight_gradient(dy, x, weight.shape[2:], geometry, precision)
-        return dx, dweight, None if bias is None else channel_sum(dy)
+        return dx, weight_gradient(dy, x, weight.shape[2:], geometry, precision), dbias
 
     return y, backward

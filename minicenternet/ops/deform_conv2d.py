@@ -36,7 +36,7 @@ from ..backend import Array, get_xp
 from ..strips import cut
 from ..threads import parallel_for
 from . import deform_conv2d_cuda
-from .conv2d import check_precision
+from .conv2d_cuda import check_precision
 from .geometry import Geometry
 from .reduce import channel_sum
 

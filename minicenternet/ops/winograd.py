@@ -66,12 +66,16 @@ def jobs(
 
     kernel: what transformed_weight returned for the plan.  The jobs are for strips.run.
     """
-    grid, outputs = (len(x), -(-out.shape[1] // TILE), -(-out.shape[2] // TILE)), out.shape[3]
-    pieces = strips(grid, max(kernel.shape[1:]), TILE_NUMBERS, at_least=2)
+    pieces, outputs = _strips_of_tiles(out.shape, max(kernel.shape[1:])), out.shape[3]
     halves = [slice(outputs)]
     if len(pieces) == 1 and kernel.size > LARGE_KERNEL:  # few tiles, yet many products
         halves = [slice(outputs // 2), slice(outputs // 2, outputs)]
     return [partial(_strip, x, kernel, plan, fold, finish, out, piece, half) for piece in pieces for half in halves]
+
+
+def _strips_of_tiles(shape: tuple[int, ...], channels: int) -> list[Strip]:
+    """Cut a map (B, H, W, ...) into (images, first, last row of tiles).  channels: the more of inputs and outputs."""
+    return strips((shape[0], -(-shape[1] // TILE), -(-shape[2] // TILE)), channels, TILE_NUMBERS, at_least=2)
 
 
 def transformed_weight(weight: np.ndarray, plan: Correlation, fold: int) -> np.ndarray:
@@ -93,15 +97,18 @@ def transformed_weight(weight: np.ndarray, plan: Correlation, fold: int) -> np.n
 
 def _strip(x, kernel, plan, fold: int, finish: Finish | None, out, piece: Strip, channels, scratch) -> None:
     """Transform the strip's tiles, multiply them by the kernel, and transform back. channels: which of the outputs."""
-    kernel, out = kernel[:, :, channels], out[..., channels]
-    (frequencies, inputs, outputs), (images, first, last) = kernel.shape, piece
     A, _, B = cook_toom(plan.windows[0].taps // fold, x.dtype)
     tiles = _transformed_tiles(x, plan.windows, fold, B.T, piece, -(-out.shape[2] // TILE), scratch)
-    count = tiles.shape[2]
-    products = room(scratch, "other", (len(A), len(A), count, outputs), x.dtype)
+    _multiply(tiles, kernel[:, :, channels], A, finish, channels, out[..., channels], piece, scratch)
+
+
+def _multiply(tiles, kernel, A, finish: Finish | None, channels, out, piece: Strip, scratch: dict) -> None:
+    """Write the strip's transformed tiles, multiplied by the kernel and transformed back, to its place in out."""
+    (frequencies, inputs, outputs), (images, first, last), count = kernel.shape, piece, tiles.shape[2]
+    products = room(scratch, "other", (len(A), len(A), count, outputs), tiles.dtype)
     np.matmul(tiles.reshape(frequencies, count, inputs), kernel, out=products.reshape(frequencies, count, outputs))
-    half = room(scratch, "tiles", (TILE, len(A), count * outputs), x.dtype)
-    y = room(scratch, "other", (TILE, TILE, count * outputs), x.dtype)
+    half = room(scratch, "tiles", (TILE, len(A), count * outputs), tiles.dtype)
+    y = room(scratch, "other", (TILE, TILE, count * outputs), tiles.dtype)
     _two_sided(A.T, products.reshape(len(A), len(A), -1), half, y)
     finished(y.reshape(-1, outputs), finish, channels)
     _scatter_tiles(y, out[images, TILE * first : TILE * last])
@@ -148,14 +155,44 @@ def _scatter_tiles(y: np.ndarray, target: np.ndarray) -> None:
         target[...] = y[:, :rows, :width]
 
 
-def weight_gradient(x: np.ndarray, dy: np.ndarray, windows: tuple[Window, Window], fold: int) -> np.ndarray:
+def gradients(
+    x: np.ndarray, dy: np.ndarray, weight: np.ndarray, plan: Correlation, fold: int
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return dx, the plan's correlation of dy, and dweight by one transform of dy: both have B^T dy B.
+
+    None where one strip is all and the kernel large, which `jobs` shares better among the threads.
+    """
+    A, inputs, outputs = cook_toom(plan.windows[0].taps // fold, x.dtype)[0], fold**2 * dy.shape[3], x.shape[3]
+    if len(_strips_of_tiles(x.shape, max(inputs, outputs))) == 1 and len(A) ** 2 * inputs * outputs > LARGE_KERNEL:
+        return None
+    kernel, dx = transformed_weight(weight, plan, fold), empty(x.shape, x.dtype)
+
+    def correlate(piece: Strip, tiles: np.ndarray, scratch: dict) -> None:
+        _multiply(tiles, kernel, A, None, slice(None), dx, piece, scratch)
+
+    dweight = weight_gradient(dy, x, plan.windows, fold, correlate)
+    if plan.adjoint:  # it is of the taps in the plan's order, from dy's channels to x's
+        ordered = np.empty(weight.shape, weight.dtype)
+        plan.picked(ordered)[...] = dweight.swapaxes(0, 1)
+        dweight = ordered
+    return dx, dweight
+
+
+def weight_gradient(
+    x: np.ndarray,
+    dy: np.ndarray,
+    windows: tuple[Window, Window],
+    fold: int,
+    use: Callable[[Strip, np.ndarray, dict], None] | None = None,
+) -> np.ndarray:
     """`weight_gradient` by tiles: dweight = G^T (sum over tiles of (A dy A^T) * (B^T d B)) G.
 
     As many tiles as fit WEIGHT_BYTES are transformed, then multiplied and added up, frequency by frequency.
+    use: is given each strip's B^T d B while they are in a cache, and scratch.
     """
     size, outputs, inputs, across = windows[0].taps // fold, dy.shape[3], fold**2 * x.shape[3], -(-dy.shape[2] // TILE)
     A, _, B = cook_toom(size, x.dtype)
-    pieces = strips((len(x), -(-dy.shape[1] // TILE), across), max(inputs, outputs), TILE_NUMBERS)
+    pieces = _strips_of_tiles(dy.shape, max(inputs, outputs))
     counts = [(images.stop - images.start) * (last - first) * across for images, first, last in pieces]
     most = max(counts, default=0)
     together = max(1, min(len(pieces), WEIGHT_BYTES // max(1, len(A) ** 2 * (inputs + outputs) * x.itemsize * most)))
@@ -167,7 +204,9 @@ def weight_gradient(x: np.ndarray, dy: np.ndarray, windows: tuple[Window, Window
 
     def transform(piece: Strip, begin: int, end: int, scratch: dict) -> None:
         for maps, window, pixel, matrix, into in sides:
-            _transformed_tiles(maps, window, pixel, matrix, piece, across, scratch, into[:, :, begin:end])
+            tiles = _transformed_tiles(maps, window, pixel, matrix, piece, across, scratch, into[:, :, begin:end])
+            if use and into is seen:
+                use(piece, tiles, scratch)
 
     def multiply(row: int, count: int, scratch: dict) -> None:
         product = room(scratch, "product", total.shape[1:], x.dtype)

@@ -9,7 +9,7 @@ from gradients import check
 from minicenternet.autograd import Tensor
 from minicenternet.errors import InputError
 from minicenternet.ops import conv2d, conv_transpose2d, winograd
-from minicenternet.ops.geometry import Geometry, Window
+from minicenternet.ops.geometry import Geometry, Window, gradient_correlations
 
 module = importlib.import_module("minicenternet.ops.conv2d")  # the package's name conv2d is the op
 
@@ -253,6 +253,41 @@ def test_winograd_in_many_strips(monkeypatch, use_convolution):
         np.testing.assert_allclose(fast, direct, rtol=0, atol=1e-12 * np.abs(direct).max())
 
 
+@pytest.mark.parametrize("tile_numbers", [1, 1 << 14])
+@pytest.mark.parametrize("size", [(8, 12), (7, 10)])
+@pytest.mark.parametrize(("kernel", "padding"), [(3, 0), (3, 1), (3, 2), (2, 0), (2, 1)])
+def test_both_gradients_of_one_transform(kernel, padding, size, tile_numbers, monkeypatch, use_convolution):
+    monkeypatch.setattr(winograd, "TILE_NUMBERS", tile_numbers)
+    use_convolution("winograd")
+    x, weight, _, options = make((kernel, kernel), size=size, channels=5, outputs=7, batch=2, padding=padding)
+    geometry = geometry_of(**options)
+    dy = np.random.default_rng(1).standard_normal((2, *geometry.output_size(*size, (kernel, kernel)), 7))
+    ((_, _, plan),) = gradient_correlations((kernel, kernel), geometry)
+    dx, dweight = module.gradients_together(x, dy, weight, plan)
+    wanted_dx = module.reference_input_gradient(dy, weight, size, geometry)
+    wanted_dweight = module.reference_weight_gradient(x, dy, (kernel, kernel), geometry)
+    np.testing.assert_allclose(dx, wanted_dx, rtol=0, atol=1e-12 * np.abs(wanted_dx).max())
+    np.testing.assert_allclose(dweight, wanted_dweight, rtol=0, atol=1e-12 * np.abs(wanted_dweight).max())
+
+
+def test_where_gradients_are_found_together(monkeypatch, use_convolution):
+    x, weight, _, options = make((3, 3), size=(64, 64), channels=16, outputs=20, batch=1, padding=1)
+    dy, ((_, _, plan),) = np.ones((1, 64, 64, 20)), gradient_correlations((3, 3), geometry_of(**options))
+    use_convolution("")
+    assert module.gradients_together(x, dy, weight, plan) is not None
+    assert module.gradients_together(x, dy, weight, plan._replace(groups=2)) is None
+    assert module.gradients_together(x[..., :15], dy, weight[:, :15], plan) is None  # the rule of `folding`
+    monkeypatch.setattr(winograd, "LARGE_KERNEL", 1)
+    monkeypatch.setattr(winograd, "TILE_NUMBERS", 1000)  # several strips
+    assert module.gradients_together(x, dy, weight, plan) is not None
+    monkeypatch.setattr(winograd, "TILE_NUMBERS", 1 << 20)  # a single one
+    assert module.gradients_together(x, dy, weight, plan) is None
+    monkeypatch.undo()
+    for method in ("direct", "reference"):
+        use_convolution(method)
+        assert module.gradients_together(x, dy, weight, plan) is None
+
+
 @pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (4, 2)])
 def test_winograd_of_few_tiles_and_many_channels(kernel, stride, monkeypatch, use_convolution):
     """Kernels that are transformed in several blocks, and half of whose outputs each thread makes."""
@@ -290,8 +325,9 @@ def test_the_rule_that_picks_a_method(use_convolution):
     for other in (plain._replace(stride=2), plain._replace(step=2), plain._replace(taps=5)):
         assert module.folding((other, other), 1, 64, (4, 32, 32)) == 0
     assert module.folding((plain, plain), 2, 64, (4, 32, 32)) == 0  # groups
-    use_convolution("direct")
-    assert module.folding((plain, plain), 1, 64, (4, 32, 32)) == 0
+    for method in ("direct", "reference"):
+        use_convolution(method)
+        assert module.folding((plain, plain), 1, 64, (4, 32, 32)) == 0
     use_convolution("winograd")
     assert module.folding((plain, plain), 1, 8, (1, 8, 8)) == 1
 

@@ -124,3 +124,19 @@ def test_a_bias_that_does_not_fit_is_named():
 def test_mixed_dtypes_are_refused():
     with pytest.raises(ValueError, match="needs one dtype, got x float32 and weight float64"):
         conv_transpose2d(np.zeros((1, 4, 4, 3), np.float32), np.zeros((3, 2, 1, 1)))
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(4, 2), (3, 1), (2, 1)])
+@pytest.mark.parametrize("output_padding", [0, 1])
+def test_gradients_of_every_method(kernel, stride, output_padding, use_convolution):
+    """Winograd finds both by one transform of dy, whose last row and column no tile of x may see."""
+    extra = output_padding if stride > 1 else 0
+    x, weight, bias, options = make((kernel,) * 2, size=(9, 6), stride=stride, padding=1, output_padding=extra)
+    results = []
+    for method in ("reference", "direct", "winograd"):
+        use_convolution(method)
+        y, backward = conv_transpose2d.raw(x, weight, bias, **options)
+        results.append(backward(np.cos(np.arange(y.size)).reshape(y.shape))[:3])
+    for definition, direct, fast in zip(*results, strict=True):
+        np.testing.assert_allclose(direct, definition, rtol=0, atol=1e-12 * np.abs(definition).max())
+        np.testing.assert_allclose(fast, definition, rtol=0, atol=1e-12 * np.abs(definition).max())
