@@ -36,13 +36,14 @@ Strip = tuple[slice, int, int]  # images, first row, last row
 def strips(shape: tuple[int, ...], pixel_bytes: int, strip_bytes: int, at_least: int = 4) -> list[Strip]:
     """Cut (B, H, W, ...) into (images, first row, last row) whose work, pixel_bytes each pixel, fills strip_bytes.
 
-    Small maps are taken several at a time, yet in `at_least` so many strips, for the threads to share; what fits one
-    strip as a whole is not worth sharing.
+    Small maps are taken several at a time, yet in `at_least` so many strips, for the threads to share; what fits a
+    quarter of a strip as a whole is not worth sharing.
     """
     batch, height, width = shape[:3]
     fitting = max(1, strip_bytes // max(1, width * pixel_bytes))  # rows
-    if batch * height <= fitting:
+    if batch * height <= fitting // 4:
         return [(slice(0, batch), 0, height)] if batch and height else []
+    fitting = min(fitting, -(-batch * height // 2))
     rows = -(-height // -(-height // fitting))  # the same number in each strip of an image, but for the last
     images = max(1, min(fitting // height, -(-batch // at_least)))
     return [

@@ -247,7 +247,7 @@ def input_gradient(
             jobs += _correlate(dy, weight, plan, part, finish, kernels)
         else:
             part[...] = finished(np.zeros(part.shape, dy.dtype), finish)
-    run(jobs, shared=math.prod(weight.shape[2:]) * dy.nbytes > STRIP_BYTES)  # not phases that fit one strip together
+    run(jobs, shared=math.prod(weight.shape[2:]) * dy.nbytes > STRIP_BYTES // 4)  # as `strips` does
     return dx
 
 
