@@ -18,6 +18,7 @@ An op goes over its maps in three lines:
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -60,9 +61,10 @@ def row_blocks(x: np.ndarray) -> list[np.ndarray]:
     makes NumPy's loops up to ten times slower on some processors (AMD Zen 3), depending on where in memory it lies; of
     ROW numbers it costs what any other array does.
     """
-    channels, flat = x.shape[-1], x.reshape(-1)
-    n = channels * _pixels_of_row(channels)
-    end, step = flat.size // n * n, max(1, ROWS_BLOCK // n)
+    n = x.shape[-1] * _pixels_of_row(x.shape[-1], ROW)
+    if x.size <= n:
+        return [x.reshape(1, -1)] if x.size else []
+    end, step, flat = x.size // n * n, max(1, ROWS_BLOCK // n), x.reshape(-1)
     rows, rest = flat[:end].reshape(-1, n), flat[end:]
     blocks = [rows[i : i + step] for i in range(0, len(rows), step)]
     return [*blocks, rest[None]] if rest.size else blocks
@@ -70,15 +72,16 @@ def row_blocks(x: np.ndarray) -> list[np.ndarray]:
 
 def as_row(vector: np.ndarray, x: np.ndarray) -> np.ndarray:
     """Return vector (C,) repeated to the length of x's longest row: a block needs its first block.shape[1] numbers."""
-    repeat = min(x.size // max(1, len(vector)), _pixels_of_row(len(vector)))
-    row = np.empty((repeat, len(vector)), x.dtype)
+    channels = len(vector)
+    row = np.empty((min(x.size // channels, _pixels_of_row(channels, ROW)), channels), x.dtype)
     row[...] = vector
     return row.reshape(-1)
 
 
-def _pixels_of_row(channels: int) -> int:
-    """Return a power of two, so that many pixels are a multiple of it."""
-    return 1 << max(0, (ROW // max(1, channels)).bit_length() - 1)
+@functools.cache
+def _pixels_of_row(channels: int, numbers: int) -> int:
+    """Return how many pixels make a row: a power of two, so that many maps have a multiple of it."""
+    return 1 << max(0, (numbers // max(1, channels)).bit_length() - 1)
 
 
 def cut(images: Array, top: int, left: int, height: int, width: int, border: float = 0) -> Array:
