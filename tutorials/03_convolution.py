@@ -965,4 +965,5 @@ assert third > 1, "and the one that would have caught it"
 #   strips.
 # - `minicenternet.strips.strips`: how maps are cut into pieces that fit the cache.
 # - `minicenternet.ops.winograd.cook_toom`: the matrices; `minicenternet.ops.winograd.jobs`: strips of tiles;
-#   `minicenternet.ops.conv2d.folding`: the rule that says when Winograd pays.
+#   `minicenternet.ops.conv2d.folding`: the rule that says when Winograd pays; `minicenternet.ops.winograd.gradients`:
+#   $dx$ and $dw$ of one transform of $dy$.
