@@ -12,6 +12,13 @@ module = importlib.import_module("minicenternet.ops.batch_norm")  # the package'
 STATE = ("running_mean", "running_var")
 
 
+@pytest.fixture(params=["formulas", "blocks"], autouse=True)
+def way(request, monkeypatch):
+    """Every test is done twice: small maps by the formulas as they are, and in blocks as large ones."""
+    if request.param == "blocks":
+        monkeypatch.setattr(module, "SMALL", 0)
+
+
 def make(shape=(2, 3, 5, 4)):
     """Return x, weight, bias, running_mean, running_var."""
     rng = np.random.default_rng(0)
@@ -126,6 +133,13 @@ def test_a_mean_far_from_zero_keeps_float32_accurate():
     np.testing.assert_allclose(y, expected, atol=2e-3)
     error = y - expected  # the rounding of the mean, which all pixels of a channel share, and nothing else
     np.testing.assert_allclose(error, np.broadcast_to(error.mean((0, 1, 2)), error.shape), atol=5e-6)
+
+
+def test_rounding_of_many_large_numbers_does_not_reach_the_mean():
+    x = (10000 + np.random.default_rng(0).standard_normal((1, 64, 32, 8))).astype(np.float32)
+    mean, variance = module.statistics(x)
+    np.testing.assert_allclose(mean, x.mean((0, 1, 2), dtype=np.float64), rtol=0, atol=1e-3)  # the next number is there
+    np.testing.assert_allclose(variance, x.var((0, 1, 2), dtype=np.float64), rtol=1e-5)
 
 
 def test_the_gradient_has_no_part_along_ones_and_along_x():
