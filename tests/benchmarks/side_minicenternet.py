@@ -356,7 +356,54 @@ def bare_calls() -> dict[str, Callable[[], tuple[np.ndarray, ...]]]:
         dweight[:, :, 1:3, 1:3] = (x.T @ dy_up).reshape(8, 2, 2, 8).transpose(0, 3, 1, 2)
         return x @ matrix, dy_up @ matrix.T, dweight
 
-    return {"conv2d 3x3": convolution_3x3, "conv2d 1x1": convolution_1x1, "conv_transpose2d 4x4/2": transposed}
+    two, dy_two = rng.random((2, 8), float32), np.ones((2, 8), float32)
+    mean, variance = np.zeros(8, float32), np.ones(8, float32)
+
+    def batch_norm() -> tuple[np.ndarray, ...]:
+        mu = np.add.reduce(two) / 2
+        centred = two - mu
+        sigma2 = np.add.reduce(centred * centred) / 2
+        mean[:] += 0.1 * (mu - mean)
+        variance[:] += 0.1 * (2 * sigma2 - variance)
+        inverse = 1 / np.sqrt(sigma2 + 1e-5)
+        normal = centred * inverse
+        y = normal * bias + bias
+        dbias, dweight = np.add.reduce(dy_two), np.add.reduce(dy_two * normal)
+        return y, bias * inverse * (dy_two - (dbias + normal * dweight) / 2), dweight, dbias
+
+    heatmap, prediction, mask = np.ones((1, 8), float32), rng.random((1, 1, 2), float32), np.ones((1, 1), float32)
+
+    def focal_loss() -> tuple[np.ndarray, ...]:
+        at_peak = (heatmap == 1).astype(float32)
+        sign, size = 1 - 2 * at_peak, np.abs(x)
+        e = np.exp(-size)
+        u = 1 + e
+        low = sign * x
+        softplus, p = (low + size) / 2 + np.log(u) + (e - (u - 1)) / u, np.maximum(e, low >= 0) / u
+        weight = np.maximum((1 - heatmap) ** 4, at_peak) * p**2
+        slope = sign * weight * (p + 2 * (1 - p) * softplus)
+        peaks = np.count_nonzero(at_peak)
+        return np.add.reduce(weight * softplus, None) / peaks, 1 / peaks * slope
+
+    def l1_loss() -> tuple[np.ndarray, ...]:
+        error, seen = prediction - dy_two[:1, None, :2], mask[..., None]
+        number = np.maximum(np.add.reduce(mask, None), 1)
+        return np.add.reduce(np.abs(error) * seen, None) / number, 1 / number * (np.sign(error) * seen)
+
+    def upsample() -> tuple[np.ndarray, ...]:
+        y, dy = np.empty((2, 2, 8), float32), dy_up.reshape(2, 2, 8)
+        y[...] = x
+        return y, dy[0, 0] + dy[0, 1] + dy[1, 0] + dy[1, 1]
+
+    return {
+        "conv2d 3x3": convolution_3x3,
+        "conv2d 1x1": convolution_1x1,
+        "conv_transpose2d 4x4/2": transposed,
+        "batch_norm, training": batch_norm,
+        "focal_loss": focal_loss,
+        "l1_loss": l1_loss,
+        "upsample2d nearest": upsample,
+    }
 
 
 def _least_seconds(call: Callable[[], None], runs: int) -> float:
