@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -88,6 +88,27 @@ def try_gpu(number: int = 0) -> str:
     with cupy.cuda.Device(number):
         cupy.add(cupy.ones(2), 1).get()
     return cupy.cuda.runtime.getDeviceProperties(number)["name"].decode()
+
+
+class GPU(NamedTuple):
+    """What kernels must know of a GPU before they are chosen."""
+
+    name: str
+    compute_capability: tuple[int, int]
+    shared_memory: int  # bytes that a block can ask for
+
+
+def current_gpu() -> GPU:
+    """Return what is to be known of the current GPU; asked of CUDA once, as that takes long."""
+    return _gpu(cupy_module().cuda.runtime.getDevice())
+
+
+@functools.cache
+def _gpu(number: int) -> GPU:
+    cuda = cupy_module().cuda
+    device, name = cuda.Device(number), cuda.runtime.getDeviceProperties(number)["name"].decode()
+    *major, minor = device.compute_capability  # "75", "120"
+    return GPU(name, (int("".join(major)), int(minor)), device.attributes["MaxSharedMemoryPerBlockOptin"])
 
 
 def gpu_memory() -> tuple[int, int, int]:

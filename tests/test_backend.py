@@ -110,6 +110,12 @@ def test_shared_memory_above_48_kb_is_asked_for(cupy, scale):
     assert y.get() == 5
 
 
+def test_the_current_gpu_is_asked_once(another_gpu):
+    another_gpu("120", 101376)
+    gpu = backend.current_gpu()
+    assert gpu == ("stand-in", (12, 0), 101376) and backend.current_gpu() is gpu
+
+
 @pytest.mark.parametrize(
     "change, error, message",
     [

@@ -17,7 +17,8 @@ one for each phase (pixels that share i mod S see the same taps), so that nothin
 
 What comes in another dtype is converted. Weight gradients are float32 always. Which rung and tile is taken says
 conv2d_cuda.json, by precision, pass and class of shape (`shape_class`). `tune` measures on a GPU and writes it; as long
-as "measured_on" is null in it, nothing was measured and the choices are guesses.
+as "measured_on" is null in it, nothing was measured and the choices are guesses. Where a block can have less shared
+memory than a tile needs (99 KB on GeForce RTX, A10 and L4: none of the large ones), the small tile is taken.
 MINICENTERNET_CUDA_CONV=naive | im2col | tiled | tensor_cores takes one wherever it can.
 
 No kernel uses atomics: all sums have a fixed order, and the same call gives the same bits.
@@ -36,7 +37,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..backend import Array, c_type, get_xp, kernel, to_gpu
+from ..backend import Array, c_type, current_gpu, get_xp, kernel, to_gpu
 from ..errors import InputError
 from .geometry import Geometry, gradient_correlations
 
@@ -109,7 +110,7 @@ def forward(
     outputs, channels, *kernel_size = weight.shape
     y = get_xp(x).empty((len(x), *geometry.output_size(*x.shape[1:3], kernel_size), outputs), x.dtype)
     groups = geometry.groups
-    choice = choice or choose("correlate", precision, groups, channels, outputs // groups, _pixels(y))
+    choice = choice or _chosen("correlate", precision, groups, channels, outputs // groups, y)
     if y.size == 0:
         return y
     if choice.rung == "naive":
@@ -145,7 +146,7 @@ def input_gradient(
     outputs, channels, *kernel_size = weight.shape
     groups = geometry.groups
     dx = get_xp(dy).empty((len(dy), *size, channels * groups), dy.dtype)
-    choice = choice or choose("correlate", precision, groups, outputs // groups, channels, _pixels(dx))
+    choice = choice or _chosen("correlate", precision, groups, outputs // groups, channels, dx)
     if dx.size == 0:
         return dx
     if choice.rung == "naive":
@@ -173,7 +174,7 @@ def weight_gradient(
     """Return dweight (O, C/G, KH, KW), float32, of x (B, H, W, C) and dy (B, OH, OW, O)."""
     x, dy = _stored(x, precision), _stored(dy, precision)
     groups, channels, outputs = geometry.groups, x.shape[3] // geometry.groups, dy.shape[3]
-    choice = choice or choose("dweight", precision, groups, channels, outputs // groups, _pixels(dy))
+    choice = choice or _chosen("dweight", precision, groups, channels, outputs // groups, dy)
     dweight = get_xp(x).zeros((outputs, channels, *kernel_size), np.float32)
     if dy.size == 0:
         return dweight
@@ -211,10 +212,13 @@ def table() -> dict:
     return json.loads(TABLE.read_text(encoding="utf-8"))
 
 
-def choose(kind: str, precision: str, groups: int, channels: int, outputs: int, pixels: int) -> Choice:
+def choose(
+    kind: str, precision: str, groups: int, channels: int, outputs: int, pixels: int, memory: int | None = None
+) -> Choice:
     """Return the table's choice for this shape, or the rung that MINICENTERNET_CUDA_CONV names where it can be used.
 
-    kind: "correlate" (forward pass and input gradient) or "dweight"; the rest as in `shape_class`.
+    kind: "correlate" (forward pass and input gradient) or "dweight"; the rest as in `shape_class`.  memory: bytes of
+    shared memory that a block can ask for; where the tile needs more, the small one is taken.  None: enough for any.
     Raises InputError when the variable names no rung.
     """
     wanted = os.environ.get("MINICENTERNET_CUDA_CONV", "")
@@ -226,10 +230,26 @@ def choose(kind: str, precision: str, groups: int, channels: int, outputs: int, 
     rung, tile = table()["choices"][f"{precision} {kind} {found}"]
     choice = Choice(rung, tuple(tile))
     if wanted not in ("", choice.rung) and can(wanted, precision, groups, channels, outputs):
-        return candidates(wanted, kind, found)[0]
-    if can(choice.rung, precision, groups, channels, outputs):
-        return choice
-    return Choice("naive")
+        choice = candidates(wanted, kind, found)[0]
+    if not can(choice.rung, precision, groups, channels, outputs):
+        return Choice("naive")
+    if memory is not None and shared_bytes(kind, choice) > memory:
+        return candidates(choice.rung, kind, "small")[0]
+    return choice
+
+
+def _chosen(kind: str, precision: str, groups: int, channels: int, outputs: int, like: Array) -> Choice:
+    """Return the choice for the current GPU and a result with the pixels of `like`."""
+    return choose(kind, precision, groups, channels, outputs, _pixels(like), current_gpu().shared_memory)
+
+
+def shared_bytes(kind: str, choice: Choice) -> int:
+    """Return the bytes of dynamic shared memory that a block takes, the same in all precisions."""
+    if choice.rung != "tensor_cores":
+        return 0
+    bm, bn, bk, _, _, stages = choice.tile
+    # BM + BN rows of BK words, 4 words longer for the banks; or BK of BM and BN words, 8 longer each.
+    return 4 * stages * ((bm + bn) * (bk + 4) if kind == "correlate" else bk * (bm + bn + 16))
 
 
 def can(rung: str, precision: str, groups: int, channels: int, outputs: int) -> bool:
@@ -490,14 +510,9 @@ def _tile_kernel(kind: str, x: Array, choice: Choice):
     if choice.rung == "tiled":
         run = _launch("tiled", f"{kind}<{', '.join(map(str, choice.tile))}>")
         return run, bm // rows * (bn // columns), 0
-    bk = bk * 4 // x.itemsize
-    if kind == "correlate":  # rows of BK numbers and 4 words
-        words = (bm + bn) * (bk * x.itemsize // 4 + 4)
-    else:  # BK rows of BM or BN numbers, and 8 or 4 words each
-        words = bk * ((bm + bn) * x.itemsize // 4 + 2 * (8 if x.itemsize == 4 else 4))
-    tile = ", ".join(map(str, (bm, bn, bk, rows, columns, *stages)))
+    tile = ", ".join(map(str, (bm, bn, bk * 4 // x.itemsize, rows, columns, *stages)))
     run = _launch("tensor_cores", f"{kind}<{c_type(x.dtype)}, {tile}>")
-    return run, bm // rows * (bn // columns) * 32, 4 * stages[0] * words
+    return run, bm // rows * (bn // columns) * 32, shared_bytes(kind, choice)
 
 
 def _padded(x: Array, channels: int, choice: Choice) -> tuple[Array, int]:
@@ -536,7 +551,8 @@ def tune(
                 for rung in RUNGS:
                     if can(rung, precision, *shape[1]):
                         for choice in candidates(rung, kind, shape[0]):
-                            of_class.setdefault(choice, []).append(timer(functools.partial(call, choice=choice)))
+                            if shared_bytes(kind, choice) <= current_gpu().shared_memory:
+                                of_class.setdefault(choice, []).append(timer(functools.partial(call, choice=choice)))
     fastest = {name: min(of_class, key=lambda choice: _rank(of_class[choice])) for name, of_class in times.items()}
     device = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.runtime.getDevice())["name"].decode()
     found = {"measured_on": device, "choices": table()["choices"] | fastest}

@@ -92,7 +92,10 @@ class Layer:
         groups, outputs, channels = self.geometry.groups, len(self.weight), self.weight.shape[1]
         if not conv2d_cuda.can(rung, self.precision, groups, channels, outputs // groups):
             pytest.skip(f"the rule takes another rung: {rung} cannot do groups of {channels} channels")
-        return [conv2d_cuda.candidates(rung, kind, tile)[0] for kind in ("correlate", "dweight")]
+        choices = [conv2d_cuda.candidates(rung, kind, tile)[0] for kind in ("correlate", "dweight")]
+        if max(map(conv2d_cuda.shared_bytes, ("correlate", "dweight"), choices)) > backend.current_gpu().shared_memory:
+            pytest.skip(f"the rule takes another tile: the GPU has too little shared memory for {choices}")
+        return choices
 
     def device(self):
         """Return x, weight, dy on the device: maps as they are stored, the weight in float32."""
@@ -434,6 +437,30 @@ def test_every_tile_fits_shared_memory(cupy):
                 assert 64 <= threads <= 256 and shared <= 113 << 10  # two blocks on a processor of an H200 (227 KB)
 
 
+RTX = 101376  # bytes of shared memory for a block of compute capability 8.6, 8.9 and 12.0: too few for large tiles
+
+
+@pytest.mark.parametrize("precision", ["tf32", "fp16", "bf16"])
+def test_a_gpu_with_less_shared_memory_takes_smaller_tiles(cupy, another_gpu, monkeypatch, precision):
+    monkeypatch.setattr(conv2d_cuda, "BLOCKS", 2)  # all but narrow shapes are large ones
+    layer = Layer(cupy, precision, (1, 1), size=(9, 15), channels=72, outputs=80)
+    taken = []
+    for shared_memory in (227 << 10, RTX):
+        another_gpu("86", shared_memory)
+        cupy.launches.clear()
+        layer.check(layer.run())
+        taken.append(max(launch.shared for launch in cupy.launches))
+    assert RTX < taken[0] and taken[1] < RTX
+
+
+def test_on_every_gpu_with_tensor_cores_some_tile_fits():
+    for precision in ("tf32", "bf16", "fp16"):
+        for kind in ("correlate", "dweight"):
+            for outputs, pixels in ((8, 10**6), (64, 100), (64, 10**6), (512, 10**6)):
+                choice = conv2d_cuda.choose(kind, precision, 1, 64, outputs, pixels, RTX)
+                assert choice.rung == "tensor_cores" and conv2d_cuda.shared_bytes(kind, choice) <= RTX
+
+
 LAYERS = [
     ((2, 9, 9, 8), (64, 8, 3, 3), Geometry.of(1, 1, 1, 1)),
     ((2, 9, 9, 8), (8, 1, 3, 3), Geometry.of(1, 1, 1, 8)),
@@ -472,6 +499,14 @@ def test_tuning_runs_what_it_times(cupy):
     candidates = 5  # naive, im2col and three tiles
     shapes = [call.shape for call in calls]
     assert shapes == [(2, 9, 9, 8)] * 2 * candidates + [(8, 1, 3, 3)] * candidates
+
+
+def test_tuning_leaves_out_what_does_not_fit(another_gpu):
+    another_gpu("89", RTX)
+    asked = []
+    conv2d_cuda.tune(LAYERS[:1], ["tf32"], timer=lambda call: asked.append(call.keywords["choice"]) or 1.0)
+    tiles = {choice.tile for choice in asked if choice.rung == "tensor_cores"}
+    assert tiles and not any(tile[:2] == (128, 128) for tile in tiles)
 
 
 @pytest.mark.parametrize("rung, precision", ON)
