@@ -15,10 +15,11 @@ one for each phase (pixels that share i mod S see the same taps), so that nothin
     bf16      x, weight, y bfloat16 (needs ml_dtypes)                tensor_cores, naive
     fp16      x, weight, y float16                                   tensor_cores, naive
 
-What comes in another dtype is converted. Weight gradients are float32 always. Which rung and tile is taken says
-conv2d_cuda.json, by precision, pass and class of shape (`shape_class`). `tune` measures on a GPU and writes it; as long
-as "measured_on" is null in it, nothing was measured and the choices are guesses. Where a block can have less shared
-memory than a tile needs (99 KB on GeForce RTX, A10 and L4: none of the large ones), the small tile is taken.
+All but float32 need compute capability 8.0. What comes in another dtype is converted; weight gradients are float32
+always. Which rung and tile is taken says conv2d_cuda.json, by precision, pass and class of shape (`shape_class`).
+`tune` measures on a GPU and writes it; as long as "measured_on" is null in it, nothing was measured and the choices are
+guesses. Where a block can have less shared memory than a tile needs (99 KB on GeForce RTX, A10 and L4: too little for
+the large ones of tensor_cores), the small tile is taken.
 MINICENTERNET_CUDA_CONV=naive | im2col | tiled | tensor_cores takes one wherever it can.
 
 No kernel uses atomics: all sums have a fixed order, and the same call gives the same bits.
@@ -344,10 +345,22 @@ def _helper(expression: str):
 
 def check_precision(x: Array, weight: Array, precision: str) -> None:
     """Raise InputError when x's device does not have the precision, ValueError when it wants x and weight alike."""
-    if get_xp(x, weight) is np and precision != "float32":
+    on_cpu = get_xp(x, weight) is np
+    if on_cpu and precision != "float32":
         raise InputError(f"precision {precision} is of GPUs; on the CPU there is float32, the default")
+    if not on_cpu:
+        check_tensor_cores(precision)
     if x.dtype != weight.dtype and precision in ("float32", "tf32"):
         raise ValueError(f"a convolution needs one dtype, got x {x.dtype} and weight {weight.dtype}")
+
+
+def check_tensor_cores(precision: str) -> None:
+    """Raise InputError when the current GPU is too old for the precision: its kernels copy with cp.async."""
+    if precision != "float32" and current_gpu().compute_capability < (8, 0):
+        gpu, (major, minor) = current_gpu().name, current_gpu().compute_capability
+        raise InputError(
+            f"precision {precision} needs compute capability 8.0, and this GPU, {gpu}, has {major}.{minor}; use float32"
+        )
 
 
 def storage(precision: str) -> np.dtype:

@@ -17,7 +17,7 @@ from cuda_on_cpu.instantiations import INSTANTIATIONS
 
 from minicenternet import backend
 from minicenternet.errors import InputError
-from minicenternet.ops import conv2d_cuda
+from minicenternet.ops import conv2d_cuda, conv_transpose2d
 
 definition = importlib.import_module("minicenternet.ops.conv2d")  # the package's name conv2d is the op
 Geometry = definition.Geometry
@@ -435,6 +435,18 @@ def test_every_tile_fits_shared_memory(cupy):
                 x = cupy.zeros(1, dtype_of(precision))
                 _, threads, shared = conv2d_cuda._tile_kernel(kind, x, conv2d_cuda.Choice(rung, tile))
                 assert 64 <= threads <= 256 and shared <= 113 << 10  # two blocks on a processor of an H200 (227 KB)
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16", "fp16"])
+@pytest.mark.parametrize("op", [definition.conv2d, conv_transpose2d])
+def test_a_gpu_too_old_for_a_precision_is_named(cupy, another_gpu, op, precision):
+    another_gpu("75", 64 << 10)
+    x, weight = cupy.ones((1, 4, 4, 8), dtype_of(precision)), cupy.ones((8, 8, 1, 1), np.float32)
+    message = f"precision {precision} needs compute capability 8.0, and this GPU, stand-in, has 7.5; use float32"
+    with pytest.raises(InputError, match=message):
+        op.raw(x, weight, precision=precision)
+    y, _ = op.raw(cupy.ones((1, 4, 4, 8), np.float32), weight)
+    assert (y.get() == 8).all()
 
 
 RTX = 101376  # bytes of shared memory for a block of compute capability 8.6, 8.9 and 12.0: too few for large tiles
