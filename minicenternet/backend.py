@@ -123,6 +123,11 @@ def wait_for_gpu() -> None:
     cupy_module().cuda.get_current_stream().synchronize()
 
 
+def is_capturing() -> bool:
+    """Whether the current stream notes kernels down for a graph instead of running them, see graph.py."""
+    return cupy_module().cuda.get_current_stream().is_capturing()
+
+
 def pool_memory() -> tuple[int, int]:
     """Return bytes of CuPy's memory pool: in use by arrays, and held, those in use included."""
     pool = cupy_module().get_default_memory_pool()

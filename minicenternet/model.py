@@ -125,8 +125,8 @@ class CenterNet(Module):
         """Return a copy for inference, its batch norms folded into the convolutions before them: same maps, sooner.
 
         The copy is in evaluation mode and records no gradients; to train or save it raises InputError, for which this
-        network stays as it was. From its first use on it also keeps its weights as the convolutions want them, about
-        three to five times as large: 257 MB for resnet18, beside 60 MB of weights.
+        network stays as it was. From its first use on it also keeps its weights as the convolutions want them, on a GPU
+        once more, on the CPU about three to five times as large: 257 MB for resnet18, beside 60 MB of weights.
         """
         model = copy.deepcopy(self)
         model.checkpointing = False  # who reads what is seen on the tape

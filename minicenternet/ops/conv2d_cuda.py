@@ -38,7 +38,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..backend import Array, c_type, current_gpu, get_xp, kernel, to_gpu
+from ..backend import Array, c_type, current_gpu, get_xp, is_capturing, kernel, to_gpu
 from ..errors import InputError
 from .geometry import Geometry, gradient_correlations
 
@@ -97,17 +97,19 @@ def forward(
     precision: str = "float32",
     bias: Array | None = None,
     relu: bool = False,
+    kernels: dict | None = None,
     statistics: dict[str, Array] | None = None,
     choice: Choice | None = None,
 ) -> Array:
     """Return y (B, OH, OW, O) of x (B, H, W, C) and weight (O, C/G, KH, KW), all on the GPU.
 
-    bias: (O,) float32, added.  relu: max(y, 0) last.  statistics: a dict, which is given the "mean" and the biased
+    bias: (O,) float32, added.  relu: max(y, 0) last.  kernels: a dict that keeps the weight as the kernels read it from
+    call to call; the weight must then stay as it is.  statistics: a dict, which is given the "mean" and the biased
     "variance" of each channel of y, float32, for the batch norm that follows, where the kernel finds them while it
     writes y (tiled, tensor_cores).  choice: by the rule where None.
     Raises InputError for an unknown precision or a misspelt MINICENTERNET_CUDA_CONV.
     """
-    x, weight, bias = _stored(x, precision), _stored(weight, precision), _float32(bias)
+    x, bias = _stored(x, precision), _float32(bias)
     outputs, channels, *kernel_size = weight.shape
     y = get_xp(x).empty((len(x), *geometry.output_size(*x.shape[1:3], kernel_size), outputs), x.dtype)
     groups = geometry.groups
@@ -115,15 +117,16 @@ def forward(
     if y.size == 0:
         return y
     if choice.rung == "naive":
-        shapes = convolution(x.shape, y.shape, kernel_size, geometry)
-        _launch("naive", f"forward<{c_type(x.dtype)}>").each(y.size, x, weight, bias, y, shapes, int(relu))
+        stored, shapes = _kept_weight(weight, x, kernels), convolution(x.shape, y.shape, kernel_size, geometry)
+        _launch("naive", f"forward<{c_type(x.dtype)}>").each(y.size, x, stored, bias, y, shapes, int(relu))
     elif choice.rung == "im2col":
-        _im2col_forward(x, weight, geometry, y)
+        _im2col_forward(x, _kept_weight(weight, x, kernels), geometry, y)
         _finish(y, bias, relu)
     else:
-        strides = (weight[: outputs // groups].size, channels * math.prod(kernel_size), math.prod(kernel_size))
+        of_channel, of_output = math.prod(kernel_size), channels * math.prod(kernel_size)
+        strides = outputs // groups * of_output, of_output, of_channel
         parts = _forward_correlation(x.shape, y.shape, kernel_size, geometry)
-        _correlate(x, weight, strides, parts, y, choice, bias, relu, statistics)
+        _correlate(x, weight, geometry, strides, parts, y, choice, bias, relu, kernels, statistics)
     return y
 
 
@@ -136,14 +139,15 @@ def input_gradient(
     precision: str = "float32",
     bias: Array | None = None,
     relu: bool = False,
+    kernels: dict | None = None,
     statistics: dict[str, Array] | None = None,
     choice: Choice | None = None,
 ) -> Array:
     """Return dx (B, H, W, C), H, W = size, of dy (B, OH, OW, O) and weight (O, C/G, KH, KW).
 
-    bias (C,), relu, statistics: as in `forward`, for conv_transpose2d, whose forward pass this is.
+    bias (C,), relu, kernels, statistics: as in `forward`, for conv_transpose2d, whose forward pass this is.
     """
-    dy, weight, bias = _stored(dy, precision), _stored(weight, precision), _float32(bias)
+    dy, bias = _stored(dy, precision), _float32(bias)
     outputs, channels, *kernel_size = weight.shape
     groups = geometry.groups
     dx = get_xp(dy).empty((len(dy), *size, channels * groups), dy.dtype)
@@ -151,15 +155,16 @@ def input_gradient(
     if dx.size == 0:
         return dx
     if choice.rung == "naive":
-        shapes = convolution(dx.shape, dy.shape, kernel_size, geometry)
-        _launch("naive", f"dinput<{c_type(dy.dtype)}>").each(dx.size, dy, weight, bias, dx, shapes, int(relu))
+        stored, shapes = _kept_weight(weight, dy, kernels), convolution(dx.shape, dy.shape, kernel_size, geometry)
+        _launch("naive", f"dinput<{c_type(dy.dtype)}>").each(dx.size, dy, stored, bias, dx, shapes, int(relu))
     elif choice.rung == "im2col":
-        _im2col_input_gradient(dy, weight, geometry, dx)
+        _im2col_input_gradient(dy, _kept_weight(weight, dy, kernels), geometry, dx)
         _finish(dx, bias, relu)
     else:
-        strides = (weight[: outputs // groups].size, math.prod(kernel_size), channels * math.prod(kernel_size))
+        of_channel, of_output = math.prod(kernel_size), channels * math.prod(kernel_size)
+        strides = outputs // groups * of_output, of_channel, of_output  # outputs and channels change roles
         parts = _input_gradient_correlations(dy.shape, dx.shape, kernel_size, geometry)
-        _correlate(dy, weight, strides, parts, dx, choice, bias, relu, statistics)
+        _correlate(dy, weight, geometry, strides, parts, dx, choice, bias, relu, kernels, statistics)
     return dx
 
 
@@ -380,6 +385,27 @@ def _stored(array: Array, precision: str) -> Array:
     return get_xp(array).ascontiguousarray(array, storage(precision))
 
 
+def _kept(kernels: dict | None, weight: Array, form: tuple, make: Callable[[], Array]) -> Array:
+    """Return a form of the weight, out of `kernels` where that keeps it; else it is made, and kept there.
+
+    What a capture makes is not kept: it lies in memory of the graph, which fills it when it is launched.
+    """
+    if kernels is None:
+        return make()
+    key = weight.shape, weight.device.id, *form
+    if key in kernels:
+        return kernels[key]
+    found = make()
+    if not is_capturing():
+        kernels[key] = found
+    return found
+
+
+def _kept_weight(weight: Array, x: Array, kernels: dict | None) -> Array:
+    """Return the weight in x's dtype."""
+    return _kept(kernels, weight, (x.dtype.name,), lambda: get_xp(weight).ascontiguousarray(weight, x.dtype))
+
+
 def _float32(bias: Array | None) -> Array | None:
     return None if bias is None else get_xp(bias).ascontiguousarray(bias, np.float32)
 
@@ -453,27 +479,22 @@ def _im2col_weight_gradient(x: Array, dy: Array, geometry: Geometry, dweight: Ar
 # --- implicit GEMM: tiled and on tensor cores ------------------------------------------------------------------------
 
 
-def _correlate(x, weight, strides, parts, out, choice, bias, relu, statistics) -> None:
+def _correlate(x, weight, geometry, strides, parts, out, choice, bias, relu, kernels, statistics) -> None:
     """Write all correlations of x with the weight to `out`, and mean and variance of its channels to `statistics`.
 
     strides: of groups, outputs and channels (as the correlation sees them) in the weight.
     """
     xp, given = get_xp(x), int(parts["channels"][0])
-    rounded = "true" if choice.rung == "tensor_cores" and x.itemsize == 4 else "false"  # to tf32
     x, parts["channels"] = _padded(x, given, choice)
     sizes = parts["groups"] * parts["outputs"] * parts["y"]["taps"] * parts["x"]["taps"] * parts["channels"]
     parts["taps_begin"] = np.cumsum(sizes) - sizes
-    taps = xp.empty(max(1, int(sizes.sum())), x.dtype)
-    measured = statistics is not None and len(parts) <= 4  # tiles of one launch can be merged
-    for begin in range(0, len(parts), 4):
-        some = parts[begin : begin + 4]
-        phases = np.zeros(1, PHASES)
-        phases["count"] = len(some)
-        phases["of"][0, : len(some)] = some
-        largest = int(sizes[begin : begin + 4].max())
-        arrange = _helper(f"arrange<{c_type(x.dtype)}, {rounded}>")
-        arrange((-(-largest // 256), len(some)), 256, weight, taps, phases, given, *strides, weight.shape[3])
-
+    launches = [_phases(parts[begin : begin + 4]) for begin in range(0, len(parts), 4)]
+    rounded = "true" if choice.rung == "tensor_cores" and x.itemsize == 4 else "false"  # to tf32
+    form = geometry, strides, x.dtype.name, rounded, int(parts["channels"][0])
+    taps = _kept(kernels, weight, form, lambda: _arranged(weight, strides, launches, sizes, given, x.dtype, rounded))
+    measured = statistics is not None and len(launches) == 1  # whose tiles can be merged
+    for phases in launches:
+        some = phases["of"][0, : phases["count"][0]]
         bm, bn = choice.tile[:2]
         groups, outputs = int(some["groups"][0]), int(some["outputs"][0])
         tiles = -(-int((some["batch"] * some["rows"] * some["columns"]).max()) // bm)  # of the pixels of a phase
@@ -489,6 +510,25 @@ def _correlate(x, weight, strides, parts, out, choice, bias, relu, statistics) -
     blocks = -(-groups * outputs // 32)
     merge(blocks, (32, 8), means, squares, mean, variance, phases, tiles, bm, groups * outputs)
     statistics |= {"mean": mean, "variance": variance}
+
+
+def _arranged(weight: Array, strides, launches, sizes, given: int, dtype, rounded: str) -> Array:
+    """Return the taps of all phases, one after another, as the correlations read them."""
+    xp = get_xp(weight)
+    weight, taps = xp.ascontiguousarray(weight, dtype), xp.empty(max(1, int(sizes.sum())), dtype)
+    arrange = _helper(f"arrange<{c_type(dtype)}, {rounded}>")
+    for phases in launches:
+        grid = -(-int(sizes.max()) // 256), int(phases["count"][0])
+        arrange(grid, 256, weight, taps, phases, given, *strides, weight.shape[3])
+    return taps
+
+
+def _phases(some: np.ndarray) -> np.ndarray:
+    """Return up to four correlations as the struct Phases of conv2d.cuh, what one launch does."""
+    phases = np.zeros(1, PHASES)
+    phases["count"] = len(some)
+    phases["of"][0, : len(some)] = some
+    return phases
 
 
 def _split_weight_gradient(x: Array, dy: Array, geometry: Geometry, dweight: Array, choice: Choice) -> None:

@@ -213,6 +213,42 @@ def test_statistics_do_not_cancel(cupy, rung, precision):
     assert len(found) == 2
 
 
+# --- weights that are kept from call to call -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rung", conv2d_cuda.RUNGS)
+@pytest.mark.parametrize("op", [definition.conv2d, conv_transpose2d])
+def test_a_weight_that_stays_is_arranged_once_for_each_form(cupy, op, rung, monkeypatch):
+    """One dict serves maps of all sizes, all precisions, and even other strides and weights of other shapes."""
+    monkeypatch.setenv("MINICENTERNET_CUDA_CONV", rung)
+    rng, kernels, kept = np.random.default_rng(0), {}, {}
+    weights = {side: cupy.asarray(rng.standard_normal((12, 12, side, side), np.float32)) for side in (2, 3)}
+    layers = [(3, 2), (3, 1), (2, 2)]  # side, stride
+    for precision in ("float32", "tf32", "fp16"):
+        for size in (7, 9):
+            x = cupy.asarray(rng.standard_normal((1, size, size, 12), np.float32).astype(dtype_of(precision)))
+            for side, stride in layers:
+                given = dict(stride=stride, precision=precision)
+                expected, _ = op.raw(x, weights[side], **given)
+                found, _ = op.raw(x, weights[side], **given, kernels=kernels)
+                assert np.array_equal(found.get(), expected.get())
+                assert kernels.keys() >= kept.keys() and all(kernels[key] is array for key, array in kept.items())
+                kept = dict(kernels)
+    # float32, in which what the first two rungs read does not depend on the stride; rounded to tf32; float16
+    assert len(kept) == {"naive": 2 + 2, "im2col": 2 + 3, "tiled": 3 + 3, "tensor_cores": 3 + 3 + 3}[rung]
+
+
+def test_kept_weights_cost_no_launch(cupy):
+    if not hasattr(cupy, "launches"):
+        pytest.skip("CuPy itself does not list its launches")
+    x, weight, kernels, names = cupy.ones((1, 5, 5, 12), np.float32), cupy.ones((40, 12, 3, 3), np.float32), {}, []
+    for _ in range(2):
+        cupy.launches.clear()
+        conv2d_cuda.forward(x, weight, Geometry.of(1, 1, 1, 1), kernels=kernels, precision="fp16")
+        names.append([launch.name.partition("<")[0] for launch in cupy.launches])
+    assert "conv2d_arrange" in names[0] and "conv2d_arrange" not in names[1]
+
+
 # --- reproducible, and without waiting -------------------------------------------------------------------------------
 
 
