@@ -118,6 +118,16 @@ def test_asynchronous_copies_land_when_waited_for(stand_in):
     assert np.array_equal(y.get(), [np.nan, 5, np.nan, 5, 0], equal_nan=True)
 
 
+@pytest.mark.parametrize("promised, alignment", [("", 4), ("__align__(16)", 16), ("alignas(32)", 32)])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_shared_memory_is_aligned_as_promised_and_no_more(stand_in, promised, alignment, dynamic):
+    declared = f"{'extern' if dynamic else ''} __shared__ {promised} float tile[{'' if dynamic else 8}];"
+    source = f"__global__ void test_address(unsigned* y) {{ {declared} y[0] = (unsigned long long)tile % 64; }}"
+    y = stand_in.zeros(1, np.uint32)
+    function(stand_in, source, "test_address")((1,), (1,), (y,), shared_mem=32 if dynamic else 0)
+    assert y.get() % (2 * alignment) == alignment
+
+
 def test_dynamic_shared_memory_must_be_allowed_first(stand_in):
     source = """__global__ void test_dynamic(float* y, int n) {
       extern __shared__ float tile[];

@@ -363,6 +363,14 @@ def test_a_planted_fault_is_found(cupy, plant, name):
         correlate(cupy, rung)
 
 
+def test_copies_of_16_bytes_to_memory_aligned_to_4_are_found(cupy, plant):
+    if not hasattr(cupy, "launches"):
+        pytest.skip("faults are for the simulator")
+    plant("tensor_cores", "__shared__ __align__(16) uint32_t", "__shared__ uint32_t")
+    with pytest.raises(RuntimeError, match="cp.async needs 16-byte alignment"):
+        correlate(cupy, "tensor_cores")
+
+
 @pytest.mark.parametrize("rung, precision", [("tiled", "float32"), ("tensor_cores", "tf32"), ("tensor_cores", "fp16")])
 def test_small_grids(cupy, rung, precision, monkeypatch, plant):
     """What the sanitizers run, with a fault where CONV2D_FAULT names one."""
