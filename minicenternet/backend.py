@@ -13,11 +13,16 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 Array = Any  # numpy.ndarray or cupy.ndarray
+
+
+def on_gpu(array: Array) -> bool:
+    """Whether it is an array on a GPU."""
+    return hasattr(type(array), "__cuda_array_interface__")  # of the type: CuPy makes a dict when an array is asked
 
 
 def get_xp(*arrays: Array) -> ModuleType:
@@ -26,12 +31,11 @@ def get_xp(*arrays: Array) -> ModuleType:
     Raises TypeError when some arrays lie on the CPU and some on the GPU.
     """
     for array in arrays:  # nearly always all are NumPy's own, and every op asks
-        if type(array) is not np.ndarray and hasattr(array, "__cuda_array_interface__"):
+        if type(array) is not np.ndarray and on_gpu(array):
             break
     else:
         return np
-    on_gpu = [hasattr(array, "__cuda_array_interface__") for array in arrays if hasattr(array, "shape")]
-    if not all(on_gpu):
+    if not all(on_gpu(array) for array in arrays if hasattr(array, "shape")):
         raise TypeError(
             "arrays on the CPU (numpy) and on the GPU (cupy) in one call; move them to one device with to_gpu or to_cpu"
         )
@@ -45,7 +49,7 @@ def cupy_module() -> ModuleType:
 
 def to_cpu(array: Array) -> np.ndarray:
     """Return the array as a numpy array; a copy only when it lies on the GPU."""
-    return array.get() if hasattr(array, "__cuda_array_interface__") else np.asarray(array)
+    return array.get() if on_gpu(array) else np.asarray(array)
 
 
 def to_gpu(array: Array) -> Array:
@@ -55,8 +59,8 @@ def to_gpu(array: Array) -> Array:
 
 def beside(array: Array, values: Array) -> Array:
     """Return values on the device of `array`; a copy only when they lie on the other one."""
-    if hasattr(array, "__cuda_array_interface__"):
-        return values if hasattr(values, "__cuda_array_interface__") else to_gpu(values)
+    if on_gpu(array):
+        return values if on_gpu(values) else to_gpu(values)
     return to_cpu(values)
 
 
@@ -90,6 +94,27 @@ def try_gpu(number: int = 0) -> str:
     return cupy.cuda.runtime.getDeviceProperties(number)["name"].decode()
 
 
+class GPU(NamedTuple):
+    """What kernels must know of a GPU before they are chosen."""
+
+    name: str
+    compute_capability: tuple[int, int]
+    shared_memory: int  # bytes that a block can ask for
+
+
+def current_gpu() -> GPU:
+    """Return what is to be known of the current GPU; asked of CUDA once, as that takes long."""
+    return _gpu(cupy_module().cuda.runtime.getDevice())
+
+
+@functools.cache
+def _gpu(number: int) -> GPU:
+    cuda = cupy_module().cuda
+    device, name = cuda.Device(number), cuda.runtime.getDeviceProperties(number)["name"].decode()
+    *major, minor = device.compute_capability  # "75", "120"
+    return GPU(name, (int("".join(major)), int(minor)), device.attributes["MaxSharedMemoryPerBlockOptin"])
+
+
 def gpu_memory() -> tuple[int, int, int]:
     """Return bytes of the current GPU: those in use by this process's arrays, those it could still take, and all."""
     cupy = cupy_module()
@@ -100,6 +125,11 @@ def gpu_memory() -> tuple[int, int, int]:
 def wait_for_gpu() -> None:
     """Return when the current GPU has done all that was asked of it."""
     cupy_module().cuda.get_current_stream().synchronize()
+
+
+def is_capturing() -> bool:
+    """Whether the current stream notes kernels down for a graph instead of running them, see graph.py."""
+    return cupy_module().cuda.get_current_stream().is_capturing()
 
 
 def pool_memory() -> tuple[int, int]:
@@ -256,7 +286,7 @@ class Kernel:
         if is_pointer:
             if argument is None:
                 return None
-            if not hasattr(argument, "__cuda_array_interface__"):
+            if not on_gpu(argument):
                 raise TypeError(f"{self.expression}: {name} must be an array on the GPU, got {type(argument).__name__}")
             if argument.dtype.name != dtype:
                 raise TypeError(f"{self.expression}: {name} must be {dtype}, got {argument.dtype}")

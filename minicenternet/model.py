@@ -25,7 +25,7 @@ from .nn.layers import BatchNorm2d, together
 from .nn.module import Module
 from .nn.summary import Summary, summarise, training_peak
 from .nn.weights import load_weights, save_weights
-from .ops.conv2d_cuda import storage
+from .ops.conv2d_cuda import check_tensor_cores, storage
 from .predict import Detections, ImageLike, predict
 from .tasks import TASKS
 
@@ -125,8 +125,8 @@ class CenterNet(Module):
         """Return a copy for inference, its batch norms folded into the convolutions before them: same maps, sooner.
 
         The copy is in evaluation mode and records no gradients; to train or save it raises InputError, for which this
-        network stays as it was. From its first use on it also keeps its weights as the convolutions want them, about
-        three to five times as large: 257 MB for resnet18, beside 60 MB of weights.
+        network stays as it was. From its first use on it also keeps its weights as the convolutions want them, on a GPU
+        once more, on the CPU about three to five times as large: 257 MB for resnet18, beside 60 MB of weights.
         """
         model = copy.deepcopy(self)
         model.checkpointing = False  # who reads what is seen on the tape
@@ -157,12 +157,16 @@ class CenterNet(Module):
     def set_precision(self, precision: str) -> CenterNet:
         """Have every convolution multiply, and store its output, in a precision; return the network.
 
-        float32 everywhere; on a GPU also tf32, bf16 (needs ml_dtypes) and fp16: see ops.conv2d_cuda.  Parameters, batch
-        norm's statistics and losses stay float32.  Raises InputError for another one, and on the CPU.
+        float32 everywhere; on a GPU of compute capability 8.0 or above also tf32, bf16 (needs ml_dtypes) and fp16: see
+        ops.conv2d_cuda.  Parameters, batch norm's statistics and losses stay float32.  Raises InputError for another
+        one, and where the network's device does not have it.
         """
         storage(precision)
-        if precision != "float32" and get_xp(self.parameters()[0].data) is np:
+        on_cpu = get_xp(self.parameters()[0].data) is np
+        if on_cpu and precision != "float32":
             raise InputError(f"precision {precision} needs a GPU, and the network is on the CPU; use float32")
+        if not on_cpu:
+            check_tensor_cores(precision)
         for _, module in self.named_modules():
             if hasattr(module, "precision"):
                 module.precision = precision

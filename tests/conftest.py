@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from minicenternet import download, threads
+from minicenternet import backend, download, threads
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -58,6 +58,21 @@ def cupy(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", stand_in)
     stand_in.reset()
     return stand_in
+
+
+@pytest.fixture
+def another_gpu(cupy, monkeypatch):
+    """A function that has the stand-in be another GPU: its compute capability, and shared memory of a block."""
+    if not hasattr(cupy, "launches"):
+        pytest.skip("CuPy itself has the GPU that is there")
+
+    def become(capability: str, shared_memory: int) -> None:
+        monkeypatch.setattr(cupy.cuda.Device, "compute_capability", capability)
+        monkeypatch.setitem(cupy.cuda.Device.attributes, "MaxSharedMemoryPerBlockOptin", shared_memory)
+        backend._gpu.cache_clear()
+
+    yield become
+    backend._gpu.cache_clear()
 
 
 @pytest.fixture

@@ -44,6 +44,19 @@ def test_mixed_devices_are_refused(fake_cupy):
         get_xp(np.ones(2), GpuArray([1, 2]))
 
 
+def test_an_array_is_not_asked_for_what_takes_it_long(fake_cupy):
+    """CuPy makes a dict of pointer, shape and strides each time."""
+
+    class Slow(GpuArray):
+        @property
+        def __cuda_array_interface__(self):
+            raise AssertionError("asked")
+
+    x = Slow([1, 2])
+    assert backend.on_gpu(x) and not backend.on_gpu(np.ones(2)) and not backend.on_gpu(None)
+    assert get_xp(x, 1.5, x) is fake_cupy and backend.beside(x, x) is x and to_cpu(x)[1] == 2
+
+
 def test_to_cpu_copies_only_from_the_gpu(fake_cupy):
     x = np.ones(2)
     assert to_cpu(x) is x
@@ -108,6 +121,12 @@ def test_shared_memory_above_48_kb_is_asked_for(cupy, scale):
     y = cupy.zeros(1, np.float32)
     kernel(scale, "test_shared")(1, 1, y, 20000, shared=80000)
     assert y.get() == 5
+
+
+def test_the_current_gpu_is_asked_once(another_gpu):
+    another_gpu("120", 101376)
+    gpu = backend.current_gpu()
+    assert gpu == ("stand-in", (12, 0), 101376) and backend.current_gpu() is gpu
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,16 @@ def test_saved_and_loaded_it_gives_the_same_maps(tmp_path):
     assert json.loads(load_weights(tmp_path / "net.safetensors")[1]["metrics"]) == {"ap": 0.5}
 
 
+def test_a_gpu_too_old_for_a_precision_is_named(another_gpu):
+    model = make().to("cuda")
+    another_gpu("75", 64 << 10)
+    with pytest.raises(InputError, match="precision fp16 needs compute capability 8.0, and this GPU, .*, has 7.5; use"):
+        model.set_precision("fp16")
+    assert model.set_precision("float32").heads["hm"][0].precision == "float32"
+    another_gpu("120", 99 << 10)
+    assert model.set_precision("tf32").heads["hm"][0].precision == "tf32"
+
+
 def test_the_seed_decides_the_weights():
     one, same, other = make(seed=1).state_dict(), make(seed=1).state_dict(), make(seed=2).state_dict()
     assert all(np.array_equal(one[key], same[key]) for key in one)

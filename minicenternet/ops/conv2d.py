@@ -207,9 +207,8 @@ def forward(
 ) -> Array:
     """Return y (B, OH, OW, O) of x (B, H, W, C) and weight (O, C/G, KH, KW); the rest: see `conv2d`."""
     if get_xp(x, weight) is not np:
-        return conv2d_cuda.forward(
-            x, weight, geometry, bias=bias, relu=relu, precision=precision, statistics=statistics
-        )
+        options = dict(relu=relu, kernels=kernels, precision=precision, statistics=statistics)
+        return conv2d_cuda.forward(x, weight, geometry, bias=bias, **options)
     finish = bias_relu(bias, relu)
     if wanted_method() == "reference":
         return finished(reference_forward(x, weight, geometry), finish)
@@ -234,9 +233,8 @@ def input_gradient(
     bias, relu, kernels, precision, statistics: for conv_transpose2d, whose forward pass this is.
     """
     if get_xp(dy, weight) is not np:
-        return conv2d_cuda.input_gradient(
-            dy, weight, size, geometry, bias=bias, relu=relu, precision=precision, statistics=statistics
-        )
+        options = dict(relu=relu, kernels=kernels, precision=precision, statistics=statistics)
+        return conv2d_cuda.input_gradient(dy, weight, size, geometry, bias=bias, **options)
     finish = bias_relu(bias, relu)
     if wanted_method() == "reference":
         return finished(reference_input_gradient(dy, weight, size, geometry), finish)

@@ -15,9 +15,11 @@ one for each phase (pixels that share i mod S see the same taps), so that nothin
     bf16      x, weight, y bfloat16 (needs ml_dtypes)                tensor_cores, naive
     fp16      x, weight, y float16                                   tensor_cores, naive
 
-What comes in another dtype is converted. Weight gradients are float32 always. Which rung and tile is taken says
-conv2d_cuda.json, by precision, pass and class of shape (`shape_class`). `tune` measures on a GPU and writes it; as long
-as "measured_on" is null in it, nothing was measured and the choices are guesses.
+All but float32 need compute capability 8.0. What comes in another dtype is converted; weight gradients are float32
+always. Which rung and tile is taken says conv2d_cuda.json, by precision, pass and class of shape (`shape_class`).
+`tune` measures on a GPU and writes it; as long as "measured_on" is null in it, nothing was measured and the choices are
+guesses. Where a block can have less shared memory than a tile needs (99 KB on GeForce RTX, A10 and L4: too little for
+the large ones of tensor_cores), the small tile is taken.
 MINICENTERNET_CUDA_CONV=naive | im2col | tiled | tensor_cores takes one wherever it can.
 
 No kernel uses atomics: all sums have a fixed order, and the same call gives the same bits.
@@ -36,7 +38,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..backend import Array, c_type, get_xp, kernel, to_gpu
+from ..backend import Array, c_type, current_gpu, get_xp, is_capturing, kernel, to_gpu
 from ..errors import InputError
 from .geometry import Geometry, gradient_correlations
 
@@ -95,33 +97,36 @@ def forward(
     precision: str = "float32",
     bias: Array | None = None,
     relu: bool = False,
+    kernels: dict | None = None,
     statistics: dict[str, Array] | None = None,
     choice: Choice | None = None,
 ) -> Array:
     """Return y (B, OH, OW, O) of x (B, H, W, C) and weight (O, C/G, KH, KW), all on the GPU.
 
-    bias: (O,) float32, added.  relu: max(y, 0) last.  statistics: a dict, which is given the "mean" and the biased
+    bias: (O,) float32, added.  relu: max(y, 0) last.  kernels: a dict that keeps the weight as the kernels read it from
+    call to call; the weight must then stay as it is.  statistics: a dict, which is given the "mean" and the biased
     "variance" of each channel of y, float32, for the batch norm that follows, where the kernel finds them while it
     writes y (tiled, tensor_cores).  choice: by the rule where None.
     Raises InputError for an unknown precision or a misspelt MINICENTERNET_CUDA_CONV.
     """
-    x, weight, bias = _stored(x, precision), _stored(weight, precision), _float32(bias)
+    x, bias = _stored(x, precision), _float32(bias)
     outputs, channels, *kernel_size = weight.shape
     y = get_xp(x).empty((len(x), *geometry.output_size(*x.shape[1:3], kernel_size), outputs), x.dtype)
     groups = geometry.groups
-    choice = choice or choose("correlate", precision, groups, channels, outputs // groups, _pixels(y))
+    choice = choice or _chosen("correlate", precision, groups, channels, outputs // groups, y)
     if y.size == 0:
         return y
     if choice.rung == "naive":
-        shapes = convolution(x.shape, y.shape, kernel_size, geometry)
-        _launch("naive", f"forward<{c_type(x.dtype)}>").each(y.size, x, weight, bias, y, shapes, int(relu))
+        stored, shapes = _kept_weight(weight, x, kernels), convolution(x.shape, y.shape, kernel_size, geometry)
+        _launch("naive", f"forward<{c_type(x.dtype)}>").each(y.size, x, stored, bias, y, shapes, int(relu))
     elif choice.rung == "im2col":
-        _im2col_forward(x, weight, geometry, y)
+        _im2col_forward(x, _kept_weight(weight, x, kernels), geometry, y)
         _finish(y, bias, relu)
     else:
-        strides = (weight[: outputs // groups].size, channels * math.prod(kernel_size), math.prod(kernel_size))
+        of_channel, of_output = math.prod(kernel_size), channels * math.prod(kernel_size)
+        strides = outputs // groups * of_output, of_output, of_channel
         parts = _forward_correlation(x.shape, y.shape, kernel_size, geometry)
-        _correlate(x, weight, strides, parts, y, choice, bias, relu, statistics)
+        _correlate(x, weight, geometry, strides, parts, y, choice, bias, relu, kernels, statistics)
     return y
 
 
@@ -134,30 +139,32 @@ def input_gradient(
     precision: str = "float32",
     bias: Array | None = None,
     relu: bool = False,
+    kernels: dict | None = None,
     statistics: dict[str, Array] | None = None,
     choice: Choice | None = None,
 ) -> Array:
     """Return dx (B, H, W, C), H, W = size, of dy (B, OH, OW, O) and weight (O, C/G, KH, KW).
 
-    bias (C,), relu, statistics: as in `forward`, for conv_transpose2d, whose forward pass this is.
+    bias (C,), relu, kernels, statistics: as in `forward`, for conv_transpose2d, whose forward pass this is.
     """
-    dy, weight, bias = _stored(dy, precision), _stored(weight, precision), _float32(bias)
+    dy, bias = _stored(dy, precision), _float32(bias)
     outputs, channels, *kernel_size = weight.shape
     groups = geometry.groups
     dx = get_xp(dy).empty((len(dy), *size, channels * groups), dy.dtype)
-    choice = choice or choose("correlate", precision, groups, outputs // groups, channels, _pixels(dx))
+    choice = choice or _chosen("correlate", precision, groups, outputs // groups, channels, dx)
     if dx.size == 0:
         return dx
     if choice.rung == "naive":
-        shapes = convolution(dx.shape, dy.shape, kernel_size, geometry)
-        _launch("naive", f"dinput<{c_type(dy.dtype)}>").each(dx.size, dy, weight, bias, dx, shapes, int(relu))
+        stored, shapes = _kept_weight(weight, dy, kernels), convolution(dx.shape, dy.shape, kernel_size, geometry)
+        _launch("naive", f"dinput<{c_type(dy.dtype)}>").each(dx.size, dy, stored, bias, dx, shapes, int(relu))
     elif choice.rung == "im2col":
-        _im2col_input_gradient(dy, weight, geometry, dx)
+        _im2col_input_gradient(dy, _kept_weight(weight, dy, kernels), geometry, dx)
         _finish(dx, bias, relu)
     else:
-        strides = (weight[: outputs // groups].size, math.prod(kernel_size), channels * math.prod(kernel_size))
+        of_channel, of_output = math.prod(kernel_size), channels * math.prod(kernel_size)
+        strides = outputs // groups * of_output, of_channel, of_output  # outputs and channels change roles
         parts = _input_gradient_correlations(dy.shape, dx.shape, kernel_size, geometry)
-        _correlate(dy, weight, strides, parts, dx, choice, bias, relu, statistics)
+        _correlate(dy, weight, geometry, strides, parts, dx, choice, bias, relu, kernels, statistics)
     return dx
 
 
@@ -173,7 +180,7 @@ def weight_gradient(
     """Return dweight (O, C/G, KH, KW), float32, of x (B, H, W, C) and dy (B, OH, OW, O)."""
     x, dy = _stored(x, precision), _stored(dy, precision)
     groups, channels, outputs = geometry.groups, x.shape[3] // geometry.groups, dy.shape[3]
-    choice = choice or choose("dweight", precision, groups, channels, outputs // groups, _pixels(dy))
+    choice = choice or _chosen("dweight", precision, groups, channels, outputs // groups, dy)
     dweight = get_xp(x).zeros((outputs, channels, *kernel_size), np.float32)
     if dy.size == 0:
         return dweight
@@ -211,10 +218,13 @@ def table() -> dict:
     return json.loads(TABLE.read_text(encoding="utf-8"))
 
 
-def choose(kind: str, precision: str, groups: int, channels: int, outputs: int, pixels: int) -> Choice:
+def choose(
+    kind: str, precision: str, groups: int, channels: int, outputs: int, pixels: int, memory: int | None = None
+) -> Choice:
     """Return the table's choice for this shape, or the rung that MINICENTERNET_CUDA_CONV names where it can be used.
 
-    kind: "correlate" (forward pass and input gradient) or "dweight"; the rest as in `shape_class`.
+    kind: "correlate" (forward pass and input gradient) or "dweight"; the rest as in `shape_class`.  memory: bytes of
+    shared memory that a block can ask for; where the tile needs more, the small one is taken.  None: enough for any.
     Raises InputError when the variable names no rung.
     """
     wanted = os.environ.get("MINICENTERNET_CUDA_CONV", "")
@@ -226,10 +236,26 @@ def choose(kind: str, precision: str, groups: int, channels: int, outputs: int, 
     rung, tile = table()["choices"][f"{precision} {kind} {found}"]
     choice = Choice(rung, tuple(tile))
     if wanted not in ("", choice.rung) and can(wanted, precision, groups, channels, outputs):
-        return candidates(wanted, kind, found)[0]
-    if can(choice.rung, precision, groups, channels, outputs):
-        return choice
-    return Choice("naive")
+        choice = candidates(wanted, kind, found)[0]
+    if not can(choice.rung, precision, groups, channels, outputs):
+        return Choice("naive")
+    if memory is not None and shared_bytes(kind, choice) > memory:
+        return candidates(choice.rung, kind, "small")[0]
+    return choice
+
+
+def _chosen(kind: str, precision: str, groups: int, channels: int, outputs: int, like: Array) -> Choice:
+    """Return the choice for the current GPU and a result with the pixels of `like`."""
+    return choose(kind, precision, groups, channels, outputs, _pixels(like), current_gpu().shared_memory)
+
+
+def shared_bytes(kind: str, choice: Choice) -> int:
+    """Return the bytes of dynamic shared memory that a block takes, the same in all precisions."""
+    if choice.rung != "tensor_cores":
+        return 0
+    bm, bn, bk, _, _, stages = choice.tile
+    # BM + BN rows of BK words, 4 words longer for the banks; or BK of BM and BN words, 8 longer each.
+    return 4 * stages * ((bm + bn) * (bk + 4) if kind == "correlate" else bk * (bm + bn + 16))
 
 
 def can(rung: str, precision: str, groups: int, channels: int, outputs: int) -> bool:
@@ -324,10 +350,22 @@ def _helper(expression: str):
 
 def check_precision(x: Array, weight: Array, precision: str) -> None:
     """Raise InputError when x's device does not have the precision, ValueError when it wants x and weight alike."""
-    if get_xp(x, weight) is np and precision != "float32":
+    on_cpu = get_xp(x, weight) is np
+    if on_cpu and precision != "float32":
         raise InputError(f"precision {precision} is of GPUs; on the CPU there is float32, the default")
+    if not on_cpu:
+        check_tensor_cores(precision)
     if x.dtype != weight.dtype and precision in ("float32", "tf32"):
         raise ValueError(f"a convolution needs one dtype, got x {x.dtype} and weight {weight.dtype}")
+
+
+def check_tensor_cores(precision: str) -> None:
+    """Raise InputError when the current GPU is too old for the precision: its kernels copy with cp.async."""
+    if precision != "float32" and current_gpu().compute_capability < (8, 0):
+        gpu, (major, minor) = current_gpu().name, current_gpu().compute_capability
+        raise InputError(
+            f"precision {precision} needs compute capability 8.0, and this GPU, {gpu}, has {major}.{minor}; use float32"
+        )
 
 
 def storage(precision: str) -> np.dtype:
@@ -345,6 +383,27 @@ def storage(precision: str) -> np.dtype:
 def _stored(array: Array, precision: str) -> Array:
     """Return the array as kernels read it: contiguous, in the dtype of the precision."""
     return get_xp(array).ascontiguousarray(array, storage(precision))
+
+
+def _kept(kernels: dict | None, weight: Array, form: tuple, make: Callable[[], Array]) -> Array:
+    """Return a form of the weight, out of `kernels` where that keeps it; else it is made, and kept there.
+
+    What a capture makes is not kept: it lies in memory of the graph, which fills it when it is launched.
+    """
+    if kernels is None:
+        return make()
+    key = weight.shape, weight.device.id, *form
+    if key in kernels:
+        return kernels[key]
+    found = make()
+    if not is_capturing():
+        kernels[key] = found
+    return found
+
+
+def _kept_weight(weight: Array, x: Array, kernels: dict | None) -> Array:
+    """Return the weight in x's dtype."""
+    return _kept(kernels, weight, (x.dtype.name,), lambda: get_xp(weight).ascontiguousarray(weight, x.dtype))
 
 
 def _float32(bias: Array | None) -> Array | None:
@@ -420,27 +479,22 @@ def _im2col_weight_gradient(x: Array, dy: Array, geometry: Geometry, dweight: Ar
 # --- implicit GEMM: tiled and on tensor cores ------------------------------------------------------------------------
 
 
-def _correlate(x, weight, strides, parts, out, choice, bias, relu, statistics) -> None:
+def _correlate(x, weight, geometry, strides, parts, out, choice, bias, relu, kernels, statistics) -> None:
     """Write all correlations of x with the weight to `out`, and mean and variance of its channels to `statistics`.
 
     strides: of groups, outputs and channels (as the correlation sees them) in the weight.
     """
     xp, given = get_xp(x), int(parts["channels"][0])
-    rounded = "true" if choice.rung == "tensor_cores" and x.itemsize == 4 else "false"  # to tf32
     x, parts["channels"] = _padded(x, given, choice)
     sizes = parts["groups"] * parts["outputs"] * parts["y"]["taps"] * parts["x"]["taps"] * parts["channels"]
     parts["taps_begin"] = np.cumsum(sizes) - sizes
-    taps = xp.empty(max(1, int(sizes.sum())), x.dtype)
-    measured = statistics is not None and len(parts) <= 4  # tiles of one launch can be merged
-    for begin in range(0, len(parts), 4):
-        some = parts[begin : begin + 4]
-        phases = np.zeros(1, PHASES)
-        phases["count"] = len(some)
-        phases["of"][0, : len(some)] = some
-        largest = int(sizes[begin : begin + 4].max())
-        arrange = _helper(f"arrange<{c_type(x.dtype)}, {rounded}>")
-        arrange((-(-largest // 256), len(some)), 256, weight, taps, phases, given, *strides, weight.shape[3])
-
+    launches = [_phases(parts[begin : begin + 4]) for begin in range(0, len(parts), 4)]
+    rounded = "true" if choice.rung == "tensor_cores" and x.itemsize == 4 else "false"  # to tf32
+    form = geometry, strides, x.dtype.name, rounded, int(parts["channels"][0])
+    taps = _kept(kernels, weight, form, lambda: _arranged(weight, strides, launches, sizes, given, x.dtype, rounded))
+    measured = statistics is not None and len(launches) == 1  # whose tiles can be merged
+    for phases in launches:
+        some = phases["of"][0, : phases["count"][0]]
         bm, bn = choice.tile[:2]
         groups, outputs = int(some["groups"][0]), int(some["outputs"][0])
         tiles = -(-int((some["batch"] * some["rows"] * some["columns"]).max()) // bm)  # of the pixels of a phase
@@ -456,6 +510,25 @@ def _correlate(x, weight, strides, parts, out, choice, bias, relu, statistics) -
     blocks = -(-groups * outputs // 32)
     merge(blocks, (32, 8), means, squares, mean, variance, phases, tiles, bm, groups * outputs)
     statistics |= {"mean": mean, "variance": variance}
+
+
+def _arranged(weight: Array, strides, launches, sizes, given: int, dtype, rounded: str) -> Array:
+    """Return the taps of all phases, one after another, as the correlations read them."""
+    xp = get_xp(weight)
+    weight, taps = xp.ascontiguousarray(weight, dtype), xp.empty(max(1, int(sizes.sum())), dtype)
+    arrange = _helper(f"arrange<{c_type(dtype)}, {rounded}>")
+    for phases in launches:
+        grid = -(-int(sizes.max()) // 256), int(phases["count"][0])
+        arrange(grid, 256, weight, taps, phases, given, *strides, weight.shape[3])
+    return taps
+
+
+def _phases(some: np.ndarray) -> np.ndarray:
+    """Return up to four correlations as the struct Phases of conv2d.cuh, what one launch does."""
+    phases = np.zeros(1, PHASES)
+    phases["count"] = len(some)
+    phases["of"][0, : len(some)] = some
+    return phases
 
 
 def _split_weight_gradient(x: Array, dy: Array, geometry: Geometry, dweight: Array, choice: Choice) -> None:
@@ -490,14 +563,9 @@ def _tile_kernel(kind: str, x: Array, choice: Choice):
     if choice.rung == "tiled":
         run = _launch("tiled", f"{kind}<{', '.join(map(str, choice.tile))}>")
         return run, bm // rows * (bn // columns), 0
-    bk = bk * 4 // x.itemsize
-    if kind == "correlate":  # rows of BK numbers and 4 words
-        words = (bm + bn) * (bk * x.itemsize // 4 + 4)
-    else:  # BK rows of BM or BN numbers, and 8 or 4 words each
-        words = bk * ((bm + bn) * x.itemsize // 4 + 2 * (8 if x.itemsize == 4 else 4))
-    tile = ", ".join(map(str, (bm, bn, bk, rows, columns, *stages)))
+    tile = ", ".join(map(str, (bm, bn, bk * 4 // x.itemsize, rows, columns, *stages)))
     run = _launch("tensor_cores", f"{kind}<{c_type(x.dtype)}, {tile}>")
-    return run, bm // rows * (bn // columns) * 32, 4 * stages[0] * words
+    return run, bm // rows * (bn // columns) * 32, shared_bytes(kind, choice)
 
 
 def _padded(x: Array, channels: int, choice: Choice) -> tuple[Array, int]:
@@ -536,7 +604,8 @@ def tune(
                 for rung in RUNGS:
                     if can(rung, precision, *shape[1]):
                         for choice in candidates(rung, kind, shape[0]):
-                            of_class.setdefault(choice, []).append(timer(functools.partial(call, choice=choice)))
+                            if shared_bytes(kind, choice) <= current_gpu().shared_memory:
+                                of_class.setdefault(choice, []).append(timer(functools.partial(call, choice=choice)))
     fastest = {name: min(of_class, key=lambda choice: _rank(of_class[choice])) for name, of_class in times.items()}
     device = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.runtime.getDevice())["name"].decode()
     found = {"measured_on": device, "choices": table()["choices"] | fastest}

@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(BM / WM * (BN / WN) * 32, 16 / (BM / WM * (BN 
   constexpr int THREADS = BM / WM * (BN / WN) * 32, CHUNK = 16 / sizeof(T);  // numbers of one copy
   constexpr int WORDS = BK * sizeof(T) / 4, L = WORDS + 4;                   // of a row, and from row to row
   constexpr int ROWS = THREADS / (BK / CHUNK);                               // rows that one pass of the threads copies
-  extern __shared__ uint32_t shared[];
+  extern __shared__ __align__(16) uint32_t shared[];
   uint32_t* tiles_x = shared;                    // [STAGES][BM][L]
   uint32_t* tiles_w = shared + STAGES * BM * L;  // [STAGES][BN][L]
   const Block<BM, BN> block(phases);
@@ -130,7 +130,7 @@ __global__ void __launch_bounds__(BM / WM * (BN / WN) * 32, 16 / (BM / WM * (BN 
   constexpr int PAD = sizeof(T) == 4 ? 8 : 4;  // words: keeps the rows that a warp reads together in different banks
   constexpr int DYL = BM * sizeof(T) / 4 + PAD, XL = BN * sizeof(T) / 4 + PAD;
   constexpr int DY_ROWS = THREADS / (BM / CHUNK), X_ROWS = THREADS / (BN / CHUNK);
-  extern __shared__ uint32_t shared[];
+  extern __shared__ __align__(16) uint32_t shared[];
   uint32_t* tiles_dy = shared;                     // [STAGES][BK][DYL]
   uint32_t* tiles_x = shared + STAGES * BK * DYL;  // [STAGES][BK][XL]
   const int group = blockIdx.z / splits, split = blockIdx.z % splits, depth = g.depth(), pixels = g.pixels();

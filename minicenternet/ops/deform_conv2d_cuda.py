@@ -50,11 +50,10 @@ def gradients(
         columns = _columns(*part, kernel_size, geometry)
         dweight += conv2d_cuda.weight_gradient(columns, dy[images], (1, 1), PLAIN, precision=precision)
         dcolumns = conv2d_cuda.input_gradient(dy[images], flat, mask.shape[1:3], PLAIN, precision=precision)
+        dcolumns = dcolumns.astype(x.dtype, copy=False)
         shapes, points = conv2d_cuda.convolution(x[images].shape, dy[images].shape, kernel_size, geometry), part[2].size
-        _launch("doffset", x).each(
-            32 * points, *part, dcolumns.astype(x.dtype), doffset[images], dmask[images], shapes, points
-        )
-        _gather(*part[1:], dcolumns.astype(x.dtype), dx[images], shapes)
+        _launch("doffset", x).each(32 * points, *part, dcolumns, doffset[images], dmask[images], shapes, points)
+        _gather(*part[1:], dcolumns, dx[images], shapes)
     dweight = dweight.reshape(outputs, *kernel_size, channels).transpose(0, 3, 1, 2)
     return dx, doffset, dmask, xp.ascontiguousarray(dweight, weight.dtype)
 

@@ -52,8 +52,9 @@ def concatenate(*arrays, axis=-1):
 
 @differentiable
 def split(x, sizes):
-    """Return x (..., C) as a tuple of views (..., size), one for each of `sizes`, whose sum is C.
+    """Return x (..., C) as a tuple of arrays (..., size), one for each of `sizes`, whose sum is C.
 
+    On the CPU they are views; on a GPU copies, since each kernel that reads a view would have to make one.
     Raises ValueError when it is not.
     """
     if builtins.sum(sizes) != x.shape[-1]:
@@ -67,7 +68,8 @@ def split(x, sizes):
             dx[..., end - size : end] = 0 if dy is None else dy
         return (dx,)
 
-    return tuple(x[..., end - size : end] for end, size in zip(ends, sizes, strict=True)), backward
+    parts = (x[..., end - size : end] for end, size in zip(ends, sizes, strict=True))
+    return tuple(parts if xp is np else map(xp.ascontiguousarray, parts)), backward
 
 
 @differentiable

@@ -37,7 +37,7 @@ FLAGS = [
 SANITIZER_FLAGS = ["-fno-omit-frame-pointer", "-fno-sanitize=vptr", "-fno-sanitize-recover=undefined"]
 
 _SHARED = re.compile(
-    r"(?P<extern>\bextern\s+)?\b__shared__\s+(?:(?:__align__|alignas)\s*\(\s*\d+\s*\)\s*)?"
+    r"(?P<extern>\bextern\s+)?\b__shared__\s+(?:(?:__align__|alignas)\s*\(\s*(?P<alignment>\d+)\s*\)\s*)?"
     r"(?P<type>[\w:<>, ]+?)\s+(?P<name>\w+)\s*(?P<dimensions>(?:\[[^\]]*\]\s*)*);"
 )
 _NEEDS_FIBERS = re.compile(r"__sync|__shfl|__ballot|__any_sync|__all_sync|__shared__|simulator::|\bmma<|\bldmatrix")
@@ -67,10 +67,11 @@ def translate(source: str) -> str:
 
     def declaration(match: re.Match) -> str:
         lines = "\n" * match[0].count("\n")
+        alignment = match["alignment"] or f"alignof({match['type']})"
         if match["extern"]:
-            return f"auto* {match['name']} = reinterpret_cast<{match['type']}*>(simulator::dynamic_shared);" + lines
+            return f"auto* {match['name']} = simulator::dynamic<{match['type']}>({alignment});" + lines
         array = f"{match['type']}{match['dimensions']}"
-        return f"auto& {match['name']} = simulator::shared<decltype([]{{}}), {array}>();" + lines
+        return f"auto& {match['name']} = simulator::shared<decltype([]{{}}), {array}>({alignment});" + lines
 
     translated = _SHARED.sub(declaration, source)
     if re.search(r"\b__shared__\b", translated):

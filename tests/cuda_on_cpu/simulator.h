@@ -205,11 +205,13 @@ UNCHECKED inline void prepare_stack(Fiber& fiber) {
 
 // ---- shared memory: one arena per block, filled with 0xff, every array fenced off -----------------------------------
 
-UNCHECKED inline char* take_shared(size_t bytes) {
+// The address is a multiple of `alignment`, which is what the declaration promises, and not of twice that.
+UNCHECKED inline char* take_shared(size_t bytes, size_t alignment) {
   constexpr size_t FENCE = 64;
-  if (arena_used + bytes + FENCE > ARENA_BYTES) fail("no shared memory left for %zu bytes", bytes), arena_used = 0;
-  char* memory = arena + arena_used;
-  arena_used += (bytes + FENCE + 127) / 128 * 128;
+  size_t taken = (alignment + bytes + FENCE + 127) / 128 * 128;
+  if (arena_used + taken > ARENA_BYTES) fail("no shared memory left for %zu bytes", bytes), arena_used = 0;
+  char* memory = arena + arena_used + alignment;
+  arena_used += taken;
 #if defined(__SANITIZE_ADDRESS__)
   __asan_unpoison_memory_region(memory, bytes);
 #endif
@@ -219,16 +221,23 @@ UNCHECKED inline char* take_shared(size_t bytes) {
 
 // The block's array for one `__shared__` declaration; Tag tells the declarations of a kernel apart.
 template <class Tag, class T>
-UNCHECKED inline T& shared() {
+UNCHECKED inline T& shared(size_t alignment) {
   static uint64_t taken_for;
   static char* memory;
   if (taken_for != block_number) {
     taken_for = block_number;
-    memory = take_shared(sizeof(T));
+    memory = take_shared(sizeof(T), alignment);
     static_used += sizeof(T);
     if (static_used > STATIC_SHARED_LIMIT) fail("%zu bytes of static shared memory, at most 48 KB", static_used);
   }
   return *(T*)memory;
+}
+
+// The block's dynamic shared memory, as the first declaration that is come to aligns it.
+template <class T>
+UNCHECKED inline T* dynamic(size_t alignment) {
+  if (!dynamic_shared && dynamic_bytes) dynamic_shared = take_shared(dynamic_bytes, alignment);
+  return (T*)dynamic_shared;
 }
 
 UNCHECKED inline void begin_block_memory() {
@@ -244,7 +253,7 @@ UNCHECKED inline void begin_block_memory() {
   arena_used = 1024;  // the first bytes are never used: their addresses stand for barriers, see below
   static_used = barriers_opened = 0;
   ++block_number;
-  dynamic_shared = dynamic_bytes ? take_shared(dynamic_bytes) : nullptr;
+  dynamic_shared = nullptr;
 }
 
 // ---- barriers -------------------------------------------------------------------------------------------------------

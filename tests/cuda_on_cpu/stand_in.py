@@ -352,10 +352,20 @@ _one_kernel = threading.Lock()  # the simulator runs one at a time, also where r
 
 
 class Function:
-    """A kernel.  More than 48 KB of dynamic shared memory must be allowed first, as on a GPU."""
+    """A kernel.  More than 48 KB of dynamic shared memory must be allowed first, as much as the GPU has."""
 
     def __init__(self, library: build.Library, name: str):
-        self._library, self.name, self.max_dynamic_shared_size_bytes = library, name, 48 << 10
+        self._library, self.name, self._allowed = library, name, 48 << 10
+
+    @property
+    def max_dynamic_shared_size_bytes(self) -> int:
+        return self._allowed
+
+    @max_dynamic_shared_size_bytes.setter
+    def max_dynamic_shared_size_bytes(self, size: int) -> None:
+        if size > _Device.attributes["MaxSharedMemoryPerBlockOptin"]:
+            raise RuntimeError(f"CUDA_ERROR_INVALID_VALUE: invalid argument ({size} bytes of shared memory)")
+        self._allowed = size
 
     def __call__(self, grid, block, arguments, *, shared_mem: int = 0) -> None:
         if shared_mem > self.max_dynamic_shared_size_bytes:

@@ -118,6 +118,16 @@ def test_asynchronous_copies_land_when_waited_for(stand_in):
     assert np.array_equal(y.get(), [np.nan, 5, np.nan, 5, 0], equal_nan=True)
 
 
+@pytest.mark.parametrize("promised, alignment", [("", 4), ("__align__(16)", 16), ("alignas(32)", 32)])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_shared_memory_is_aligned_as_promised_and_no_more(stand_in, promised, alignment, dynamic):
+    declared = f"{'extern' if dynamic else ''} __shared__ {promised} float tile[{'' if dynamic else 8}];"
+    source = f"__global__ void test_address(unsigned* y) {{ {declared} y[0] = (unsigned long long)tile % 64; }}"
+    y = stand_in.zeros(1, np.uint32)
+    function(stand_in, source, "test_address")((1,), (1,), (y,), shared_mem=32 if dynamic else 0)
+    assert y.get() % (2 * alignment) == alignment
+
+
 def test_dynamic_shared_memory_must_be_allowed_first(stand_in):
     source = """__global__ void test_dynamic(float* y, int n) {
       extern __shared__ float tile[];
@@ -132,9 +142,10 @@ def test_dynamic_shared_memory_must_be_allowed_first(stand_in):
     run.max_dynamic_shared_size_bytes = 4 * n
     run((1,), (32,), (y, np.int32(n)), shared_mem=4 * n)
     assert np.array_equal(y.get(), n - 1 - np.arange(32))
-    run.max_dynamic_shared_size_bytes = 1 << 20
-    with pytest.raises(RuntimeError, match="at most 227 KB"):
-        run((1,), (32,), (y, np.int32(n)), shared_mem=1 << 20)
+    with pytest.raises(RuntimeError, match="CUDA_ERROR_INVALID_VALUE.*1048576 bytes"):
+        run.max_dynamic_shared_size_bytes = 1 << 20
+    with pytest.raises(RuntimeError, match="at most 227 KB"):  # as the simulator says by itself
+        run._library.launch("test_dynamic", (1,), (32,), [y._host, np.int32(n)], 1 << 20)
 
 
 @pytest.mark.parametrize("grid, block", [((0,), (32,)), ((1,), (1025,)), ((1, 65536), (1,)), ((1,), (1, 1, 65))])

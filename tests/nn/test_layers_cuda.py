@@ -1,11 +1,15 @@
 """On a GPU a batch norm takes its statistics from the epilogue of the convolution before it."""
 
+import copy
+
 import numpy as np
 import pytest
 
 from minicenternet.autograd import Tensor
 from minicenternet.backbones import BACKBONES
 from minicenternet.backend import to_cpu, to_gpu
+from minicenternet.graph import Captured
+from minicenternet.nn.folding import fold
 from minicenternet.nn.layers import BatchNorm2d, Conv2d, ConvTranspose2d, Sequential
 from minicenternet.nn.module import watching
 
@@ -45,6 +49,55 @@ def test_statistics_come_from_the_epilogue_and_all_is_as_by_two_passes(cupy, pre
     for ours, theirs in zip(found["epilogue"], found["passes"], strict=True):
         tolerance = 2e-3 if precision == "fp16" else TOLERANCE
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_training_never_computes_with_a_weight_of_before(cupy, transposed):
+    """Only what is folded keeps its weights, and what is folded later has those of then."""
+    rng, model = np.random.default_rng(1), layers(transposed).to("cuda")
+    x = rng.standard_normal((1, 6, 6, 8)).astype(np.float32)
+    for _ in range(2):
+        model.train()
+        y = model(Tensor(to_gpu(x)))
+        y.backward(to_gpu(rng.standard_normal(y.shape).astype(np.float32)))
+        model[0].weight.data[...] -= 0.1 * model[0].weight.grad
+        model.zero_grad()
+        assert model[0].kernels is None
+        folded = copy.deepcopy(model)
+        fold(folded, cupy.asarray(x))
+        expected = copy.deepcopy(model).to("cpu").eval()(Tensor(x)).numpy()
+        for network in (model.eval(), folded, folded):
+            found = to_cpu(network(Tensor(to_gpu(x))).data)
+            np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE * expected.max())
+        assert len(folded[0].kernels) == 1
+
+
+def test_a_graph_reads_kept_weights_and_keeps_none_of_its_own(cupy):
+    x = np.random.default_rng(1).standard_normal((1, 6, 6, 8)).astype(np.float32)
+    model = layers(False).eval().to("cuda")
+    fold(model, cupy.asarray(x))
+
+    def run(inputs: dict) -> object:
+        return model(Tensor(inputs["x"])).data
+
+    captured, expected = Captured(run), run({"x": cupy.asarray(x)}).get()
+    kept = dict(model[0].kernels)
+    for _ in range(3):
+        assert np.array_equal(captured({"x": cupy.asarray(x)}).get(), expected)
+    if hasattr(cupy, "launches"):
+        cupy.launches.clear()
+        captured({"x": cupy.asarray(x)})
+        assert not any("arrange" in launch.name for launch in cupy.launches)
+    assert model[0].kernels == kept
+
+    captured = Captured(run)
+    captured({"x": cupy.asarray(x)})
+    model[0].precision = "fp16"  # the weight in float16 is made in the capture
+    in_graph = captured({"x": cupy.asarray(x)}).get()
+    assert model[0].kernels == kept
+    del captured
+    assert np.array_equal(run({"x": cupy.asarray(x)}).get(), in_graph) and not np.array_equal(in_graph, expected)
+    assert len(model[0].kernels) == 2
 
 
 def test_every_batch_norm_behind_a_convolution_is_spared_its_pass(cupy):

@@ -17,7 +17,7 @@ from cuda_on_cpu.instantiations import INSTANTIATIONS
 
 from minicenternet import backend
 from minicenternet.errors import InputError
-from minicenternet.ops import conv2d_cuda
+from minicenternet.ops import conv2d_cuda, conv_transpose2d
 
 definition = importlib.import_module("minicenternet.ops.conv2d")  # the package's name conv2d is the op
 Geometry = definition.Geometry
@@ -92,7 +92,10 @@ class Layer:
         groups, outputs, channels = self.geometry.groups, len(self.weight), self.weight.shape[1]
         if not conv2d_cuda.can(rung, self.precision, groups, channels, outputs // groups):
             pytest.skip(f"the rule takes another rung: {rung} cannot do groups of {channels} channels")
-        return [conv2d_cuda.candidates(rung, kind, tile)[0] for kind in ("correlate", "dweight")]
+        choices = [conv2d_cuda.candidates(rung, kind, tile)[0] for kind in ("correlate", "dweight")]
+        if max(map(conv2d_cuda.shared_bytes, ("correlate", "dweight"), choices)) > backend.current_gpu().shared_memory:
+            pytest.skip(f"the rule takes another tile: the GPU has too little shared memory for {choices}")
+        return choices
 
     def device(self):
         """Return x, weight, dy on the device: maps as they are stored, the weight in float32."""
@@ -210,6 +213,42 @@ def test_statistics_do_not_cancel(cupy, rung, precision):
     assert len(found) == 2
 
 
+# --- weights that are kept from call to call -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rung", conv2d_cuda.RUNGS)
+@pytest.mark.parametrize("op", [definition.conv2d, conv_transpose2d])
+def test_a_weight_that_stays_is_arranged_once_for_each_form(cupy, op, rung, monkeypatch):
+    """One dict serves maps of all sizes, all precisions, and even other strides and weights of other shapes."""
+    monkeypatch.setenv("MINICENTERNET_CUDA_CONV", rung)
+    rng, kernels, kept = np.random.default_rng(0), {}, {}
+    weights = {side: cupy.asarray(rng.standard_normal((12, 12, side, side), np.float32)) for side in (2, 3)}
+    layers = [(3, 2), (3, 1), (2, 2)]  # side, stride
+    for precision in ("float32", "tf32", "fp16"):
+        for size in (7, 9):
+            x = cupy.asarray(rng.standard_normal((1, size, size, 12), np.float32).astype(dtype_of(precision)))
+            for side, stride in layers:
+                given = dict(stride=stride, precision=precision)
+                expected, _ = op.raw(x, weights[side], **given)
+                found, _ = op.raw(x, weights[side], **given, kernels=kernels)
+                assert np.array_equal(found.get(), expected.get())
+                assert kernels.keys() >= kept.keys() and all(kernels[key] is array for key, array in kept.items())
+                kept = dict(kernels)
+    # float32, in which what the first two rungs read does not depend on the stride; rounded to tf32; float16
+    assert len(kept) == {"naive": 2 + 2, "im2col": 2 + 3, "tiled": 3 + 3, "tensor_cores": 3 + 3 + 3}[rung]
+
+
+def test_kept_weights_cost_no_launch(cupy):
+    if not hasattr(cupy, "launches"):
+        pytest.skip("CuPy itself does not list its launches")
+    x, weight, kernels, names = cupy.ones((1, 5, 5, 12), np.float32), cupy.ones((40, 12, 3, 3), np.float32), {}, []
+    for _ in range(2):
+        cupy.launches.clear()
+        conv2d_cuda.forward(x, weight, Geometry.of(1, 1, 1, 1), kernels=kernels, precision="fp16")
+        names.append([launch.name.partition("<")[0] for launch in cupy.launches])
+    assert "conv2d_arrange" in names[0] and "conv2d_arrange" not in names[1]
+
+
 # --- reproducible, and without waiting -------------------------------------------------------------------------------
 
 
@@ -324,6 +363,14 @@ def test_a_planted_fault_is_found(cupy, plant, name):
         correlate(cupy, rung)
 
 
+def test_copies_of_16_bytes_to_memory_aligned_to_4_are_found(cupy, plant):
+    if not hasattr(cupy, "launches"):
+        pytest.skip("faults are for the simulator")
+    plant("tensor_cores", "__shared__ __align__(16) uint32_t", "__shared__ uint32_t")
+    with pytest.raises(RuntimeError, match="cp.async needs 16-byte alignment"):
+        correlate(cupy, "tensor_cores")
+
+
 @pytest.mark.parametrize("rung, precision", [("tiled", "float32"), ("tensor_cores", "tf32"), ("tensor_cores", "fp16")])
 def test_small_grids(cupy, rung, precision, monkeypatch, plant):
     """What the sanitizers run, with a fault where CONV2D_FAULT names one."""
@@ -434,6 +481,42 @@ def test_every_tile_fits_shared_memory(cupy):
                 assert 64 <= threads <= 256 and shared <= 113 << 10  # two blocks on a processor of an H200 (227 KB)
 
 
+@pytest.mark.parametrize("precision", ["tf32", "bf16", "fp16"])
+@pytest.mark.parametrize("op", [definition.conv2d, conv_transpose2d])
+def test_a_gpu_too_old_for_a_precision_is_named(cupy, another_gpu, op, precision):
+    another_gpu("75", 64 << 10)
+    x, weight = cupy.ones((1, 4, 4, 8), dtype_of(precision)), cupy.ones((8, 8, 1, 1), np.float32)
+    message = f"precision {precision} needs compute capability 8.0, and this GPU, stand-in, has 7.5; use float32"
+    with pytest.raises(InputError, match=message):
+        op.raw(x, weight, precision=precision)
+    y, _ = op.raw(cupy.ones((1, 4, 4, 8), np.float32), weight)
+    assert (y.get() == 8).all()
+
+
+RTX = 101376  # bytes of shared memory for a block of compute capability 8.6, 8.9 and 12.0: too few for large tiles
+
+
+@pytest.mark.parametrize("precision", ["tf32", "fp16", "bf16"])
+def test_a_gpu_with_less_shared_memory_takes_smaller_tiles(cupy, another_gpu, monkeypatch, precision):
+    monkeypatch.setattr(conv2d_cuda, "BLOCKS", 2)  # all but narrow shapes are large ones
+    layer = Layer(cupy, precision, (1, 1), size=(9, 15), channels=72, outputs=80)
+    taken = []
+    for shared_memory in (227 << 10, RTX):
+        another_gpu("86", shared_memory)
+        cupy.launches.clear()
+        layer.check(layer.run())
+        taken.append(max(launch.shared for launch in cupy.launches))
+    assert RTX < taken[0] and taken[1] < RTX
+
+
+def test_on_every_gpu_with_tensor_cores_some_tile_fits():
+    for precision in ("tf32", "bf16", "fp16"):
+        for kind in ("correlate", "dweight"):
+            for outputs, pixels in ((8, 10**6), (64, 100), (64, 10**6), (512, 10**6)):
+                choice = conv2d_cuda.choose(kind, precision, 1, 64, outputs, pixels, RTX)
+                assert choice.rung == "tensor_cores" and conv2d_cuda.shared_bytes(kind, choice) <= RTX
+
+
 LAYERS = [
     ((2, 9, 9, 8), (64, 8, 3, 3), Geometry.of(1, 1, 1, 1)),
     ((2, 9, 9, 8), (8, 1, 3, 3), Geometry.of(1, 1, 1, 8)),
@@ -472,6 +555,14 @@ def test_tuning_runs_what_it_times(cupy):
     candidates = 5  # naive, im2col and three tiles
     shapes = [call.shape for call in calls]
     assert shapes == [(2, 9, 9, 8)] * 2 * candidates + [(8, 1, 3, 3)] * candidates
+
+
+def test_tuning_leaves_out_what_does_not_fit(another_gpu):
+    another_gpu("89", RTX)
+    asked = []
+    conv2d_cuda.tune(LAYERS[:1], ["tf32"], timer=lambda call: asked.append(call.keywords["choice"]) or 1.0)
+    tiles = {choice.tile for choice in asked if choice.rung == "tensor_cores"}
+    assert tiles and not any(tile[:2] == (128, 128) for tile in tiles)
 
 
 @pytest.mark.parametrize("rung, precision", ON)

@@ -5,7 +5,7 @@ import importlib
 import numpy as np
 import pytest
 
-from minicenternet.ops import deform_conv2d, deform_conv2d_cuda
+from minicenternet.ops import conv2d_cuda, deform_conv2d, deform_conv2d_cuda
 
 definition = importlib.import_module("minicenternet.ops.deform_conv2d")  # the package's name deform_conv2d is the op
 Geometry = definition.Geometry
@@ -70,6 +70,20 @@ def test_some_images_at_a_time(cupy, images, monkeypatch):
     if hasattr(cupy, "launches"):
         count = sum(launch.name == "deform_conv2d_columns<float>" for launch in cupy.launches)
         assert count == 2 * -(-5 // images)
+
+
+@pytest.mark.parametrize("precision", ["float32", "fp16"])
+def test_the_gradient_of_the_columns_is_copied_only_where_x_has_another_dtype(cupy, precision, monkeypatch):
+    """x is float32; the columns are the largest arrays of all."""
+    made, read = [], []
+    product, gather = conv2d_cuda.input_gradient, deform_conv2d_cuda._gather
+    monkeypatch.setattr(conv2d_cuda, "input_gradient", lambda *a, **b: made.append(product(*a, **b)) or made[0])
+    monkeypatch.setattr(deform_conv2d_cuda, "_gather", lambda *a: read.append(a[2]) or gather(*a))
+    arrays, geometry = make("float32", padding=1)
+    deform_conv2d_cuda.gradients(*map(cupy.asarray, arrays), geometry, precision=precision)
+    assert read[0].dtype == np.float32
+    assert (read[0].data.ptr == made[0].data.ptr) == (precision == "float32")
+    np.testing.assert_array_equal(read[0].get(), made[0].get().astype(np.float32))
 
 
 def test_the_order_of_threads_does_not_change_a_bit(cupy, monkeypatch):

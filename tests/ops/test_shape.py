@@ -4,6 +4,7 @@ from gradients import check
 
 from minicenternet import ops
 from minicenternet.autograd import Tensor
+from minicenternet.ops import conv2d_cuda
 
 rng = np.random.default_rng(0)
 X = rng.standard_normal((2, 3, 4))
@@ -52,6 +53,15 @@ def test_split():
     assert np.array_equal(np.concatenate(y, -1), X)
     dy = [rng.standard_normal(part.shape) for part in y]
     assert np.array_equal(backward(*dy)[0], np.concatenate(dy, -1))
+
+
+def test_split_on_a_gpu_gives_arrays_that_kernels_read_as_they_are(cupy):
+    x = X.astype(np.float32)
+    parts, backward = ops.split.raw(cupy.asarray(x), (1, 3))
+    for part, expected in zip(parts, (x[..., :1], x[..., 1:]), strict=True):
+        assert np.array_equal(part.get(), expected) and conv2d_cuda._stored(part, "float32") is part
+    (dx,) = backward(*parts)
+    assert np.array_equal(dx.get(), x)
 
 
 def test_split_is_gone_back_through_once_all_parts_are_used():
