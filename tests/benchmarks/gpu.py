@@ -6,9 +6,9 @@
     python tests/benchmarks/gpu.py --json FILE
 
 Needs CuPy and a GPU; PyTorch is compared with where it is installed. Kernels are checked first, each family against
-NumPy, a training step against NumPy and PyTorch, and CUDA graphs against the same without. Then both sides run in this
-process in turn, on the same stream, timed by CUDA events; figures are medians of several turns. All is written to
-results/ as soon as it is known.
+NumPy, a training step against NumPy and PyTorch, whether it waits for a number on the host, and CUDA graphs against the
+same without. Then both sides run in this process in turn, on the same stream, timed by CUDA events; figures are medians
+of several turns. All is written to results/ as soon as it is known.
 """
 
 from __future__ import annotations
@@ -126,6 +126,7 @@ class Benchmark:
         """Yield the name and the function of each part."""
         yield "kernels", self.kernels
         yield "a step", self.step
+        yield "reads", self.reads
         yield "graphs", self.graphs
         yield "ceilings", self.ceilings
         for precision in self.precisions:
@@ -158,6 +159,12 @@ class Benchmark:
     def step(self) -> None:
         theirs = self.peer.gradients if self.peer else None
         self.check("step", correctness.check_step, theirs)
+
+    def reads(self) -> None:
+        given = self.plan.backbone, self.plan.check_size, 2, self.precisions
+        found = self.found["reads"] = correctness.check_reads(self.gpu.cupy, *given)
+        self.say(cpu.aligned("Read on the host in a training step", found.items()))
+        self.wrong += [f"reads, {name}: {verdict}" for name, verdict in found.items() if verdict != "nothing"]
 
     def graphs(self) -> None:
         self.check("graphs", correctness.check_graphs)

@@ -21,7 +21,7 @@ import correctness  # noqa: E402
 import inputs  # noqa: E402
 import kernels  # noqa: E402
 import side_cuda  # noqa: E402
-from on_gpu import host_reads  # noqa: E402
+from on_gpu import nothing_read  # noqa: E402
 
 from minicenternet import CenterNet  # noqa: E402
 from minicenternet.autograd import Tensor  # noqa: E402
@@ -150,9 +150,8 @@ def test_every_job_runs_on_the_gpu_alone(cupy, precision):
 def test_parts_of_a_step_run_and_read_nothing(cupy):
     for job in ("splat", "loss", "decode"):
         run = side_cuda.JOBS[job](size=32, batch=2, classes=3)
-        reads = host_reads(cupy)
-        run()
-        assert host_reads(cupy) == reads, job
+        with nothing_read(cupy):
+            run()
 
 
 def test_the_layers_are_those_that_the_network_runs():
@@ -254,6 +253,14 @@ def test_a_step_equals_numpys_and_a_wrong_one_does_not(cupy, monkeypatch):
     assert not row["right"] and row["errors"][0] < 1e-4 < 1e-3 < row["errors"][1]
 
 
+def test_a_step_reads_nothing_and_one_that_reads_is_named(cupy, monkeypatch, capsys):
+    assert correctness.check_reads(cupy, "small", 32, 2, ["float32"]) == {"float32": "nothing"}
+    right = conv2d_cuda.forward
+    monkeypatch.setattr(conv2d_cuda, "forward", lambda x, *a, **given: right(x, *a, **given) * float(x.max() > -9))
+    (verdict,) = correctness.check_reads(cupy, "small", 32, 2, ["float32"]).values()
+    assert verdict.startswith(("AssertionError: ", "DeviceSynchronized: ")) and "Traceback" in capsys.readouterr().err
+
+
 def test_errors_by_hand():
     expected = {"loss": np.float32(2), "a": np.float32([3, 0]), "b": np.float32([4])}
     found = {"loss": np.float32(2.2), "a": np.float32([3, 0.5]), "b": np.float32([4])}
@@ -294,6 +301,7 @@ def test_without_pytorch_all_of_ours_is_measured_and_written(clock, few_checks, 
     for title in (
         "Kernels",
         "relative errors",
+        "Read on the host",
         "training, batch 2, float32",
         "graph and without",
         "the same as a CUDA graph, bf16",
@@ -314,7 +322,7 @@ def test_what_fails_is_told_and_the_rest_is_done(clock, few_checks, monkeypatch,
         raise MemoryError("no room")
 
     monkeypatch.setattr(side_cuda, "ceilings", broken)
-    for part in ("step", "memory", "breakdown"):
+    for part in ("step", "reads", "memory", "breakdown"):
         monkeypatch.setattr(gpu.Benchmark, part, lambda *_: None)
     plan = replace(TINY, precisions=("float32",))
     benchmark = gpu.Benchmark(plan, clock, None, lambda text: None, tmp_path / "found.json")
