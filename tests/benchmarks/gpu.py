@@ -316,7 +316,7 @@ def tune(plan: Plan, gpu) -> None:
     """Write the table of the fastest convolution kernels and say what changed in it."""
     before = conv2d_cuda.table()["choices"]
     options = plan.network(plan.batch)
-    found = side_cuda.tune(gpu, options, side_cuda.available(), conv2d_cuda.TABLE)
+    found = side_cuda.tune(gpu, options, side_cuda.available(), conv2d_cuda.TABLE, say)
     rows = [
         (name, *(" ".join(map(str, (rung, *tile))) for rung, tile in (before[name], choice)))
         for name, choice in found["choices"].items()

@@ -305,7 +305,7 @@ def layers(backbone: str, size: int, batch: int, classes: int) -> list[tuple[tup
     return list(found)
 
 
-def tune(gpu: GPU, options: dict, precisions: Sequence[str], path: Path) -> dict:
+def tune(gpu: GPU, options: dict, precisions: Sequence[str], path: Path, say: Callable[[str], None] = print) -> dict:
     """Time the convolution's kernels on the network's layers; write the table of the fastest and return it."""
 
     def seconds(call: Callable[[], object]) -> float:
@@ -313,4 +313,4 @@ def tune(gpu: GPU, options: dict, precisions: Sequence[str], path: Path) -> dict
         first = gpu.seconds(call)
         return first if first > SLOW else float(np.median([first, *(gpu.seconds(call) for _ in range(6))]))
 
-    return conv2d_cuda.tune(layers(**options), precisions, path, seconds)
+    return conv2d_cuda.tune(layers(**options), precisions, path, seconds, say)

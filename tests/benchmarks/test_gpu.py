@@ -186,6 +186,7 @@ def test_the_command_to_tune_measures_nothing_and_says_what_changed(clock, tmp_p
     assert gpu.main(["--tune"]) == 0
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert "float32 correlate narrow tiled 128 32 16 4 4 tiled 128 128 16 8 8" in lines
+    assert any(line.startswith("float32 dweight narrow, (1, 6, 6, 4) by (5, 4, 3, 3), ms: im2col 9") for line in lines)
     table = json.loads((tmp_path / "table.json").read_text())
     assert table["choices"]["float32 correlate narrow"] == ["tiled", [128, 128, 16, 8, 8]]
     assert not any("tf32" in line or "training" in line for line in lines)
