@@ -128,7 +128,8 @@ class Benchmark:
         yield "a step", self.step
         yield "reads", self.reads
         yield "graphs", self.graphs
-        yield "ceilings", self.ceilings
+        for what in ("copy", *side_cuda.available()):
+            yield f"ceiling, {what}", partial(self.ceiling, what)
         for precision in self.precisions:
             yield f"training, {precision}", partial(self.turns, "train", self.plan.batch, precision)
             yield f"memory, {precision}", partial(self.memory, precision)  # now cuDNN has made its choices
@@ -179,9 +180,10 @@ class Benchmark:
 
     # --- how fast is it? ---
 
-    def ceilings(self) -> None:
+    def ceiling(self, what: str) -> None:
         plan = self.plan
-        self.found["ceilings"] = side_cuda.ceilings(self.gpu, plan.product, plan.megabytes, plan.repetitions)
+        rate = side_cuda.ceiling(self.gpu, what, plan.product, plan.megabytes, plan.repetitions)
+        self.found.setdefault("ceilings", {})[what] = rate
 
     def turns(self, job: str, batch: int, precision: str) -> None:
         seconds = cpu.take_turns(self.sides, job, self.plan.network(batch) | {"precision": precision}, self.plan)

@@ -206,9 +206,11 @@ def test_breakdown_knows_every_op(clock):
     assert all(op["forward"] >= 0 and op["backward"] >= 0 for op in ops_of_step)
 
 
-def test_ceilings(clock):
-    found = side_cuda.ceilings(clock, side=16, megabytes=1, repeats=2)
-    assert list(found) == ["copy", *side_cuda.available()] and min(found.values()) > 0
+def test_ceilings_count_bytes_and_operations(clock, monkeypatch):
+    monkeypatch.setattr(clock, "seconds", lambda run: (run(), 0.5)[1])
+    assert side_cuda.ceiling(clock, "copy", side=16, megabytes=3, repeats=2) == 2 * 2 * 3 * 2**20
+    for precision in side_cuda.available():
+        assert side_cuda.ceiling(clock, precision, side=16, megabytes=3, repeats=2) == 2 * 2 * 16**3
 
 
 # --- correctness -----------------------------------------------------------------------------------------------------
@@ -319,16 +321,19 @@ def test_without_pytorch_all_of_ours_is_measured_and_written(clock, few_checks, 
 
 
 def test_what_fails_is_told_and_the_rest_is_done(clock, few_checks, monkeypatch, tmp_path, capsys):
-    def broken(*_, **__):
-        raise MemoryError("no room")
+    def broken(gpu, what, *given, right=side_cuda.ceiling):
+        if what == "tf32":
+            raise MemoryError("no room")
+        return right(gpu, what, *given)
 
-    monkeypatch.setattr(side_cuda, "ceilings", broken)
+    monkeypatch.setattr(side_cuda, "ceiling", broken)
     for part in ("step", "reads", "memory", "breakdown"):
         monkeypatch.setattr(gpu.Benchmark, part, lambda *_: None)
     plan = replace(TINY, precisions=("float32",))
     benchmark = gpu.Benchmark(plan, clock, None, lambda text: None, tmp_path / "found.json")
     found = benchmark.measure()
-    assert benchmark.wrong == ["ceilings: failed with MemoryError: no room"] and found["parts"]
+    assert benchmark.wrong == ["ceiling, tf32: failed with MemoryError: no room"] and found["parts"]
+    assert list(found["ceilings"]) == [name for name in ("copy", *side_cuda.available()) if name != "tf32"]
     assert json.loads((tmp_path / "found.json").read_text())["wrong"] == benchmark.wrong
 
 
