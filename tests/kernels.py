@@ -54,6 +54,12 @@ def pointwise(cupy, dtype: str) -> None:
     check(cupy, ops.sigmoid, normal(3, 31), dtype=dtype, scale=4)
 
 
+def deform_conv2d(cupy, dtype: str) -> None:
+    offset = np.random.default_rng(0).integers(-15, 16, (1, 5, 4, 18)) / 8 + 1 / 16  # between pixels, some outside
+    check(cupy, ops.deform_conv2d, normal(1, 5, 4, 3), offset, np.abs(normal(1, 5, 4, 9)), normal(2, 3, 3, 3),
+          padding=1, dtype=dtype, scale=4)  # fmt: skip
+
+
 def channel_sum(cupy, dtype: str) -> None:
     x = normal(2, 9, 7, 33).astype(as_dtype(dtype))  # two blocks of channels, two of rows
     assert_close(reduce.channel_sum(cupy.asarray(x)), x.astype(np.float64).sum((0, 1, 2)), "float32")
@@ -124,6 +130,7 @@ EXERCISES: dict[Callable, tuple[str, ...]] = {  # and the dtypes that its kernel
     gather_points: DTYPES,
     pointwise: DTYPES,
     channel_sum: DTYPES,
+    deform_conv2d: DTYPES,
     focal_loss: DTYPES,
     best_cells: DTYPES,
     encode: FLOAT32,

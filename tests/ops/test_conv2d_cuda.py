@@ -99,13 +99,15 @@ class Layer:
         dtype = dtype_of(self.precision)
         return [self.cupy.asarray(a) for a in (self.x.astype(dtype), self.weight, self.dy.astype(dtype))]
 
-    def run(self, correlate=None, dweight=None):
-        """Return y, dx, dweight as the kernels find them."""
+    def run(self, correlate=None, dweight=None, statistics=(None, None)):
+        """Return y, dx, dweight as the kernels find them; statistics: what those of y and of dx are written to."""
         x, weight, dy = self.device()
         options = dict(precision=self.precision)
         return (
-            conv2d_cuda.forward(x, weight, self.geometry, choice=correlate, **options),
-            conv2d_cuda.input_gradient(dy, weight, self.size, self.geometry, choice=correlate, **options),
+            conv2d_cuda.forward(x, weight, self.geometry, choice=correlate, statistics=statistics[0], **options),
+            conv2d_cuda.input_gradient(
+                dy, weight, self.size, self.geometry, choice=correlate, statistics=statistics[1], **options
+            ),
             conv2d_cuda.weight_gradient(x, dy, self.kernel, self.geometry, choice=dweight, **options),
         )
 
@@ -324,7 +326,7 @@ def test_a_planted_fault_is_found(cupy, plant, name):
         correlate(cupy, rung)
 
 
-@pytest.mark.parametrize("rung, precision", [("tiled", "float32"), ("tensor_cores", "tf32"), ("tensor_cores", "fp16")])
+@pytest.mark.parametrize("rung, precision", [on for on in ON if on[0] in conv2d_cuda.TILES])
 def test_small_grids(cupy, rung, precision, monkeypatch, plant):
     """What the sanitizers run, with a fault where CONV2D_FAULT names one."""
     if "CONV2D_FAULT" in os.environ:
@@ -332,8 +334,13 @@ def test_small_grids(cupy, rung, precision, monkeypatch, plant):
         plant(*fault[:3])
         return correlate(cupy, fault[0])
     monkeypatch.setattr(conv2d_cuda, "BLOCKS", 2)
-    layer = Layer(cupy, precision, (2, 3), size=(9, 7), batch=1, channels=16, stride=(1, 2), padding=1)
-    layer.check(layer.run(*layer.choices(rung)))
+    layer = Layer(cupy, precision, (2, 3), size=(9, 7), batch=2, channels=16, stride=(1, 2), padding=1)
+    statistics = {}, {}  # merged of several blocks and, of dx, of two phases
+    found = layer.run(*layer.choices(rung), statistics)
+    layer.check(found)
+    for of_one, result in zip(statistics, found[:2], strict=True):
+        check_statistics(of_one, result)
+        assert len(of_one) == 2
 
 
 def sanitized(sanitizer, tests, **environment):
