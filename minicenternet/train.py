@@ -16,7 +16,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
@@ -196,8 +196,11 @@ class Run:
         On a GPU these are numbers that lie there; `read` waits for them.  Raises InputError, naming the layer, when the
         loss is NaN (on a GPU `read` does that), and when a GPU's memory is too small.
         """
-        with one_blas_thread(), memory_explained(self.batch_size, self._fitting):
+        with one_blas_thread(), self._memory_explained():
             return self._step(batch)
+
+    def _memory_explained(self) -> AbstractContextManager:
+        return memory_explained(self.batch_size, self._fitting, self.step_on_gpu if self.config.graph else None)
 
     def _step(self, batch: Mapping[str, Array]) -> dict[str, float | Array]:
         self.optimiser.lr = self._learning_rate(self.optimiser.steps)
@@ -433,7 +436,7 @@ class Run:
     def prepared_on_gpu(self, batches: Iterable[Mapping[str, np.ndarray]]) -> Iterator[dict[str, Array]]:
         """Yield images and targets of the batches; a GPU too small for them is an InputError, as in `step`."""
         for batch in upload_ahead(batches):
-            with memory_explained(self.batch_size, self._fitting):
+            with self._memory_explained():
                 prepared = self.preparation(batch)
             yield prepared
 

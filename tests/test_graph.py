@@ -177,6 +177,30 @@ def test_a_step_as_a_graph_reads_nothing_and_runs_no_kernel_by_itself(cupy, tmp_
     assert 0 < used < held and run._gpu_memory()[1] >= held
 
 
+def test_out_of_memory_in_a_capture_counts_what_the_graph_holds(cupy, tmp_path, monkeypatch):
+    if not hasattr(cupy, "host_reads"):
+        pytest.skip("CuPy itself cannot be made to fail")
+    rooms, room, given = [], 1 << 20, [0]
+
+    class Little(cupy.cuda.Memory):
+        def __init__(self, size):
+            if given[0] + size > room:
+                raise cupy.cuda.runtime.CUDARuntimeError("cudaErrorMemoryAllocation")
+            given[0] += size
+            super().__init__(size)
+
+    run = start(tmp_path, graph=True)
+    batch = first_batch(run)
+    run.step(batch)
+    monkeypatch.setattr(run, "_fitting", lambda room: rooms.append(room) or "Take 1")
+    monkeypatch.setattr(cupy.cuda, "Memory", Little)
+    monkeypatch.setattr(cupy.cuda.runtime, "memGetInfo", lambda: (room - given[0], room))
+    with pytest.raises(InputError, match=r"0\.00 GB were held and 0\.00 of 0\.0 GB free\. Take 1"):
+        run.step(batch)
+    assert given[0] > room / 2 and rooms == [room]
+    assert run.step_on_gpu.memory() == (0, 0)  # given back
+
+
 def test_a_batch_of_another_size_is_captured_anew(cupy, tmp_path, launched):
     run = start(tmp_path, graph=True, epochs=9)
     batch = first_batch(run)
