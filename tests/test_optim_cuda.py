@@ -153,3 +153,6 @@ def test_the_loss_scale_halves_on_overflow_and_doubles_after_many_good_steps(cup
         history.append(float(scaling.scale.get()) / LossScale.FIRST)
     assert history == [1, 1, 0.5, 0.5, 0.5, 1, 1, 1, 0.5, 0.25]
     assert scaling.skipped.get() == 3 and scaling.scale.dtype == np.float32
+    for _ in range(20):
+        scaling.update(cupy.asarray(False))
+    assert scaling.scale.get() == LossScale.LEAST == 1
