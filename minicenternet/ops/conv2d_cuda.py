@@ -336,11 +336,20 @@ def storage(precision: str) -> np.dtype:
     if precision not in PRECISIONS:
         raise InputError(f"precision is {precision!r}; expected one of {', '.join(PRECISIONS)}")
     if precision == "bf16":
-        try:
-            return np.dtype(importlib.import_module("ml_dtypes").bfloat16)
-        except ImportError:
-            raise InputError("precision bf16 needs the package ml_dtypes: pip install ml_dtypes") from None
+        return _bfloat16()
     return np.dtype(np.float16 if precision == "fp16" else np.float32)
+
+
+@functools.cache
+def _bfloat16() -> np.dtype:
+    if np.lib.NumpyVersion(np.__version__) < "2.1.2":  # with an older one CuPy does not know the type
+        raise InputError(
+            f'precision bf16 needs NumPy 2.1.2 or newer, and this is {np.__version__}: pip install "numpy>=2.1.2"'
+        )
+    try:
+        return np.dtype(importlib.import_module("ml_dtypes").bfloat16)
+    except ImportError:
+        raise InputError("precision bf16 needs the package ml_dtypes: pip install ml_dtypes") from None
 
 
 def _stored(array: Array, precision: str) -> Array:

@@ -421,13 +421,25 @@ def test_the_variable_takes_a_rung_wherever_it_can(monkeypatch):
         conv2d_cuda.choose("correlate", "float32", 1, 64, 64, 10**6)
 
 
-def test_what_does_not_fit_is_named(cupy, monkeypatch):
+def test_what_does_not_fit_is_named(cupy):
     layer = Layer(cupy, "float32", (1, 1))
     layer.precision = "float64"
     with pytest.raises(InputError, match="precision is 'float64'; expected one of float32, tf32, bf16, fp16"):
         conv2d_cuda.forward(cupy.asarray(layer.x), cupy.asarray(layer.weight), layer.geometry, precision="float64")
-    monkeypatch.setitem(importlib.import_module("sys").modules, "ml_dtypes", None)
-    with pytest.raises(InputError, match="precision bf16 needs the package ml_dtypes: pip install ml_dtypes"):
+
+
+@pytest.mark.parametrize(
+    "lacking, message",
+    [
+        (lambda patch: patch.setitem(sys.modules, "ml_dtypes", None), "the package ml_dtypes: pip install ml_dtypes"),
+        (lambda patch: patch.setattr(np, "__version__", "2.1.1"), "NumPy 2.1.2 or newer, and this is 2.1.1: pip inst"),
+    ],
+)
+def test_what_bf16_needs_is_named(cupy, monkeypatch, lacking, message):
+    layer = Layer(cupy, "float32", (1, 1))
+    conv2d_cuda._bfloat16.cache_clear()
+    lacking(monkeypatch)
+    with pytest.raises(InputError, match=f"precision bf16 needs {message}"):
         conv2d_cuda.forward(cupy.asarray(layer.x), cupy.asarray(layer.weight), layer.geometry, precision="bf16")
 
 
