@@ -60,6 +60,16 @@ def deform_conv2d(cupy, dtype: str) -> None:
           padding=1, dtype=dtype, scale=4)  # fmt: skip
 
 
+def slices(cupy, dtype: str) -> None:
+    index = cupy.asarray(np.random.default_rng(0).integers(-7, 7, 50))  # each row about seven times
+    x = normal(7, 41).astype(as_dtype(dtype))
+    y, backward = ops.slice.raw(cupy.asarray(x), index)
+    expected, expected_backward = ops.slice.raw(x.astype(np.float64), index.get())
+    assert_close(y, expected, dtype)
+    dy = normal(*expected.shape).astype(as_dtype(dtype))
+    assert_close(*backward(cupy.asarray(dy)), *expected_backward(dy.astype(np.float64)), dtype)
+
+
 def channel_sum(cupy, dtype: str) -> None:
     x = normal(2, 9, 7, 33).astype(as_dtype(dtype))  # two blocks of channels, two of rows
     assert_close(reduce.channel_sum(cupy.asarray(x)), x.astype(np.float64).sum((0, 1, 2)), "float32")
@@ -129,6 +139,7 @@ EXERCISES: dict[Callable, tuple[str, ...]] = {  # and the dtypes that its kernel
     upsample2d: DTYPES,
     gather_points: DTYPES,
     pointwise: DTYPES,
+    slices: DTYPES,
     channel_sum: DTYPES,
     deform_conv2d: DTYPES,
     focal_loss: DTYPES,
