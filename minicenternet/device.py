@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from . import doctor
 from .backend import gpu_count, gpu_memory, is_out_of_gpu_memory, try_gpu
 from .errors import InputError
+from .graph import Captured
 
 GB = 1e9
 
@@ -56,10 +57,13 @@ def check_graph(wanted: bool, device: str) -> None:
 
 
 @contextmanager
-def memory_explained(batch_size: int, fitting: Callable[[float], str]) -> Iterator[None]:
+def memory_explained(
+    batch_size: int, fitting: Callable[[float], str], captured: Captured | None = None
+) -> Iterator[None]:
     """Inside, a GPU that runs out of memory is an InputError: what was asked, held and free, and what should fit.
 
-    fitting(bytes): in words, the batch size that should fit into so many, and how that was estimated.
+    fitting(bytes): in words, the batch size that should fit into so many, and how that was estimated.  captured: what
+    holds memory of its own, which is in no other count.
     """
     try:
         yield
@@ -67,6 +71,7 @@ def memory_explained(batch_size: int, fitting: Callable[[float], str]) -> Iterat
         if not is_out_of_gpu_memory(error):
             raise
         held, free, total = gpu_memory()
+        held += captured.memory()[1] if captured is not None else 0
         asked = re.search(r"allocating ([\d,]+) bytes", str(error))
         what = f"{int(asked[1].replace(',', '')) / GB:.2f} GB more were asked for" if asked else str(error)
         raise InputError(

@@ -11,7 +11,8 @@ goes through by itself, as often as it is launched. All in a graph is as it was 
     numbers      what changes from step to step, such as the learning rate, is read by kernels from memory; a table of
                  addresses, which a capture makes anew, is written when it is done: see `table`
 
-Nothing in a graph may wait for the GPU, read from it or copy to it. cuBLAS and sorting are not captured by CuPy.
+Nothing in a graph may wait for the GPU, read from it or copy to it. CuPy refuses to capture cuBLAS, and a sort where
+its Thrust waits for the stream: that of CuPy 14 no longer asks to, but no GPU has shown yet that it is captured then.
 """
 
 from __future__ import annotations
@@ -52,10 +53,11 @@ class Captured(Generic[Result]):
     def __init__(self, function: Callable[[dict[str, Array]], Result]):
         self.function = function
         self.graphs: dict[tuple, _Graph[Result] | None] = {}  # by the shapes of the inputs; None: called once
+        self.holding: weakref.WeakSet[_Graph[Result]] = weakref.WeakSet()  # memory; with one whose capture just failed
 
     def memory(self) -> tuple[int, int]:
         """Return bytes of all graphs' pools: in use by what is returned, and held, which is what the graphs need."""
-        pools = [graph.pool for graph in self.graphs.values() if graph]
+        pools = [graph.pool for graph in self.holding]
         return sum(pool.used_bytes() for pool in pools), sum(pool.total_bytes() for pool in pools)
 
     def __call__(self, inputs: Mapping[str, Array]) -> Result:
@@ -66,24 +68,29 @@ class Captured(Generic[Result]):
             self.graphs[key] = None
             return result
         if self.graphs[key] is None:
-            self.graphs[key] = _Graph(self.function, inputs)
+            graph = _Graph(inputs)
+            self.holding.add(graph)
+            graph.capture(self.function)
+            self.graphs[key] = graph
         return self.graphs[key].launch(inputs)
 
 
 class _Graph(Generic[Result]):
     """The graph of a function for inputs of certain shapes."""
 
-    def __init__(self, function: Callable[[dict[str, Array]], Result], inputs: Mapping[str, Array]):
-        global _tables
+    def __init__(self, inputs: Mapping[str, Array]):
         cupy = cupy_module()
-        cuda = cupy.cuda
         self.inputs = {name: cupy.empty(array.shape, array.dtype) for name, array in inputs.items()}
         cupy.get_default_memory_pool().free_all_blocks()  # the first call's, as large as what the graph needs now
-        self.pool, self.stream = cuda.MemoryPool(_allocate), cuda.Stream(non_blocking=True)
+        self.pool, self.stream = cupy.cuda.MemoryPool(_allocate), cupy.cuda.Stream(non_blocking=True)
         weakref.finalize(self, self.pool.free_all_blocks).atexit = False
+
+    def capture(self, function: Callable[[dict[str, Array]], Result]) -> None:
+        """Note what the function does.  Raises InputError for what cannot be captured."""
+        global _tables
         self.tables = _tables = []
         try:
-            with self.stream, cuda.using_allocator(self.pool.malloc):
+            with self.stream, cupy_module().cuda.using_allocator(self.pool.malloc):
                 self.stream.begin_capture()
                 try:
                     self.result = function(self.inputs)

@@ -213,11 +213,11 @@ class LossScale:
     """Dynamic loss scaling for float16, whose smallest number is 6e-8: small gradients would become 0.
 
     The loss, and with it every gradient, is multiplied by `scale`. When gradients overflow the step must be skipped,
-    and the scale is halved; after PATIENCE good steps in a row it is doubled. All numbers lie on the GPU.
-    array: any on that GPU.  Source: Micikevicius et al. 2018, §3.2.
+    and the scale is halved, to LEAST at most; after PATIENCE good steps in a row it is doubled. All numbers lie on the
+    GPU.  array: any on that GPU.  Source: Micikevicius et al. 2018, §3.2.
     """
 
-    FIRST, PATIENCE = 2.0**16, 2000
+    FIRST, LEAST, PATIENCE = 2.0**16, 1.0, 2000
 
     def __init__(self, array: Array):
         xp = get_xp(array)
@@ -225,12 +225,12 @@ class LossScale:
         self.good, self.skipped = xp.zeros((), np.int32), xp.zeros((), np.int32)  # in a row; in all
 
     def update(self, finite: Array) -> None:
-        """Note whether the gradients of a step were finite, a bool on the GPU."""
+        """Note whether the loss and the gradients of a step were finite, a bool on the GPU."""
         xp = get_xp(finite)
         good = xp.where(finite, self.good + 1, 0)
         grows = good >= self.PATIENCE
         change = xp.where(finite, xp.where(grows, 2, 1), 0.5)
-        self.scale[...] = self.scale * change
+        self.scale[...] = xp.maximum(self.scale * change, self.LEAST)
         self.good[...] = xp.where(grows, 0, good)
         self.skipped[...] = self.skipped + xp.where(finite, 0, 1)
 

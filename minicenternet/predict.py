@@ -210,7 +210,7 @@ class Predictor:
                 with self._timed("prepare"):
                     canvases = [warp(images[i], views[i].to_input, size) for i in members]
                     batch = np.stack([normalised(canvas, self.model) for canvas in canvases])
-                with memory_explained(self.batch_size, self._halved):
+                with memory_explained(self.batch_size, self._halved, self.captured):
                     decoded = self._in_input(batch)
                 with self._timed("merge"):
                     for i, boxes, scores, labels in zip(members, *decoded, strict=True):

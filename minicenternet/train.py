@@ -3,7 +3,8 @@
 What is in the folder, run_folder says.  It is the same whatever the device, and a run may go on on another one. On a
 GPU no step waits for a number: the losses and whether all of them were finite stay there, and are read once in
 READ_EVERY steps and wherever a state is saved. A step whose loss is not finite changes no weight, so that it may be
-noticed so late.
+noticed so late. In fp16 it is skipped, as is one whose gradients overflow, and the next ones scale the loss by less;
+training ends where even a loss that is not scaled at all overflows.
 
 Ctrl-C and SIGTERM (a node that is taken away) are heard between two steps, while a batch is waited for, between two
 batches of a measurement of AP and between two pictures; then the state is saved and Interrupted raised. What follows an
@@ -16,7 +17,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
@@ -127,7 +128,7 @@ class Run:
         weight = self.model.parameters()[0].data
         self.scaling = LossScale(weight) if config.precision == "fp16" else None
         self.skipped = 0  # steps of which was said that they were
-        self.finite = get_xp(weight).ones((), bool)  # whether every loss so far was
+        self.finite = get_xp(weight).ones((), bool)  # whether every loss so far was, or could be skipped
         self.step_on_gpu = Captured(self._step_on_gpu) if config.graph else self._step_on_gpu
         self.counters, self.rows = Counters(), []
         self.asked_to_stop = lambda: 0
@@ -196,8 +197,11 @@ class Run:
         On a GPU these are numbers that lie there; `read` waits for them.  Raises InputError, naming the layer, when the
         loss is NaN (on a GPU `read` does that), and when a GPU's memory is too small.
         """
-        with one_blas_thread(), memory_explained(self.batch_size, self._fitting):
+        with one_blas_thread(), self._memory_explained():
             return self._step(batch)
+
+    def _memory_explained(self) -> AbstractContextManager:
+        return memory_explained(self.batch_size, self._fitting, self.step_on_gpu if self.config.graph else None)
 
     def _step(self, batch: Mapping[str, Array]) -> dict[str, float | Array]:
         self.optimiser.lr = self._learning_rate(self.optimiser.steps)
@@ -252,13 +256,15 @@ class Run:
         """Return, on the GPU, by what to multiply all gradients: 1, or less to clip them, or NaN not to do the step."""
         xp = get_xp(loss)
         good, factor = xp.isfinite(loss), xp.ones((), np.float32)
-        self.finite &= good
         if self.scaling or self.config.clip_norm:
             norm = self.optimiser.gradient_norm()
         if self.scaling:
-            factor, finite = 1 / self.scaling.scale, xp.isfinite(norm)
-            norm, good = norm * factor, good & finite
-            self.scaling.update(finite)
+            factor, good = 1 / self.scaling.scale, good & xp.isfinite(norm)
+            norm = norm * factor
+            self.finite &= good | (self.scaling.scale > self.scaling.LEAST)
+            self.scaling.update(good)
+        else:
+            self.finite &= good
         if self.config.clip_norm:
             factor = factor * xp.minimum(self.config.clip_norm / norm, 1)
         return xp.where(good, factor, np.float32(np.nan)).astype(np.float32)
@@ -266,14 +272,15 @@ class Run:
     def read(self, losses: Mapping[str, Array], batch: Mapping[str, Array]) -> dict[str, float]:
         """Return the losses as numbers, for which this waits.  Raises InputError when one of any step was NaN.
 
+        In fp16, where such a step is skipped, it raises when one was whose loss was not scaled at all.
         Of `batch` the images, with which the layer is looked for that made the NaN.
         """
         xp = get_xp(*losses.values())
         own = to_cpu(xp.stack([*losses.values(), self.finite.astype(np.float32)]))
         values, of_all = own.tolist(), self.world.sum(own).tolist()
-        if not own[-1] or not all(map(math.isfinite, values)):
+        if not own[-1] or not (self.scaling or all(map(math.isfinite, values))):
             raise InputError(self._what_became_nan(Tensor(batch["image"]), dict(zip(losses, values, strict=False))))
-        if not all(map(math.isfinite, of_all)):
+        if not (self.scaling or all(map(math.isfinite, of_all))):
             raise InputError("the loss of another rank is not finite")
         numbers = dict(zip(losses, of_all, strict=False))
         if self.scaling:
@@ -284,7 +291,7 @@ class Run:
         skipped, scale = int(self.scaling.skipped.item()), self.scaling.scale.item()
         if skipped > self.skipped:
             steps = "1 step was" if skipped == self.skipped + 1 else f"{skipped - self.skipped} steps were"
-            self.say(f"{steps} skipped, as gradients overflowed in fp16; the loss is now scaled by {scale:g}")
+            self.say(f"{steps} skipped, as numbers overflowed in fp16; the loss is now scaled by {scale:g}")
             self.skipped = skipped
 
     def _is_read(self) -> bool:
@@ -317,7 +324,15 @@ class Run:
         )
 
     def _what_became_nan(self, images: Tensor, losses: Mapping[str, float]) -> str:
-        culprit = first_nonfinite(self.model, images) or "every layer's output is finite: the loss itself overflowed"
+        culprit = first_nonfinite(self.model, images)
+        if self.scaling:
+            culprit = culprit or "every layer's output is finite now"
+            return (
+                f"epoch {self.counters.epoch + 1}, step {self.optimiser.steps + 1}: fp16 overflows even where the loss "
+                f"is not scaled. {culprit}. The last good state is kept in {self.folder}; go on from it with "
+                f"--precision bf16 or float32, or lower --learning-rate (now {self.optimiser.lr:.2g})"
+            )
+        culprit = culprit or "every layer's output is finite: the loss itself overflowed"
         bad = ", ".join(name for name, value in losses.items() if not math.isfinite(value)) or "an earlier loss"
         return (
             f"epoch {self.counters.epoch + 1}, step {self.optimiser.steps + 1}: {bad} is not finite. {culprit}. "
@@ -384,7 +399,11 @@ class Run:
             losses = self.step(batch)
             counters.batch += 1
             for name, value in losses.items():
-                counters.sums[name] = counters.sums.get(name, 0.0) + value
+                so_far = counters.sums.get(name, 0.0)
+                if self.scaling:  # a step that was skipped counts as the mean of those before
+                    xp = get_xp(value)
+                    value = xp.where(xp.isfinite(value), value, so_far / max(counters.batch - 1, 1))
+                counters.sums[name] = so_far + value
             if self._is_read():
                 shown = losses if self.device == "cpu" else self.read(losses, batch)
                 self._explain(shown, batch["heatmap"])
@@ -433,7 +452,7 @@ class Run:
     def prepared_on_gpu(self, batches: Iterable[Mapping[str, np.ndarray]]) -> Iterator[dict[str, Array]]:
         """Yield images and targets of the batches; a GPU too small for them is an InputError, as in `step`."""
         for batch in upload_ahead(batches):
-            with memory_explained(self.batch_size, self._fitting):
+            with self._memory_explained():
                 prepared = self.preparation(batch)
             yield prepared
 

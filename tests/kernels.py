@@ -54,6 +54,22 @@ def pointwise(cupy, dtype: str) -> None:
     check(cupy, ops.sigmoid, normal(3, 31), dtype=dtype, scale=4)
 
 
+def deform_conv2d(cupy, dtype: str) -> None:
+    offset = np.random.default_rng(0).integers(-15, 16, (1, 5, 4, 18)) / 8 + 1 / 16  # between pixels, some outside
+    check(cupy, ops.deform_conv2d, normal(1, 5, 4, 3), offset, np.abs(normal(1, 5, 4, 9)), normal(2, 3, 3, 3),
+          padding=1, dtype=dtype, scale=4)  # fmt: skip
+
+
+def slices(cupy, dtype: str) -> None:
+    index = cupy.asarray(np.random.default_rng(0).integers(-7, 7, 50))  # each row about seven times
+    x = normal(7, 41).astype(as_dtype(dtype))
+    y, backward = ops.slice.raw(cupy.asarray(x), index)
+    expected, expected_backward = ops.slice.raw(x.astype(np.float64), index.get())
+    assert_close(y, expected, dtype)
+    dy = normal(*expected.shape).astype(as_dtype(dtype))
+    assert_close(*backward(cupy.asarray(dy)), *expected_backward(dy.astype(np.float64)), dtype)
+
+
 def channel_sum(cupy, dtype: str) -> None:
     x = normal(2, 9, 7, 33).astype(as_dtype(dtype))  # two blocks of channels, two of rows
     assert_close(reduce.channel_sum(cupy.asarray(x)), x.astype(np.float64).sum((0, 1, 2)), "float32")
@@ -123,7 +139,9 @@ EXERCISES: dict[Callable, tuple[str, ...]] = {  # and the dtypes that its kernel
     upsample2d: DTYPES,
     gather_points: DTYPES,
     pointwise: DTYPES,
+    slices: DTYPES,
     channel_sum: DTYPES,
+    deform_conv2d: DTYPES,
     focal_loss: DTYPES,
     best_cells: DTYPES,
     encode: FLOAT32,

@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 import pytest
-from on_gpu import host_reads
+from on_gpu import nothing_read
 from ranks import in_ranks
 from test_distributed import batch_of
 from test_gpu_step import move
@@ -78,9 +78,11 @@ def test_two_gpus_train_as_one_process_on_the_cpu_does_and_read_nothing_on_the_h
             optimiser.step()
         return model.state_dict()
 
-    reads = host_reads(cupy)
-    ranks = in_ranks(2, lambda world: trained(world, cupy.asarray))
-    assert host_reads(cupy) == reads, "a step waits for the GPU"
+    def on_gpu(world):
+        with nothing_read(cupy):
+            return trained(world, cupy.asarray)
+
+    ranks = in_ranks(2, on_gpu)
     for key, expected in trained(World()).items():
         for state in ranks:
             actual = getattr(state[key], "get", lambda key=key, state=state: state[key])()

@@ -1,10 +1,14 @@
 """The comparison of devices must refuse what is wrong on one of them."""
 
 import itertools
+import sys
+import types
+import warnings
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from on_gpu import DTYPES, check
+from on_gpu import DTYPES, check, nothing_read
 
 from minicenternet.autograd import differentiable
 from minicenternet.backend import get_xp
@@ -54,10 +58,26 @@ def test_faults_on_the_gpu_are_refused(cupy, fault, message):
 
 
 def test_reading_on_the_host_is_refused(cupy):
-    if not hasattr(cupy, "host_reads"):
-        pytest.skip("CuPy itself does not count")
-    with pytest.raises(AssertionError, match="reads values on the host"):
+    with pytest.raises((AssertionError, RuntimeError), match="read on the host|synchronization was detected"):
         check(cupy, op(read=True), np.ones((3, 5)), dtype="float32")
+
+
+def test_cupy_itself_is_told_to_refuse_reading(monkeypatch):
+    allowed = []
+
+    @contextmanager
+    def allow_synchronize(allow):
+        warnings.warn("will be removed", stacklevel=1)  # as CuPy's does
+        allowed.append(allow)
+        yield
+        allowed.pop()
+
+    monkeypatch.setitem(sys.modules, "cupyx", types.SimpleNamespace(allow_synchronize=allow_synchronize))
+    with nothing_read(types.SimpleNamespace()):
+        assert allowed == [False]
+        with pytest.warns(match="inside"):
+            warnings.warn("inside", stacklevel=1)
+    assert allowed == []
 
 
 def test_another_dtype_is_refused(cupy):

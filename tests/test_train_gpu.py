@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from on_gpu import host_reads
+from on_gpu import nothing_read
 from test_train import TINY, quiet, weights
 
-from minicenternet.backend import beside, get_xp
+from minicenternet.backend import beside, get_xp, to_cpu
 from minicenternet.config import TrainConfig
 from minicenternet.errors import InputError
 from minicenternet.nn.module import watching
@@ -95,9 +95,8 @@ def test_a_step_reads_nothing_on_the_host(cupy, tmp_path, optimiser):
     batch = first_batch(run)
     run.step(batch)
     before = run.model.parameters()[0].numpy(), run.average.arrays["stem.0.weight"].get()
-    reads = host_reads(cupy)
-    losses = run.step(batch)
-    assert host_reads(cupy) == reads, "a training step waits for the GPU"
+    with nothing_read(cupy):
+        losses = run.step(batch)
     assert all(get_xp(value) is cupy for value in losses.values())
     assert not np.array_equal(run.model.parameters()[0].numpy(), before[0])
     assert not np.array_equal(run.average.arrays["stem.0.weight"].get(), before[1])
@@ -218,10 +217,8 @@ def test_a_step_of_16_bits_keeps_maps_in_16_bits_and_reads_nothing(cupy, tmp_pat
     run = start(tmp_path, precision=precision, average=0.9)
     batch, seen = first_batch(run), {}
     run.step(batch)
-    reads = host_reads(cupy)
-    with watching(lambda module, inputs, output: seen.setdefault(type(module).__name__, output)):
+    with nothing_read(cupy), watching(lambda module, inputs, output: seen.setdefault(type(module).__name__, output)):
         run.step(batch)
-    assert host_reads(cupy) == reads
     assert {seen[layer].dtype.name for layer in ("Conv2d", "BatchNorm2d", "BasicBlock", "Merge")} == {name}
     assert {array.dtype.name for array in run.model.state_dict().values()} == {"float32", "int64"}
 
@@ -234,7 +231,7 @@ def test_an_overflow_in_fp16_is_skipped_said_and_recovered_from(cupy, tmp_path):
     before = {key: p.numpy().copy() for key, p in run.model.named_parameters()}
     run.read(run.step(batch), batch)
     assert all(np.array_equal(before[key], p.numpy()) for key, p in run.model.named_parameters())
-    assert said == ["1 step was skipped, as gradients overflowed in fp16; the loss is now scaled by 5.49756e+11"]
+    assert said == ["1 step was skipped, as numbers overflowed in fp16; the loss is now scaled by 5.49756e+11"]
     run.scaling.scale[...] = 2.0**10
     run.read(run.step(batch), batch)
     assert len(said) == 1
@@ -243,6 +240,54 @@ def test_an_overflow_in_fp16_is_skipped_said_and_recovered_from(cupy, tmp_path):
     resumed = resume(tmp_path, "cuda")
     for name, number in {"scale": 2.0**10, "good": 1, "skipped": 1}.items():
         assert getattr(resumed.scaling, name).get() == number
+
+
+def test_a_forward_pass_that_overflows_in_fp16_is_skipped_too(cupy, tmp_path):
+    said = []
+    run = start(tmp_path, precision="fp16", say=said.append, average=0.9)
+    batch = first_batch(run)
+    before = {key: p.numpy().copy() for key, p in run.model.named_parameters()}
+    spoilt = {**batch, "image": cupy.full(batch["image"].shape, 6e4, batch["image"].dtype)}
+    losses = run.read(run.step(spoilt), spoilt)
+    assert not np.isfinite(losses["loss"])
+    for state in (run.model.state_dict(), run.average.arrays):
+        assert all(np.array_equal(to_cpu(state[key]), array) for key, array in before.items())
+        assert all(np.isfinite(to_cpu(array)).all() for array in state.values())  # statistics of batch norm, too
+    assert said == ["1 step was skipped, as numbers overflowed in fp16; the loss is now scaled by 32768"]
+    assert np.isfinite(run.read(run.step(batch), batch)["loss"]) and len(said) == 1
+    assert any(not np.array_equal(p.numpy(), before[key]) for key, p in run.model.named_parameters())
+    run.save_state()
+
+
+def test_fp16_that_overflows_without_a_scale_ends_training(cupy, tmp_path):
+    run = start(tmp_path, precision="fp16")
+    batch = first_batch(run)
+    spoilt = {**batch, "image": cupy.full(batch["image"].shape, 6e4, batch["image"].dtype)}
+    run.scaling.scale[...] = 2
+    run.read(run.step(spoilt), spoilt)
+    assert run.scaling.scale.get() == 1
+    losses = run.step(spoilt)
+    assert run.scaling.scale.get() == 1
+    with pytest.raises(InputError, match=r"fp16 overflows .* not scaled\. .*Conv2d.* bf16 or float32"):
+        run.read(losses, spoilt)
+    with pytest.raises(InputError, match="not saved"):
+        run.save_state()
+
+
+def test_the_mean_of_an_epoch_leaves_out_what_overflowed_in_fp16(cupy, tmp_path):
+    run = start(tmp_path, precision="fp16", shapes=8, batch_size=2, epochs=1)
+    seen, step = [], run.step
+
+    def sometimes(batch):
+        losses = step(batch)
+        seen.append({name: float(value.get()) for name, value in losses.items()})
+        return {name: value + (np.inf if len(seen) == 3 else 0) for name, value in losses.items()}
+
+    run.step = sometimes
+    row = run.train()
+    for name in ("loss", "heatmap"):
+        kept = [losses[name] for losses in seen[:2]]
+        np.testing.assert_allclose(row[name], np.mean([*kept, np.mean(kept), seen[3][name]]), rtol=1e-6)
 
 
 def test_a_run_in_16_bits_goes_on_in_float32_on_a_cpu(cupy, tmp_path):

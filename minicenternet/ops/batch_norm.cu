@@ -63,6 +63,13 @@ __global__ void batch_norm_statistics(const T* __restrict__ x, float* __restrict
   }
 }
 
+// A batch that overflowed leaves them as they are, since in fp16 its step is skipped, and another follows.
+__device__ void follow(float& running_mean, float& running_var, float mean, float unbiased, float momentum) {
+  if (!isfinite(mean) || !isfinite(unbiased)) return;
+  running_mean += momentum * (mean - running_mean);
+  running_var += momentum * (unbiased - running_var);
+}
+
 __global__ void batch_norm_combine(const float* __restrict__ means, const float* __restrict__ squares,
                                    float* __restrict__ mean, float* __restrict__ variance,
                                    float* __restrict__ running_mean, float* __restrict__ running_var, int rows,
@@ -77,8 +84,7 @@ __global__ void batch_norm_combine(const float* __restrict__ means, const float*
   if (threadIdx.y > 0 || channel >= channels) return;
   mean[channel] = moments.mean;
   variance[channel] = moments.squares / rows;
-  running_mean[channel] += momentum * (moments.mean - running_mean[channel]);
-  running_var[channel] += momentum * (moments.squares / (rows - 1) - running_var[channel]);
+  follow(running_mean[channel], running_var[channel], moments.mean, moments.squares / (rows - 1), momentum);
 }
 
 __global__ void batch_norm_running(const float* __restrict__ mean, const float* __restrict__ variance,
@@ -87,8 +93,7 @@ __global__ void batch_norm_running(const float* __restrict__ mean, const float* 
   int channel = blockIdx.x * blockDim.x + threadIdx.x;
   if (channel >= channels) return;
   float unbiased = variance[channel] * ((float)rows / (rows - 1));
-  running_mean[channel] += momentum * (mean[channel] - running_mean[channel]);
-  running_var[channel] += momentum * (unbiased - running_var[channel]);
+  follow(running_mean[channel], running_var[channel], mean[channel], unbiased, momentum);
 }
 
 // N neighbours per thread; channels is a multiple of N.

@@ -53,7 +53,8 @@ def batch_norm(
     """Return x normalised per channel, plus residual where given, through ReLU where asked.
 
     running_mean, running_var (C,): while training updated in place, new = (1 - momentum) * old + momentum * batch, the
-    variance unbiased (n - 1), as PyTorch keeps them; eval uses them instead of the batch's.
+    variance unbiased (n - 1), as PyTorch keeps them; eval uses them instead of the batch's.  On a GPU a channel whose
+    batch is not finite leaves them as they are.
     world: where given, a distributed.World whose ranks' batches are normalised as one; all must call together, in
     backward too. Gradients of weight and bias remain each rank's own.
     measured: on a GPU, {"mean", "variance"} of x where the convolution before has found them (see conv2d), which

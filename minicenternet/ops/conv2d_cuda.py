@@ -40,6 +40,7 @@ import numpy as np
 
 from ..backend import Array, c_type, current_gpu, get_xp, is_capturing, kernel, to_gpu
 from ..errors import InputError
+from ..files import replacing
 from .geometry import Geometry, gradient_correlations
 
 RUNGS = ("naive", "im2col", "tiled", "tensor_cores")
@@ -373,11 +374,20 @@ def storage(precision: str) -> np.dtype:
     if precision not in PRECISIONS:
         raise InputError(f"precision is {precision!r}; expected one of {', '.join(PRECISIONS)}")
     if precision == "bf16":
-        try:
-            return np.dtype(importlib.import_module("ml_dtypes").bfloat16)
-        except ImportError:
-            raise InputError("precision bf16 needs the package ml_dtypes: pip install ml_dtypes") from None
+        return _bfloat16()
     return np.dtype(np.float16 if precision == "fp16" else np.float32)
+
+
+@functools.cache
+def _bfloat16() -> np.dtype:
+    if np.lib.NumpyVersion(np.__version__) < "2.1.2":  # with an older one CuPy does not know the type
+        raise InputError(
+            f'precision bf16 needs NumPy 2.1.2 or newer, and this is {np.__version__}: pip install "numpy>=2.1.2"'
+        )
+    try:
+        return np.dtype(importlib.import_module("ml_dtypes").bfloat16)
+    except ImportError:
+        raise InputError("precision bf16 needs the package ml_dtypes: pip install ml_dtypes") from None
 
 
 def _stored(array: Array, precision: str) -> Array:
@@ -587,37 +597,56 @@ def tune(
     precisions: Iterable[str] = tuple(PRECISIONS),
     path: Path | None = None,
     timer: Callable[[Callable[[], object]], float] | None = None,
+    say: Callable[[str], None] = print,
 ) -> dict:
-    """Time all candidates on the layers (shape of x, shape of weight, geometry); return the table of the fastest.
+    """Time the candidates on the layers (shape of x, shape of weight, geometry); return the table of the fastest.
 
     Of each precision, pass and shape class, the candidate that can do most layers, and of these the one with the
-    smallest sum of times, is taken; what no layer belongs to stays as it is.  path: where to write the table, as JSON.
-    timer: seconds that a call takes, measured with CUDA events where None.
+    smallest sum of times, is taken; what no layer belongs to stays as it is.  im2col is timed to be beside the others,
+    but never taken, as a CUDA graph cannot hold cuBLAS; naive is timed where groups are small: elsewhere it is but what
+    `choose` falls back to.
+    path: where to write the table, as JSON, after each layer and precision.  timer: seconds that a call takes, measured
+    with CUDA events where None.  say: is told the times of each pass.
     """
     timer = timer or _seconds
     cupy = get_xp(to_gpu(np.empty(0)))
+    device = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.runtime.getDevice())["name"].decode()
+    found = {"measured_on": device, "choices": dict(table()["choices"])}
     times: dict[str, dict[Choice, list[float]]] = {}
     for x_shape, weight_shape, geometry in layers:
         for precision in precisions:
             for kind, shape, call in _passes(cupy, x_shape, weight_shape, geometry, precision):
-                of_class = times.setdefault(f"{precision} {kind} {shape[0]}", {})
+                name, of_pass = f"{precision} {kind} {shape[0]}", {}
                 for rung in RUNGS:
-                    if can(rung, precision, *shape[1]):
+                    if can(rung, precision, *shape[1]) and (rung != "naive" or shape[0] == "grouped"):
                         for choice in candidates(rung, kind, shape[0]):
                             if shared_bytes(kind, choice) <= current_gpu().shared_memory:
-                                of_class.setdefault(choice, []).append(timer(functools.partial(call, choice=choice)))
-    fastest = {name: min(of_class, key=lambda choice: _rank(of_class[choice])) for name, of_class in times.items()}
-    device = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.runtime.getDevice())["name"].decode()
-    found = {"measured_on": device, "choices": table()["choices"] | fastest}
-    if path is not None:
-        lines = ",\n".join(f"    {json.dumps(name)}: {json.dumps(found['choices'][name])}" for name in found["choices"])
-        text = f'{{\n  "measured_on": {json.dumps(device)},\n  "choices": {{\n{lines}\n  }}\n}}\n'
-        path.write_text(text, encoding="utf-8")
+                                of_pass[choice] = timer(functools.partial(call, choice=choice))
+                say(f"{name}, {x_shape} by {weight_shape}, ms: {_in_milliseconds(of_pass)}")
+                for choice, seconds in of_pass.items():
+                    if choice.rung != "im2col":
+                        times.setdefault(name, {}).setdefault(choice, []).append(seconds)
+            for name, of_class in times.items():
+                found["choices"][name] = min(of_class, key=lambda choice: _rank(of_class[choice]))
+            if path is not None:
+                _write(found, path)
     return found
 
 
 def _rank(times: list[float]) -> tuple[int, float]:
     return -len(times), sum(times)
+
+
+def _in_milliseconds(times: dict[Choice, float]) -> str:
+    figures = (f"{' '.join(map(str, (rung, *tile)))} {1000 * times[rung, tile]:.3f}" for rung, tile in times)
+    return ", ".join(figures) or "naive alone"
+
+
+def _write(found: dict, path: Path) -> None:
+    lines = ",\n".join(f"    {json.dumps(name)}: {json.dumps(choice)}" for name, choice in found["choices"].items())
+    text = f'{{\n  "measured_on": {json.dumps(found["measured_on"])},\n  "choices": {{\n{lines}\n  }}\n}}\n'
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _passes(cupy, x_shape, weight_shape, geometry: Geometry, precision: str):

@@ -13,6 +13,7 @@ import numpy as np
 from ..autograd import differentiable
 from ..backend import get_xp
 from ..memory import empty
+from . import shape_cuda
 
 
 @differentiable
@@ -80,11 +81,13 @@ def slice(x, index):
     taken_once = not any(hasattr(part, "shape") or isinstance(part, (list, tuple)) for part in parts)
 
     def backward(dy):
+        if not taken_once and xp is not np:
+            return (shape_cuda.slice_gradient(dy, index, shape),)
         dx = xp.zeros(shape, dy.dtype)
         if taken_once:
             dx[index] = dy
         else:
-            xp.add.at(dx, index, dy)
+            np.add.at(dx, index, dy)
         return (dx,)
 
     return x[index], backward

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import copy
 import importlib
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 
 import inputs
 import kernels
 import numpy as np
 import side_cuda
+from on_gpu import nothing_read
 
 from minicenternet import CenterNet
 from minicenternet.autograd import Tensor
@@ -182,6 +184,22 @@ def check_step(
                 allowed = max(LAST_BIT[precision], AS_PYTORCH * rounding[0]), max(GRADIENT, AS_PYTORCH * rounding[1])
             ours = our_gradients(model, images, targets, precision)
             yield _row(f"{precision} and PyTorch", errors(ours, truth), allowed)
+
+
+def check_reads(cupy, backbone: str, size: int, batch: int, precisions: Sequence[str]) -> dict[str, str]:
+    """Return, for each precision, "nothing" or what CuPy says of a training step that reads a number on the host."""
+    found = {}
+    for precision in precisions:
+        step = side_cuda.train(backbone, size, batch, 3, precision)
+        step()  # compiles it
+        try:
+            with nothing_read(cupy):
+                step()
+            found[precision] = "nothing"
+        except (AssertionError, RuntimeError) as error:
+            traceback.print_exc()  # names the place
+            found[precision] = f"{type(error).__name__}: {error}"
+    return found
 
 
 # --- graphs ----------------------------------------------------------------------------------------------------------

@@ -6,9 +6,9 @@
     python tests/benchmarks/gpu.py --json FILE
 
 Needs CuPy and a GPU; PyTorch is compared with where it is installed. Kernels are checked first, each family against
-NumPy, a training step against NumPy and PyTorch, and CUDA graphs against the same without. Then both sides run in this
-process in turn, on the same stream, timed by CUDA events; figures are medians of several turns. All is written to
-results/ as soon as it is known.
+NumPy, a training step against NumPy and PyTorch, whether it waits for a number on the host, and CUDA graphs against the
+same without. Then both sides run in this process in turn, on the same stream, timed by CUDA events; figures are medians
+of several turns. All is written to results/ as soon as it is known.
 """
 
 from __future__ import annotations
@@ -126,8 +126,10 @@ class Benchmark:
         """Yield the name and the function of each part."""
         yield "kernels", self.kernels
         yield "a step", self.step
+        yield "reads", self.reads
         yield "graphs", self.graphs
-        yield "ceilings", self.ceilings
+        for what in ("copy", *side_cuda.available()):
+            yield f"ceiling, {what}", partial(self.ceiling, what)
         for precision in self.precisions:
             yield f"training, {precision}", partial(self.turns, "train", self.plan.batch, precision)
             yield f"memory, {precision}", partial(self.memory, precision)  # now cuDNN has made its choices
@@ -159,6 +161,12 @@ class Benchmark:
         theirs = self.peer.gradients if self.peer else None
         self.check("step", correctness.check_step, theirs)
 
+    def reads(self) -> None:
+        given = self.plan.backbone, self.plan.check_size, 2, self.precisions
+        found = self.found["reads"] = correctness.check_reads(self.gpu.cupy, *given)
+        self.say(cpu.aligned("Read on the host in a training step", found.items()))
+        self.wrong += [f"reads, {name}: {verdict}" for name, verdict in found.items() if verdict != "nothing"]
+
     def graphs(self) -> None:
         self.check("graphs", correctness.check_graphs)
 
@@ -172,9 +180,10 @@ class Benchmark:
 
     # --- how fast is it? ---
 
-    def ceilings(self) -> None:
+    def ceiling(self, what: str) -> None:
         plan = self.plan
-        self.found["ceilings"] = side_cuda.ceilings(self.gpu, plan.product, plan.megabytes, plan.repetitions)
+        rate = side_cuda.ceiling(self.gpu, what, plan.product, plan.megabytes, plan.repetitions)
+        self.found.setdefault("ceilings", {})[what] = rate
 
     def turns(self, job: str, batch: int, precision: str) -> None:
         seconds = cpu.take_turns(self.sides, job, self.plan.network(batch) | {"precision": precision}, self.plan)
@@ -309,7 +318,7 @@ def tune(plan: Plan, gpu) -> None:
     """Write the table of the fastest convolution kernels and say what changed in it."""
     before = conv2d_cuda.table()["choices"]
     options = plan.network(plan.batch)
-    found = side_cuda.tune(gpu, options, side_cuda.available(), conv2d_cuda.TABLE)
+    found = side_cuda.tune(gpu, options, side_cuda.available(), conv2d_cuda.TABLE, say)
     rows = [
         (name, *(" ".join(map(str, (rung, *tile))) for rung, tile in (before[name], choice)))
         for name, choice in found["choices"].items()

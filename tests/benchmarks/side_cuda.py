@@ -10,7 +10,7 @@ import gc
 import importlib.util
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from unittest.mock import patch
@@ -224,28 +224,22 @@ def driver() -> str:
 # --- reports ---------------------------------------------------------------------------------------------------------
 
 
-def ceilings(gpu: GPU, side: int, megabytes: int, repeats: int) -> dict[str, float]:
-    """Bytes a second of a copy on the GPU (read and written), "copy"; operations a second of cuBLAS by precision."""
+def ceiling(gpu: GPU, what: str, side: int, megabytes: int, repeats: int) -> float:
+    """Return bytes a second of a copy on the GPU (read and written), "copy", or operations a second of cuBLAS.
+
+    what: "copy" or a precision.  side: of the matrices.  megabytes: that are copied.
+    """
     cupy = gpu.cupy
-
-    def seconds(run: Callable[[], object]) -> float:
+    if what == "copy":
+        source = cupy.zeros(megabytes << 20, np.uint8)
+        amount, run = 2 * source.nbytes, partial(cupy.copyto, cupy.empty_like(source), source)
+    else:
+        numbers = np.random.default_rng(0).standard_normal((side, side), np.float32)
+        a = to_gpu(numbers.astype(conv2d_cuda.storage(what)))
+        amount, run = 2 * side**3, partial(cupy.matmul, a, a, out=cupy.empty_like(a))
+    with gpu.tf32_products() if what == "tf32" else nullcontext():
         run()
-        return float(np.median([gpu.seconds(run) for _ in range(repeats)]))
-
-    source = cupy.zeros(megabytes << 20, np.uint8)
-    target = cupy.empty_like(source)
-    found = {"copy": 2 * source.nbytes / seconds(partial(cupy.copyto, target, source))}
-    del source, target
-    numbers = np.random.default_rng(0).standard_normal((side, side), np.float32)
-    for precision in available():
-        a = to_gpu(numbers.astype(conv2d_cuda.storage(precision)))
-        product = partial(cupy.matmul, a, a, out=cupy.empty_like(a))
-        if precision == "tf32":
-            with gpu.tf32_products():
-                found[precision] = 2 * side**3 / seconds(product)
-        else:
-            found[precision] = 2 * side**3 / seconds(product)
-    return found
+        return amount / float(np.median([gpu.seconds(run) for _ in range(repeats)]))
 
 
 def available() -> list[str]:
@@ -305,7 +299,7 @@ def layers(backbone: str, size: int, batch: int, classes: int) -> list[tuple[tup
     return list(found)
 
 
-def tune(gpu: GPU, options: dict, precisions: Sequence[str], path: Path) -> dict:
+def tune(gpu: GPU, options: dict, precisions: Sequence[str], path: Path, say: Callable[[str], None] = print) -> dict:
     """Time the convolution's kernels on the network's layers; write the table of the fastest and return it."""
 
     def seconds(call: Callable[[], object]) -> float:
@@ -313,4 +307,4 @@ def tune(gpu: GPU, options: dict, precisions: Sequence[str], path: Path) -> dict
         first = gpu.seconds(call)
         return first if first > SLOW else float(np.median([first, *(gpu.seconds(call) for _ in range(6))]))
 
-    return conv2d_cuda.tune(layers(**options), precisions, path, seconds)
+    return conv2d_cuda.tune(layers(**options), precisions, path, seconds, say)

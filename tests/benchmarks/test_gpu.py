@@ -21,7 +21,7 @@ import correctness  # noqa: E402
 import inputs  # noqa: E402
 import kernels  # noqa: E402
 import side_cuda  # noqa: E402
-from on_gpu import host_reads  # noqa: E402
+from on_gpu import nothing_read  # noqa: E402
 
 from minicenternet import CenterNet  # noqa: E402
 from minicenternet.autograd import Tensor  # noqa: E402
@@ -150,9 +150,8 @@ def test_every_job_runs_on_the_gpu_alone(cupy, precision):
 def test_parts_of_a_step_run_and_read_nothing(cupy):
     for job in ("splat", "loss", "decode"):
         run = side_cuda.JOBS[job](size=32, batch=2, classes=3)
-        reads = host_reads(cupy)
-        run()
-        assert host_reads(cupy) == reads, job
+        with nothing_read(cupy):
+            run()
 
 
 def test_the_layers_are_those_that_the_network_runs():
@@ -187,6 +186,7 @@ def test_the_command_to_tune_measures_nothing_and_says_what_changed(clock, tmp_p
     assert gpu.main(["--tune"]) == 0
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert "float32 correlate narrow tiled 128 32 16 4 4 tiled 128 128 16 8 8" in lines
+    assert any(line.startswith("float32 dweight narrow, (1, 6, 6, 4) by (5, 4, 3, 3), ms: im2col 9") for line in lines)
     table = json.loads((tmp_path / "table.json").read_text())
     assert table["choices"]["float32 correlate narrow"] == ["tiled", [128, 128, 16, 8, 8]]
     assert not any("tf32" in line or "training" in line for line in lines)
@@ -206,9 +206,11 @@ def test_breakdown_knows_every_op(clock):
     assert all(op["forward"] >= 0 and op["backward"] >= 0 for op in ops_of_step)
 
 
-def test_ceilings(clock):
-    found = side_cuda.ceilings(clock, side=16, megabytes=1, repeats=2)
-    assert list(found) == ["copy", *side_cuda.available()] and min(found.values()) > 0
+def test_ceilings_count_bytes_and_operations(clock, monkeypatch):
+    monkeypatch.setattr(clock, "seconds", lambda run: (run(), 0.5)[1])
+    assert side_cuda.ceiling(clock, "copy", side=16, megabytes=3, repeats=2) == 2 * 2 * 3 * 2**20
+    for precision in side_cuda.available():
+        assert side_cuda.ceiling(clock, precision, side=16, megabytes=3, repeats=2) == 2 * 2 * 16**3
 
 
 # --- correctness -----------------------------------------------------------------------------------------------------
@@ -254,6 +256,14 @@ def test_a_step_equals_numpys_and_a_wrong_one_does_not(cupy, monkeypatch):
     assert not row["right"] and row["errors"][0] < 1e-4 < 1e-3 < row["errors"][1]
 
 
+def test_a_step_reads_nothing_and_one_that_reads_is_named(cupy, monkeypatch, capsys):
+    assert correctness.check_reads(cupy, "small", 32, 2, ["float32"]) == {"float32": "nothing"}
+    right = conv2d_cuda.forward
+    monkeypatch.setattr(conv2d_cuda, "forward", lambda x, *a, **given: right(x, *a, **given) * float(x.max() > -9))
+    (verdict,) = correctness.check_reads(cupy, "small", 32, 2, ["float32"]).values()
+    assert verdict.startswith(("AssertionError: ", "DeviceSynchronized: ")) and "Traceback" in capsys.readouterr().err
+
+
 def test_errors_by_hand():
     expected = {"loss": np.float32(2), "a": np.float32([3, 0]), "b": np.float32([4])}
     found = {"loss": np.float32(2.2), "a": np.float32([3, 0.5]), "b": np.float32([4])}
@@ -294,6 +304,7 @@ def test_without_pytorch_all_of_ours_is_measured_and_written(clock, few_checks, 
     for title in (
         "Kernels",
         "relative errors",
+        "Read on the host",
         "training, batch 2, float32",
         "graph and without",
         "the same as a CUDA graph, bf16",
@@ -310,16 +321,19 @@ def test_without_pytorch_all_of_ours_is_measured_and_written(clock, few_checks, 
 
 
 def test_what_fails_is_told_and_the_rest_is_done(clock, few_checks, monkeypatch, tmp_path, capsys):
-    def broken(*_, **__):
-        raise MemoryError("no room")
+    def broken(gpu, what, *given, right=side_cuda.ceiling):
+        if what == "tf32":
+            raise MemoryError("no room")
+        return right(gpu, what, *given)
 
-    monkeypatch.setattr(side_cuda, "ceilings", broken)
-    for part in ("step", "memory", "breakdown"):
+    monkeypatch.setattr(side_cuda, "ceiling", broken)
+    for part in ("step", "reads", "memory", "breakdown"):
         monkeypatch.setattr(gpu.Benchmark, part, lambda *_: None)
     plan = replace(TINY, precisions=("float32",))
     benchmark = gpu.Benchmark(plan, clock, None, lambda text: None, tmp_path / "found.json")
     found = benchmark.measure()
-    assert benchmark.wrong == ["ceilings: failed with MemoryError: no room"] and found["parts"]
+    assert benchmark.wrong == ["ceiling, tf32: failed with MemoryError: no room"] and found["parts"]
+    assert list(found["ceilings"]) == [name for name in ("copy", *side_cuda.available()) if name != "tf32"]
     assert json.loads((tmp_path / "found.json").read_text())["wrong"] == benchmark.wrong
 
 

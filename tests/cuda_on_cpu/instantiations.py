@@ -65,6 +65,7 @@ INSTANTIATIONS: dict[str, list[str]] = {
     "ops/pointwise.cu": for_floats("sigmoid_forward", "relu_backward"),
     "ops/prepare_images.cu": ["prepare_images_warp", *for_floats("prepare_images_colour")],
     "ops/reduce.cu": [*for_floats("channel_sum_parts"), "channel_sum_total"],
+    "ops/shape.cu": for_floats("slice_backward"),
     "ops/upsample2d.cu": for_floats(
         "upsample2d_nearest_forward",
         "upsample2d_nearest_backward",

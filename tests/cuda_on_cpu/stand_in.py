@@ -61,7 +61,7 @@ def reset() -> None:
 def _count_host_read() -> None:
     global host_reads
     if _notes():
-        raise RuntimeError("the current stream is capturing, so synchronous API calls are disallowed")
+        raise RuntimeError("the current stream is capturing, so D2H transfers are disallowed")
     host_reads += 1
 
 
@@ -210,7 +210,7 @@ def _on_device(function, *, reads_host: bool = False, writes_first: bool = False
 
 
 CUBLAS = (np.matmul, np.dot, np.ndarray.dot, np.vdot, np.tensordot, np.einsum)
-THRUST = (np.sort, np.argsort, np.ndarray.argsort, np.partition)
+THRUST = (np.sort, np.argsort, np.ndarray.argsort, np.partition)  # CuPy 14 may capture them: not yet seen on a GPU
 
 
 def _refuse_library(function, hosts) -> None:

@@ -86,9 +86,9 @@ def test_free_memory_of_the_pool_is_given_out_again(stand_in):  # noqa: F811
 def test_what_is_refused_in_a_capture(stand_in):  # noqa: F811
     x = stand_in.ones(3, np.float32)
     for message, work in {
-        "synchronous API calls are disallowed": lambda: x.get(),
-        "synchronous API calls": lambda: bool(x[0] > 1),
-        "synchronous": lambda: x[x > 1],
+        "D2H transfers are disallowed": lambda: x.get(),
+        "D2H transfers": lambda: bool(x[0] > 1),
+        "D2H": lambda: x[x > 1],
         "H2D transfers are disallowed": lambda: stand_in.asarray(np.ones(2)),
         "H2D": lambda: x.set(np.ones(3, np.float32)),
         "H2D transfers": lambda: stand_in.concatenate([x] * 9),

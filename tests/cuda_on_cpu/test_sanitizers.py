@@ -47,6 +47,10 @@ FAULTS = {
     "a bound that is off by one": Fault(
         "pooling", LEAVE, "if (i > count) return;", "address,undefined", r"heap-buffer-overflow .*max_pool2d\.cu:\d+"
     ),
+    "a warp too many": Fault(
+        "deform_conv2d", "if (n >= points) return;  // a", "if (n > points) return;  // a", "address,undefined",
+        r"heap-buffer-overflow .*deform_conv2d\.cu:\d+"
+    ),
     "too little static shared memory": Fault(
         "focal_loss", "sums[THREADS];", "sums[THREADS - 1];", "address,undefined", r"block_sum\.cuh:\d+:.*index 255"
     ),

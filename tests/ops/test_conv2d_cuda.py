@@ -102,13 +102,15 @@ class Layer:
         dtype = dtype_of(self.precision)
         return [self.cupy.asarray(a) for a in (self.x.astype(dtype), self.weight, self.dy.astype(dtype))]
 
-    def run(self, correlate=None, dweight=None):
-        """Return y, dx, dweight as the kernels find them."""
+    def run(self, correlate=None, dweight=None, statistics=(None, None)):
+        """Return y, dx, dweight as the kernels find them; statistics: what those of y and of dx are written to."""
         x, weight, dy = self.device()
         options = dict(precision=self.precision)
         return (
-            conv2d_cuda.forward(x, weight, self.geometry, choice=correlate, **options),
-            conv2d_cuda.input_gradient(dy, weight, self.size, self.geometry, choice=correlate, **options),
+            conv2d_cuda.forward(x, weight, self.geometry, choice=correlate, statistics=statistics[0], **options),
+            conv2d_cuda.input_gradient(
+                dy, weight, self.size, self.geometry, choice=correlate, statistics=statistics[1], **options
+            ),
             conv2d_cuda.weight_gradient(x, dy, self.kernel, self.geometry, choice=dweight, **options),
         )
 
@@ -371,7 +373,7 @@ def test_copies_of_16_bytes_to_memory_aligned_to_4_are_found(cupy, plant):
         correlate(cupy, "tensor_cores")
 
 
-@pytest.mark.parametrize("rung, precision", [("tiled", "float32"), ("tensor_cores", "tf32"), ("tensor_cores", "fp16")])
+@pytest.mark.parametrize("rung, precision", [on for on in ON if on[0] in conv2d_cuda.TILES])
 def test_small_grids(cupy, rung, precision, monkeypatch, plant):
     """What the sanitizers run, with a fault where CONV2D_FAULT names one."""
     if "CONV2D_FAULT" in os.environ:
@@ -379,8 +381,13 @@ def test_small_grids(cupy, rung, precision, monkeypatch, plant):
         plant(*fault[:3])
         return correlate(cupy, fault[0])
     monkeypatch.setattr(conv2d_cuda, "BLOCKS", 2)
-    layer = Layer(cupy, precision, (2, 3), size=(9, 7), batch=1, channels=16, stride=(1, 2), padding=1)
-    layer.check(layer.run(*layer.choices(rung)))
+    layer = Layer(cupy, precision, (2, 3), size=(9, 7), batch=2, channels=16, stride=(1, 2), padding=1)
+    statistics = {}, {}  # merged of several blocks and, of dx, of two phases
+    found = layer.run(*layer.choices(rung), statistics)
+    layer.check(found)
+    for of_one, result in zip(statistics, found[:2], strict=True):
+        check_statistics(of_one, result)
+        assert len(of_one) == 2
 
 
 def sanitized(sanitizer, tests, **environment):
@@ -461,13 +468,25 @@ def test_the_variable_takes_a_rung_wherever_it_can(monkeypatch):
         conv2d_cuda.choose("correlate", "float32", 1, 64, 64, 10**6)
 
 
-def test_what_does_not_fit_is_named(cupy, monkeypatch):
+def test_what_does_not_fit_is_named(cupy):
     layer = Layer(cupy, "float32", (1, 1))
     layer.precision = "float64"
     with pytest.raises(InputError, match="precision is 'float64'; expected one of float32, tf32, bf16, fp16"):
         conv2d_cuda.forward(cupy.asarray(layer.x), cupy.asarray(layer.weight), layer.geometry, precision="float64")
-    monkeypatch.setitem(importlib.import_module("sys").modules, "ml_dtypes", None)
-    with pytest.raises(InputError, match="precision bf16 needs the package ml_dtypes: pip install ml_dtypes"):
+
+
+@pytest.mark.parametrize(
+    "lacking, message",
+    [
+        (lambda patch: patch.setitem(sys.modules, "ml_dtypes", None), "the package ml_dtypes: pip install ml_dtypes"),
+        (lambda patch: patch.setattr(np, "__version__", "2.1.1"), "NumPy 2.1.2 or newer, and this is 2.1.1: pip inst"),
+    ],
+)
+def test_what_bf16_needs_is_named(cupy, monkeypatch, lacking, message):
+    layer = Layer(cupy, "float32", (1, 1))
+    conv2d_cuda._bfloat16.cache_clear()
+    lacking(monkeypatch)
+    with pytest.raises(InputError, match=f"precision bf16 needs {message}"):
         conv2d_cuda.forward(cupy.asarray(layer.x), cupy.asarray(layer.weight), layer.geometry, precision="bf16")
 
 
@@ -524,34 +543,54 @@ LAYERS = [
 
 
 def test_tuning_takes_the_fastest_of_all_candidates(cupy, monkeypatch, tmp_path):
-    """With a timer that calls nothing, and likes im2col."""
-    asked = []
+    """With a timer that calls nothing, and likes im2col, which no graph can hold."""
+    asked, said = [], []
 
     def timer(call):
         choice = call.keywords["choice"]
         asked.append(choice)
-        return {"im2col": 1.0, "naive": 2.0}.get(choice.rung, 3.0)
+        return {"im2col": 0.001, "naive": 0.002}.get(choice.rung, 0.003 + (choice.tile[:1] == (64,)))
 
     path = tmp_path / "table.json"
-    found = conv2d_cuda.tune(LAYERS, ["float32", "fp16"], path, timer)
+    found = conv2d_cuda.tune(LAYERS, ["float32", "fp16"], path, timer, said.append)
     assert {choice.rung for choice in asked} == set(conv2d_cuda.RUNGS)
     for rung, tiles in conv2d_cuda.TILES.items():
         assert {choice.tile for choice in asked if choice.rung == rung} == {
             tile for kind in tiles.values() for some in kind.values() for tile in some
         }
-    assert found["choices"]["float32 dweight small"] == ("im2col", ())
-    assert found["choices"]["fp16 correlate small"] == ("naive", ())
+    assert found["choices"]["float32 dweight small"] == ("tiled", (32, 128, 16, 4, 8))
+    assert found["choices"]["fp16 correlate small"] == ("tensor_cores", (128, 32, 32, 32, 32, 4))
+    assert found["choices"]["float32 correlate grouped"] == found["choices"]["fp16 dweight grouped"] == ("naive", ())
+    assert len(said) == len(LAYERS) * 2 * 3
+    assert said[0].startswith(
+        "float32 correlate small, (2, 9, 9, 8) by (64, 8, 3, 3), ms: im2col 1.000, tiled 64 64 16 4 4 "
+    )
+    assert said[-1] == "fp16 dweight grouped, (2, 9, 9, 8) by (8, 1, 3, 3), ms: naive 2.000"
     unmeasured = "tf32 correlate large"
     assert found["choices"][unmeasured] == conv2d_cuda.table()["choices"][unmeasured]
     written = json.loads(path.read_text(encoding="utf-8"))
     assert written["measured_on"] == found["measured_on"]
-    assert written["choices"]["float32 dweight small"] == ["im2col", []]
+    assert written["choices"]["float32 dweight small"] == ["tiled", [32, 128, 16, 4, 8]]
     assert list(written["choices"]) == list(conv2d_cuda.table()["choices"])
+
+
+def test_tuning_that_is_killed_has_written_what_it_found(cupy, tmp_path):
+    def timer(call):
+        if call.keywords["precision"] == "tf32":
+            raise KeyboardInterrupt
+        return 3 - call.keywords["choice"].tile[0] / 64 if call.keywords["choice"].tile else 1
+
+    with pytest.raises(KeyboardInterrupt):
+        conv2d_cuda.tune(LAYERS[:1], ["float32", "tf32"], tmp_path / "table.json", timer, lambda text: None)
+    choices = json.loads((tmp_path / "table.json").read_text(encoding="utf-8"))["choices"]
+    assert choices["float32 correlate small"][1] in ([128, 32, 16, 4, 4], [128, 128, 16, 8, 8])
+    assert choices["tf32 correlate small"] == conv2d_cuda.table()["choices"]["tf32 correlate small"]
+    assert [file.name for file in tmp_path.iterdir()] == ["table.json"]
 
 
 def test_tuning_runs_what_it_times(cupy):
     calls = []
-    conv2d_cuda.tune(LAYERS[1:], ["float32"], timer=lambda call: calls.append(call()) or len(calls))
+    conv2d_cuda.tune(LAYERS[1:], ["float32"], timer=lambda call: calls.append(call()) or len(calls), say=str)
     candidates = 5  # naive, im2col and three tiles
     shapes = [call.shape for call in calls]
     assert shapes == [(2, 9, 9, 8)] * 2 * candidates + [(8, 1, 3, 3)] * candidates
