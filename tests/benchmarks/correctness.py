@@ -19,7 +19,7 @@ from on_gpu import nothing_read
 
 from minicenternet import CenterNet
 from minicenternet.autograd import Tensor
-from minicenternet.backend import to_cpu, to_gpu
+from minicenternet.backend import current_gpu, to_cpu, to_gpu
 from minicenternet.ops import conv2d_cuda, deform_conv2d_cuda
 from minicenternet.ops.geometry import Geometry
 from minicenternet.optim import Adam
@@ -62,6 +62,9 @@ def convolution(cupy, precision: str) -> None:
             for correlate, dweight in zip(
                 *(conv2d_cuda.candidates(rung, kind, "small") for kind in ("correlate", "dweight")), strict=True
             ):
+                needed = conv2d_cuda.shared_bytes("correlate", correlate), conv2d_cuda.shared_bytes("dweight", dweight)
+                if max(needed) > current_gpu().shared_memory:
+                    continue
                 given = dict(precision=precision, choice=correlate)
                 found = (
                     conv2d_cuda.forward(x, weight, geometry, **given),
