@@ -66,16 +66,16 @@ def jobs(
 
     kernel: what transformed_weight returned for the plan.  The jobs are for strips.run.
     """
-    pieces, outputs = _strips_of_tiles(out.shape, max(kernel.shape[1:])), out.shape[3]
+    pieces, outputs = _strips_of_tiles(out.shape, max(kernel.shape[1:]), at_least=2), out.shape[3]
     halves = [slice(outputs)]
     if len(pieces) == 1 and kernel.size > LARGE_KERNEL:  # few tiles, yet many products
         halves = [slice(outputs // 2), slice(outputs // 2, outputs)]
     return [partial(_strip, x, kernel, plan, fold, finish, out, piece, half) for piece in pieces for half in halves]
 
 
-def _strips_of_tiles(shape: tuple[int, ...], channels: int) -> list[Strip]:
+def _strips_of_tiles(shape: tuple[int, ...], channels: int, at_least: int) -> list[Strip]:
     """Cut a map (B, H, W, ...) into (images, first, last row of tiles).  channels: the more of inputs and outputs."""
-    return strips((shape[0], -(-shape[1] // TILE), -(-shape[2] // TILE)), channels, TILE_NUMBERS, at_least=2)
+    return strips((shape[0], -(-shape[1] // TILE), -(-shape[2] // TILE)), channels, TILE_NUMBERS, at_least)
 
 
 def transformed_weight(weight: np.ndarray, plan: Correlation, fold: int) -> np.ndarray:
@@ -160,10 +160,12 @@ def gradients(
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Return dx, the plan's correlation of dy, and dweight by one transform of dy: both have B^T dy B.
 
-    None where one strip is all and the kernel large, which `jobs` shares better among the threads.
+    None where the kernel is large and has more channels than there are tiles: it is then what fills the caches, and
+    `jobs` reads it less often.
     """
     A, inputs, outputs = cook_toom(plan.windows[0].taps // fold, x.dtype)[0], fold**2 * dy.shape[3], x.shape[3]
-    if len(_strips_of_tiles(x.shape, max(inputs, outputs))) == 1 and len(A) ** 2 * inputs * outputs > LARGE_KERNEL:
+    count = len(x) * -(-x.shape[1] // TILE) * -(-x.shape[2] // TILE)
+    if len(A) ** 2 * inputs * outputs > LARGE_KERNEL and count < max(inputs, outputs):
         return None
     kernel, dx = transformed_weight(weight, plan, fold), empty(x.shape, x.dtype)
 
@@ -192,7 +194,7 @@ def weight_gradient(
     """
     size, outputs, inputs, across = windows[0].taps // fold, dy.shape[3], fold**2 * x.shape[3], -(-dy.shape[2] // TILE)
     A, _, B = cook_toom(size, x.dtype)
-    pieces = _strips_of_tiles(dy.shape, max(inputs, outputs))
+    pieces = _strips_of_tiles(dy.shape, max(inputs, outputs), at_least=4)
     counts = [(images.stop - images.start) * (last - first) * across for images, first, last in pieces]
     most = max(counts, default=0)
     together = max(1, min(len(pieces), WEIGHT_BYTES // max(1, len(A) ** 2 * (inputs + outputs) * x.itemsize * most)))

@@ -271,17 +271,17 @@ def test_both_gradients_of_one_transform(kernel, padding, size, tile_numbers, mo
 
 
 def test_where_gradients_are_found_together(monkeypatch, use_convolution):
-    x, weight, _, options = make((3, 3), size=(64, 64), channels=16, outputs=20, batch=1, padding=1)
-    dy, ((_, _, plan),) = np.ones((1, 64, 64, 20)), gradient_correlations((3, 3), geometry_of(**options))
+    x, weight, _, options = make((3, 3), size=(16, 20), channels=16, outputs=20, batch=1, padding=1)
+    dy, ((_, _, plan),) = np.ones((1, 16, 20, 20)), gradient_correlations((3, 3), geometry_of(**options))
     use_convolution("")
     assert module.gradients_together(x, dy, weight, plan) is not None
     assert module.gradients_together(x, dy, weight, plan._replace(groups=2)) is None
     assert module.gradients_together(x[..., :15], dy, weight[:, :15], plan) is None  # the rule of `folding`
-    monkeypatch.setattr(winograd, "LARGE_KERNEL", 1)
-    monkeypatch.setattr(winograd, "TILE_NUMBERS", 1000)  # several strips
-    assert module.gradients_together(x, dy, weight, plan) is not None
-    monkeypatch.setattr(winograd, "TILE_NUMBERS", 1 << 20)  # a single one
-    assert module.gradients_together(x, dy, weight, plan) is None
+    monkeypatch.setattr(winograd, "LARGE_KERNEL", 36 * 16 * 20 - 1)
+    assert module.gradients_together(x, dy, weight, plan) is not None  # 20 tiles, 20 channels
+    assert module.gradients_together(x[:, :, :16], dy[:, :, :16], weight, plan) is None  # 16 tiles
+    monkeypatch.setattr(winograd, "LARGE_KERNEL", 36 * 16 * 20)
+    assert module.gradients_together(x[:, :, :16], dy[:, :, :16], weight, plan) is not None
     monkeypatch.undo()
     for method in ("direct", "reference"):
         use_convolution(method)
