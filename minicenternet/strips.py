@@ -31,6 +31,7 @@ from .threads import one_blas_thread, parallel_for, per_thread
 BLOCK = 1 << 18  # numbers in a block of point-wise work with several temporaries, which stay in the caches
 ROW = 1 << 14  # numbers in a row of a block, see row_blocks
 ROWS_BLOCK = 1 << 19  # numbers in a block of rows: few temporaries, and so long that threads rarely meet in Python
+WORTH_SHARING = 1 / 4  # of a strip; less is not worth waking another thread for
 Strip = tuple[slice, int, int]  # images, first row, last row
 
 
@@ -42,7 +43,7 @@ def strips(shape: tuple[int, ...], pixel_bytes: int, strip_bytes: int, at_least:
     """
     batch, height, width = shape[:3]
     fitting = max(1, strip_bytes // max(1, width * pixel_bytes))  # rows
-    if batch * height <= fitting // 4:
+    if batch * height <= WORTH_SHARING * fitting:
         return [(slice(0, batch), 0, height)] if batch and height else []
     fitting = min(fitting, -(-batch * height // 2))
     rows = -(-height // -(-height // fitting))  # the same number in each strip of an image, but for the last

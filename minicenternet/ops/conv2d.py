@@ -31,7 +31,7 @@ from ..autograd import differentiable
 from ..backend import Array, get_xp
 from ..errors import InputError
 from ..memory import empty
-from ..strips import Strip, cut, room, run, strided, strips
+from ..strips import WORTH_SHARING, Strip, cut, room, run, strided, strips
 from . import conv2d_cuda, winograd
 from .geometry import Correlation, Geometry, Window, forward_correlation, gradient_correlations
 from .rectify import Finish, bias_relu, finished, through_relu
@@ -190,8 +190,8 @@ def folding(windows: tuple[Window, Window], groups: int, channels: int, shape: t
     fold = FOLDS.get(tuple(rows), 0) if groups == 1 and rows == columns else 0
     if not fold or wanted_method() in ("direct", "reference"):
         return 0
-    tiles = shape[0] * -(-shape[1] // winograd.TILE) * -(-shape[2] // winograd.TILE)
-    pays = channels >= LEAST_CHANNELS and tiles >= LEAST_TILES and min(shape[1:3]) >= winograd.TILE
+    many = channels >= LEAST_CHANNELS and math.prod(winograd.tile_grid(shape)) >= LEAST_TILES
+    pays = many and min(shape[1:3]) >= winograd.TILE
     return fold if pays or wanted_method() == "winograd" else 0
 
 
@@ -245,7 +245,7 @@ def input_gradient(
             jobs += _correlate(dy, weight, plan, part, finish, kernels)
         else:
             part[...] = finished(np.zeros(part.shape, dy.dtype), finish)
-    run(jobs, shared=math.prod(weight.shape[2:]) * dy.nbytes > STRIP_BYTES // 4)  # as `strips` does
+    run(jobs, shared=math.prod(weight.shape[2:]) * dy.nbytes > WORTH_SHARING * STRIP_BYTES)
     return dx
 
 

@@ -73,9 +73,14 @@ def jobs(
     return [partial(_strip, x, kernel, plan, fold, finish, out, piece, half) for piece in pieces for half in halves]
 
 
+def tile_grid(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Return how many images, rows of tiles and tiles in a row cover a map (B, H, W, ...)."""
+    return shape[0], -(-shape[1] // TILE), -(-shape[2] // TILE)
+
+
 def _strips_of_tiles(shape: tuple[int, ...], channels: int, at_least: int) -> list[Strip]:
     """Cut a map (B, H, W, ...) into (images, first, last row of tiles).  channels: the more of inputs and outputs."""
-    return strips((shape[0], -(-shape[1] // TILE), -(-shape[2] // TILE)), channels, TILE_NUMBERS, at_least)
+    return strips(tile_grid(shape), channels, TILE_NUMBERS, at_least)
 
 
 def transformed_weight(weight: np.ndarray, plan: Correlation, fold: int) -> np.ndarray:
@@ -164,8 +169,7 @@ def gradients(
     `jobs` reads it less often.
     """
     A, inputs, outputs = cook_toom(plan.windows[0].taps // fold, x.dtype)[0], fold**2 * dy.shape[3], x.shape[3]
-    count = len(x) * -(-x.shape[1] // TILE) * -(-x.shape[2] // TILE)
-    if len(A) ** 2 * inputs * outputs > LARGE_KERNEL and count < max(inputs, outputs):
+    if len(A) ** 2 * inputs * outputs > LARGE_KERNEL and math.prod(tile_grid(x.shape)) < max(inputs, outputs):
         return None
     kernel, dx = transformed_weight(weight, plan, fold), empty(x.shape, x.dtype)
 

@@ -1,6 +1,6 @@
 """How fast is minicenternet on this CPU, beside PyTorch?
 
-    python tests/benchmarks/cpu.py            all of it, about ten minutes on two cores
+    python tests/benchmarks/cpu.py            all of it, about twenty minutes on two cores
     python tests/benchmarks/cpu.py --quick    smaller maps, under two minutes
     python tests/benchmarks/cpu.py --json FILE
 
