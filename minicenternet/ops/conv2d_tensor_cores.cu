@@ -22,7 +22,7 @@ __device__ __forceinline__ void to_operand(uint32_t (&words)[N]) {
 
 // out[m, n] = bias[n] + sum over d of implicit[m, d] * taps[n, d]: the forward pass, or a phase of the input gradient.
 template <class T, int BM, int BN, int BK, int WM, int WN, int STAGES>
-__global__ void __launch_bounds__(BM / WM * (BN / WN) * 32, 16 / (BM / WM * (BN / WN)))
+__global__ void __launch_bounds__(BM / WM * (BN / WN) * 32, (WM * WN > 2048 ? 8 : 16) / (BM / WM * (BN / WN)))
     conv2d_tensor_cores_correlate(const T* __restrict__ x, const T* __restrict__ taps, const float* __restrict__ bias,
                                   T* __restrict__ out, float* __restrict__ mean, float* __restrict__ squares,
                                   Phases phases, int relu) {
@@ -123,7 +123,7 @@ __device__ __forceinline__ void load_transposed(uint32_t (&words)[4], const uint
 // than weights: `splits` blocks share them for each tile, and conv2d_sum_splits adds what they found.
 // Blocks: x the outputs, y the depth, z = group * splits + split.
 template <class T, int BM, int BN, int BK, int WM, int WN, int STAGES>
-__global__ void __launch_bounds__(BM / WM * (BN / WN) * 32, 16 / (BM / WM * (BN / WN)))
+__global__ void __launch_bounds__(BM / WM * (BN / WN) * 32, (WM * WN > 2048 ? 8 : 16) / (BM / WM * (BN / WN)))
     conv2d_tensor_cores_dweight(const T* __restrict__ x, const T* __restrict__ dy, float* __restrict__ partial,
                                 Correlation g, int splits) {
   constexpr int THREADS = BM / WM * (BN / WN) * 32, CHUNK = 16 / sizeof(T);
