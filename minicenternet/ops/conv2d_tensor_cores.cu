@@ -1,13 +1,16 @@
 // Convolution, fourth rung: the implicit GEMM of conv2d_tiled.cu on tensor cores. A warp multiplies 16 x 8 tiles at a
-// time (tensor_cores.cuh), and the copies of the next steps are under way while it does:
+// time (tensor_cores.cuh), and what it will need is under way while it does:
 //
 //     copy step 0 | copy step 1 | copy step 2 | copy step 3 | ...         a ring of STAGES buffers, cp.async
 //                               | multiply 0  | multiply 1  | ...
+//                                  load k = 1    ...                     from shared memory to registers, a slice of
+//                                  multiply k=0  ...                     the depth ahead of the multiplications
 //
 // A block's tile is BM pixels x BN outputs, a warp's WM x WN of it; BK columns of the implicit matrix are a step.
 // T: float is rounded to tf32, __half and __nv_bfloat16 are taken as they are; sums are float32. Rows of a tile in
 // shared memory are 16 bytes longer than their BK numbers: the 8 rows that an ldmatrix reads lie in different banks.
-// The launch bounds leave a thread 128 registers, so that 16 warps fit a processor.
+// Tensor cores are fast: what is done for each copy of 16 bytes must be a few additions and comparisons.
+// The launch bounds leave a thread 128 registers, so that 16 warps of 32 x 32 sums fit a processor; 64 x 64 sums take 8.
 // A copy is 16 bytes: channels must be a multiple of 4 (float) or 8 (the others), and the arrays aligned likewise.
 #include "conv2d_tile.cuh"
 #include "tensor_cores.cuh"
@@ -20,9 +23,24 @@ __device__ __forceinline__ void to_operand(uint32_t (&words)[N]) {
     for (int i = 0; i < N; i++) words[i] = round_to_tf32(words[i]);
 }
 
+// sum += A B for the tile of a warp: an A is 16 rows, a B twice 8 columns, of the same slice of the depth.
+template <class T, int M, int N>
+__device__ __forceinline__ void multiply(float (&sum)[2 * M][4 * N], const uint32_t (&a)[M][4],
+                                         const uint32_t (&b)[N][4]) {
+#pragma unroll
+  for (int i = 0; i < M; i++)
+#pragma unroll
+    for (int j = 0; j < 2 * N; j++)
+      mma<T>(sum[2 * i][2 * j], sum[2 * i][2 * j + 1], sum[2 * i + 1][2 * j], sum[2 * i + 1][2 * j + 1], a[i],
+             b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
+}
+
+template <int WM, int WN>
+constexpr int WARPS = WM * WN > 2048 ? 8 : WM * WN > 1024 ? 12 : 16;  // that fit a processor with their registers
+
 // out[m, n] = bias[n] + sum over d of implicit[m, d] * taps[n, d]: the forward pass, or a phase of the input gradient.
 template <class T, int BM, int BN, int BK, int WM, int WN, int STAGES>
-__global__ void __launch_bounds__(BM / WM * (BN / WN) * 32, (WM * WN > 2048 ? 8 : 16) / (BM / WM * (BN / WN)))
+__global__ void __launch_bounds__(BM / WM * (BN / WN) * 32, WARPS<WM, WN> / (BM / WM * (BN / WN)))
     conv2d_tensor_cores_correlate(const T* __restrict__ x, const T* __restrict__ taps, const float* __restrict__ bias,
                                   T* __restrict__ out, float* __restrict__ mean, float* __restrict__ squares,
                                   Phases phases, int relu) {
@@ -40,25 +58,27 @@ __global__ void __launch_bounds__(BM / WM * (BN / WN) * 32, (WM * WN > 2048 ? 8 
   // This thread copies column d of rows r, r + ROWS, ... of both tiles.
   const int d = threadIdx.x % (BK / CHUNK) * CHUNK, r = threadIdx.x / (BK / CHUNK);
   Column column(d, g);
-  Row<T> row[BM / ROWS];
+  Row row[BM / ROWS];
 #pragma unroll
-  for (int i = 0; i < BM / ROWS; i++) row[i] = Row<T>(x, m0 + r + i * ROWS, group, g);
-  const T* weight = taps + g.taps_begin + ((size_t)group * g.outputs + n0 + r) * depth + d;
+  for (int i = 0; i < BM / ROWS; i++) row[i] = Row(m0 + r + i * ROWS, group, g);
+  const int n = n0 + r, weight = g.taps_begin + (group * g.outputs + n) * depth + d;  // of the first row's column
 
   const int steps = (depth + BK - 1) / BK;
   auto copy = [&](int step) {  // called for step = 0, 1, 2, ...
     if (step < steps) {
-      uint32_t* to_x = tiles_x + step % STAGES * BM * L + d / CHUNK * 4;
-      uint32_t* to_w = tiles_w + step % STAGES * BN * L + d / CHUNK * 4;
+      uint32_t* to_x = tiles_x + (step % STAGES * BM + r) * L + d / CHUNK * 4;
+      uint32_t* to_w = tiles_w + (step % STAGES * BN + r) * L + d / CHUNK * 4;
+      const Away away(column, g);
+      const bool exists = step * BK + d < depth;
 #pragma unroll
       for (int i = 0; i < BM / ROWS; i++) {
-        const T* seen = row[i].at(column, g);
-        cp_async(to_x + (r + i * ROWS) * L, seen ? seen : x, seen);
+        int at = row[i].at(away, g);
+        cp_async(to_x + i * ROWS * L, x + max(at, 0), at >= 0);
       }
 #pragma unroll
       for (int i = 0; i < BN / ROWS; i++) {
-        bool inside = n0 + r + i * ROWS < g.outputs && step * BK + d < depth;
-        cp_async(to_w + (r + i * ROWS) * L, inside ? weight + (size_t)i * ROWS * depth + step * BK : taps, inside);
+        bool inside = exists && n + i * ROWS < g.outputs;
+        cp_async(to_w + i * ROWS * L, taps + (inside ? weight + i * ROWS * depth + step * BK : 0), inside);
       }
       column.advance(BK, g);
     }
@@ -69,30 +89,34 @@ __global__ void __launch_bounds__(BM / WM * (BN / WN) * 32, (WM * WN > 2048 ? 8 
 
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int wm = warp % (BM / WM) * WM, wn = warp / (BM / WM) * WN;
+  const uint32_t* from_x = tiles_x + (wm + lane % 16) * L + lane / 16 * 4;
+  const uint32_t* from_w = tiles_w + (wn + lane / 16 * 8 + lane % 8) * L + lane / 8 % 2 * 4;
+  uint32_t a[2][WM / 16][4], b[2][WN / 16][4];  // of the slice that is multiplied, and of the next one
+  auto load = [&](int step, int k, int to) {
+#pragma unroll
+    for (int i = 0; i < WM / 16; i++) ldmatrix(a[to][i], from_x + (step % STAGES * BM + 16 * i) * L + k);
+#pragma unroll
+    for (int j = 0; j < WN / 16; j++) ldmatrix(b[to][j], from_w + (step % STAGES * BN + 16 * j) * L + k);
+  };
   float sum[WM / 8][WN / 4] = {};  // rows 8i + lane/4, columns 8j + 2*(lane%4) and the next
+  cp_async_wait<STAGES - 2>();  // this thread's copies of step 0 have landed,
+  __syncthreads();              // everybody's have
+  load(0, 0, 0);
   for (int step = 0; step < steps; step++) {
-    cp_async_wait<STAGES - 2>();  // this thread's copies of `step` have landed,
-    __syncthreads();              // everybody's have, and nobody reads the buffer any more that is filled next
     copy(step + STAGES - 1);
-    const uint32_t* tile_x = tiles_x + step % STAGES * BM * L;
-    const uint32_t* tile_w = tiles_w + step % STAGES * BN * L;
 #pragma unroll
     for (int k = 0; k < WORDS; k += 8) {
-      uint32_t a[WM / 16][4], b[WN / 16][4];
-#pragma unroll
-      for (int i = 0; i < WM / 16; i++) {
-        ldmatrix(a[i], tile_x + (wm + 16 * i + lane % 16) * L + k + lane / 16 * 4);
-        to_operand<T>(a[i]);
+      const int now = k / 8 % 2;
+      if (k + 8 < WORDS) {
+        load(step, k + 8, 1 - now);
+      } else if (step + 1 < steps) {
+        cp_async_wait<STAGES - 2>();  // this thread's copies of the next step have landed,
+        __syncthreads();              // everybody's have, and nobody reads the buffer any more that is filled next
+        load(step + 1, 0, 1 - now);
       }
 #pragma unroll
-      for (int j = 0; j < WN / 16; j++)  // two tiles of 8 outputs; the taps were rounded when they were arranged
-        ldmatrix(b[j], tile_w + (wn + 16 * j + lane / 16 * 8 + lane % 8) * L + k + lane / 8 % 2 * 4);
-#pragma unroll
-      for (int i = 0; i < WM / 16; i++)
-#pragma unroll
-        for (int j = 0; j < WN / 8; j++)
-          mma<T>(sum[2 * i][2 * j], sum[2 * i][2 * j + 1], sum[2 * i + 1][2 * j], sum[2 * i + 1][2 * j + 1], a[i],
-                 b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
+      for (int i = 0; i < WM / 16; i++) to_operand<T>(a[now][i]);  // the taps were rounded when they were arranged
+      multiply<T>(sum, a[now], b[now]);
     }
   }
   __syncthreads();  // the tiles become write_tile's scratch
@@ -102,20 +126,22 @@ __global__ void __launch_bounds__(BM / WM * (BN / WN) * 32, (WM * WN > 2048 ? 8 
 }
 
 // A fragment of 16 numbers of the depth (tf32: 8) from a tile whose rows are the depth: a lane's two numbers of a word
-// lie in two rows, which ldmatrix_transposed puts together; tf32 has one number a word. `first`: the tile's first row
-// and column that the fragment covers. The order of the four words is that of A; for two B next to each other,
-// words 1 and 2 change places.
-template <class T>
+// lie in two rows, which ldmatrix_transposed puts together; tf32 has one number a word. `first`: the tile's row and
+// column where the fragment begins, IS_B: it is a B twice 8 columns wide, in which words 1 and 2 have changed places.
+template <class T, bool IS_B>
 __device__ __forceinline__ void load_transposed(uint32_t (&words)[4], const uint32_t* tile, int row, int column,
                                                 int L) {
   const int lane = threadIdx.x % 32;
   if (sizeof(T) == 2) {
     const T* numbers = (const T*)tile;
-    ldmatrix_transposed(words, numbers + (row + lane / 16 * 8 + lane % 8) * 2 * L + column + lane / 8 % 2 * 8);
+    int down = IS_B ? lane / 8 % 2 : lane / 16, right = IS_B ? lane / 16 : lane / 8 % 2;  // of the matrix of 8 x 8
+    ldmatrix_transposed(words, numbers + (row + down * 8 + lane % 8) * 2 * L + column + right * 8);
   } else {
 #pragma unroll
-    for (int q = 0; q < 4; q++) words[q] = tile[(row + lane % 4 + q / 2 * 4) * L + column + lane / 4 + q % 2 * 8];
-    to_operand<T>(words);
+    for (int q = 0; q < 4; q++) {
+      int down = IS_B ? q % 2 : q / 2, right = IS_B ? q / 2 : q % 2;
+      words[q] = tile[(row + lane % 4 + down * 4) * L + column + lane / 4 + right * 8];
+    }
   }
 }
 
@@ -123,7 +149,7 @@ __device__ __forceinline__ void load_transposed(uint32_t (&words)[4], const uint
 // than weights: `splits` blocks share them for each tile, and conv2d_sum_splits adds what they found.
 // Blocks: x the outputs, y the depth, z = group * splits + split.
 template <class T, int BM, int BN, int BK, int WM, int WN, int STAGES>
-__global__ void __launch_bounds__(BM / WM * (BN / WN) * 32, (WM * WN > 2048 ? 8 : 16) / (BM / WM * (BN / WN)))
+__global__ void __launch_bounds__(BM / WM * (BN / WN) * 32, WARPS<WM, WN> / (BM / WM * (BN / WN)))
     conv2d_tensor_cores_dweight(const T* __restrict__ x, const T* __restrict__ dy, float* __restrict__ partial,
                                 Correlation g, int splits) {
   constexpr int THREADS = BM / WM * (BN / WN) * 32, CHUNK = 16 / sizeof(T);
@@ -142,60 +168,71 @@ __global__ void __launch_bounds__(BM / WM * (BN / WN) * 32, (WM * WN > 2048 ? 8 
   // This thread copies the chunk at output o of rows dy_r, dy_r + DY_ROWS, ..., and at column d of rows x_r, ...
   const int dy_r = threadIdx.x / (BM / CHUNK), o = o0 + threadIdx.x % (BM / CHUNK) * CHUNK;
   const int x_r = threadIdx.x / (BN / CHUNK), d = d0 + threadIdx.x % (BN / CHUNK) * CHUNK;
-  const Column column(d, g);
-  const int below = g.y.step * column.k + g.y.start, beside = g.x.step * column.l + g.x.start;
-  Pixel pixel[BK / X_ROWS];
-#pragma unroll
-  for (int i = 0; i < BK / X_ROWS; i++) pixel[i] = Pixel(begin + x_r + i * X_ROWS, g);
+  const Away away(Column(d, g), g);  // below every map where d >= depth
+  // What pixels the rows of a step are is found by one thread for each, a step ahead.
+  __shared__ Row rows[2][BK];
+  auto find_rows = [&](int step) {
+    int m = begin + step * BK + threadIdx.x;
+    if (threadIdx.x < BK) rows[step % 2][threadIdx.x] = Row(m < end ? m : pixels, group, g);
+  };
   auto copy = [&](int step) {  // called for step = 0, 1, 2, ...
     if (step < steps) {
-      int m0 = begin + step * BK;
-      uint32_t* to_dy = tiles_dy + step % STAGES * BK * DYL + (o - o0) / CHUNK * 4;
-      uint32_t* to_x = tiles_x + step % STAGES * BK * XL + (d - d0) / CHUNK * 4;
+      uint32_t* to_dy = tiles_dy + (step % STAGES * BK + dy_r) * DYL + (o - o0) / CHUNK * 4;
+      uint32_t* to_x = tiles_x + (step % STAGES * BK + x_r) * XL + (d - d0) / CHUNK * 4;
+      int m = begin + step * BK + dy_r;
 #pragma unroll
-      for (int i = 0; i < BK / DY_ROWS; i++) {
-        int m = m0 + dy_r + i * DY_ROWS;
+      for (int i = 0; i < BK / DY_ROWS; i++, m += DY_ROWS) {
         bool inside = m < end && o < g.outputs;
-        cp_async(to_dy + (dy_r + i * DY_ROWS) * DYL,
-                 inside ? dy + ((size_t)m * g.groups + group) * g.outputs + o : dy, inside);
+        cp_async(to_dy + i * DY_ROWS * DYL, dy + (inside ? (m * g.groups + group) * g.outputs + o : 0), inside);
       }
 #pragma unroll
       for (int i = 0; i < BK / X_ROWS; i++) {
-        Pixel& p = pixel[i];
-        int y = g.y.stride * p.i + below, x_ = g.x.stride * p.j + beside;
-        bool inside = m0 + x_r + i * X_ROWS < end && d < depth && y >= 0 && y < g.height && x_ >= 0 && x_ < g.width;
-        size_t at = (((size_t)p.b * g.height + y) * g.width + x_) * g.groups + group;
-        cp_async(to_x + (x_r + i * X_ROWS) * XL, inside ? x + at * g.channels + column.c : x, inside);
-        p.advance(BK, g);
+        int at = rows[step % 2][x_r + i * X_ROWS].at(away, g);
+        cp_async(to_x + i * X_ROWS * XL, x + max(at, 0), at >= 0);
       }
     }
     cp_async_commit();
   };
-#pragma unroll
-  for (int s = 0; s < STAGES - 1; s++) copy(s);
+  for (int s = 0; s < STAGES; s++) {  // the last round finds rows alone
+    find_rows(s);
+    __syncthreads();
+    if (s < STAGES - 1) copy(s);
+  }
 
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int wm = warp % (BM / WM) * WM, wn = warp / (BM / WM) * WN;
-  float sum[WM / 8][WN / 4] = {};
-  for (int step = 0; step < steps; step++) {
-    cp_async_wait<STAGES - 2>();
-    __syncthreads();
-    copy(step + STAGES - 1);
+  constexpr int SLICE = 32 / sizeof(T);         // rows that a multiplication takes
+  uint32_t a[2][WM / 16][4], b[2][WN / 16][4];  // of the slice that is multiplied, and of the next one
+  auto load = [&](int step, int k, int to) {
     const uint32_t* tile_dy = tiles_dy + step % STAGES * BK * DYL;
     const uint32_t* tile_x = tiles_x + step % STAGES * BK * XL;
 #pragma unroll
-    for (int k = 0; k < BK; k += 32 / sizeof(T)) {
-      uint32_t a[WM / 16][4], b[WN / 16][4];
+    for (int i = 0; i < WM / 16; i++) load_transposed<T, false>(a[to][i], tile_dy, k, wm + 16 * i, DYL);
 #pragma unroll
-      for (int i = 0; i < WM / 16; i++) load_transposed<T>(a[i], tile_dy, k, wm + 16 * i, DYL);
+    for (int j = 0; j < WN / 16; j++) load_transposed<T, true>(b[to][j], tile_x, k, wn + 16 * j, XL);
+  };
+  float sum[WM / 8][WN / 4] = {};
+  cp_async_wait<STAGES - 2>();
+  __syncthreads();
+  load(0, 0, 0);
+  for (int step = 0; step < steps; step++) {
+    copy(step + STAGES - 1);
+    find_rows(step + STAGES);
 #pragma unroll
-      for (int j = 0; j < WN / 16; j++) load_transposed<T>(b[j], tile_x, k, wn + 16 * j, XL);
+    for (int k = 0; k < BK; k += SLICE) {
+      const int now = k / SLICE % 2;
+      if (k + SLICE < BK) {
+        load(step, k + SLICE, 1 - now);
+      } else if (step + 1 < steps) {
+        cp_async_wait<STAGES - 2>();
+        __syncthreads();
+        load(step + 1, 0, 1 - now);
+      }
 #pragma unroll
-      for (int i = 0; i < WM / 16; i++)
+      for (int i = 0; i < WM / 16; i++) to_operand<T>(a[now][i]);
 #pragma unroll
-        for (int j = 0; j < WN / 8; j++)
-          mma<T>(sum[2 * i][2 * j], sum[2 * i][2 * j + 1], sum[2 * i + 1][2 * j], sum[2 * i + 1][2 * j + 1], a[i],
-                 b[j / 2][j % 2], b[j / 2][j % 2 + 2]);
+      for (int j = 0; j < WN / 16; j++) to_operand<T>(b[now][j]);
+      multiply<T>(sum, a[now], b[now]);
     }
   }
   float* to = partial + ((size_t)split * g.groups + group) * g.outputs * depth;

@@ -19,25 +19,35 @@ struct Block {
   }
 };
 
-// Where pixel m begins to look, kept for each row of a tile: an element of the implicit matrix is a few additions away.
-template <class T>
-struct Row {
-  const T* image;  // x[b], first channel of the group
-  int y, x;        // of tap (0, 0)
+// A column of the implicit matrix as all rows of a tile see it: how far it lies from their tap (0, 0).
+struct Away {
+  int y, x, elements;
+
+  __device__ Away(const Column& column, const Correlation& g) {
+    int down = g.y.step * column.k, right = g.x.step * column.l;
+    y = column.inside(g) ? down : 1 << 29;  // below every map
+    x = right;
+    elements = (down * g.width + right) * (g.groups * g.channels) + column.c;
+  }
+};
+
+// Where pixel m begins to look, kept for each row of a tile: an element of the implicit matrix is an addition away.
+struct alignas(16) Row {
+  int y, x, first;  // tap (0, 0), and the group's first channel there, counted from that of x[0, 0, 0]
 
   Row() = default;
-  __device__ Row(const T* input, int m, int group, const Correlation& g) {
+  __device__ Row(int m, int group, const Correlation& g) {
     bool exists = m < g.pixels();
     Pixel p(exists ? m : 0, g);
-    image = input + (size_t)p.b * g.height * g.width * g.groups * g.channels + group * g.channels;
-    y = exists ? g.y.start + g.y.stride * p.i : -(1 << 29);  // outside of every map
+    y = g.y.start + g.y.stride * p.i;
     x = g.x.start + g.x.stride * p.j;
+    first = ((p.b * g.height + y) * g.width + x) * (g.groups * g.channels) + group * g.channels;
+    if (!exists) y = -(1 << 29);  // above every map
   }
-  // Return the address of column (k, l, c), nullptr where that is zero.
-  __device__ const T* at(const Column& column, const Correlation& g) const {
-    int row = y + g.y.step * column.k, col = x + g.x.step * column.l;
-    bool inside = column.inside(g) && row >= 0 && row < g.height && col >= 0 && col < g.width;
-    return inside ? image + (row * g.width + col) * (g.groups * g.channels) + column.c : nullptr;
+  // Return the place of an element in x, -1 where it is zero.
+  __device__ int at(const Away& away, const Correlation& g) const {
+    bool inside = (unsigned)(y + away.y) < (unsigned)g.height && (unsigned)(x + away.x) < (unsigned)g.width;
+    return inside ? first + away.elements : -1;
   }
 };
 

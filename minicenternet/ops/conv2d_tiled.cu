@@ -33,18 +33,19 @@ __global__ void __launch_bounds__(BM / TM * (BN / TN), 512 / (BM / TM * (BN / TN
 
   const int d = threadIdx.x % BK, r = threadIdx.x / BK;
   Column column(d, g);
-  Row<float> row[BM / AT_ONCE];
+  Row row[BM / AT_ONCE];
 #pragma unroll
-  for (int i = 0; i < BM / AT_ONCE; i++) row[i] = Row<float>(x, m0 + r + i * AT_ONCE, group, g);
+  for (int i = 0; i < BM / AT_ONCE; i++) row[i] = Row(m0 + r + i * AT_ONCE, group, g);
   const float* weight = taps + g.taps_begin + (size_t)group * g.outputs * depth;
 
   const int ty = threadIdx.x / (BN / TN), tx = threadIdx.x % (BN / TN);
   float sum[TM][TN] = {};
   for (int d0 = 0; d0 < depth; d0 += BK, column.advance(BK, g)) {
+    const Away away(column, g);
 #pragma unroll
     for (int i = 0; i < BM / AT_ONCE; i++) {
-      const float* seen = row[i].at(column, g);
-      tile_x[d * XL + r + i * AT_ONCE] = seen ? *seen : 0.f;
+      int at = row[i].at(away, g);
+      tile_x[d * XL + r + i * AT_ONCE] = at < 0 ? 0.f : x[at];
     }
 #pragma unroll
     for (int i = 0; i < BN / AT_ONCE; i++) {
@@ -97,8 +98,8 @@ __global__ void __launch_bounds__(BM / TM * (BN / TN), 512 / (BM / TM * (BN / TN
     }
     for (int n = threadIdx.x; n < BK * BN; n += THREADS) {
       int m = m0 + n / BN;
-      const float* seen = Row<float>(x, m < end ? m : pixels, group, g).at(Column(d0 + n % BN, g), g);
-      tile_x[n / BN * XL + n % BN] = seen ? *seen : 0.f;
+      int at = Row(m < end ? m : pixels, group, g).at(Away(Column(d0 + n % BN, g), g), g);
+      tile_x[n / BN * XL + n % BN] = at < 0 ? 0.f : x[at];
     }
     __syncthreads();  // the tiles are filled
 #pragma unroll

@@ -304,8 +304,8 @@ FAULTS = {  # name: (rung, text of its kernels, what is planted in its place)
     ),
     "a missing barrier": ("tiled", "__syncthreads();  // the tiles are filled", ""),
     "a column too few": ("tensor_cores", "step * BK + d < depth;", "step * BK + d < depth - CHUNK;"),
-    "a row too many": ("tiled", "row < g.height && col", "row <= g.height && col"),
-    "cut off instead of rounded": ("tensor_cores", "        to_operand<T>(a[i]);\n", ""),
+    "a row too many": ("tiled", "< (unsigned)g.height", "<= (unsigned)g.height"),
+    "cut off instead of rounded": ("tensor_cores", "to_operand<T>(a[now][i]);  // the taps", ";  // the taps"),
 }
 FAULTS_FOR_SANITIZERS = {  # name: (rung, text, what is planted, sanitizer, its report)
     "a pixel too many": ("tiled", "if (m >= pixels) continue;", "if (m > pixels) continue;", "address", "overflow"),
