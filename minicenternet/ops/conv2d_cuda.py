@@ -48,7 +48,7 @@ PRECISIONS = {"float32": 4, "tf32": 4, "bf16": 2, "fp16": 2}  # bytes of a store
 TABLE = Path(__file__).with_suffix(".json")
 
 COLUMN_BYTES = 1 << 28  # im2col takes as many images at a time as have so many bytes of columns
-BLOCKS = 264  # a weight gradient is split until it has so many blocks (two for each of an H200's processors)
+BLOCKS = 264  # a weight gradient is split as long as it has no more blocks (two for each of an H200's processors)
 
 # The tiles that are compiled, by the shape class that they are meant for. tiled: (BM, BN, BK, TM, TN);
 # tensor_cores: (BM, BN, BK, WM, WN, STAGES), BK in words of 4 bytes: the 16-bit types take twice as many numbers.
@@ -57,23 +57,27 @@ TILES = {
         "correlate": {
             "small": [(64, 64, 16, 4, 4)],
             "narrow": [(128, 32, 16, 4, 4)],
+            "medium": [(64, 64, 16, 4, 4)],
             "large": [(128, 128, 16, 8, 8)],
         },
         "dweight": {
             "small": [(64, 64, 16, 4, 4)],
             "narrow": [(32, 128, 16, 4, 8)],
+            "medium": [(64, 64, 16, 4, 4)],
             "large": [(128, 128, 16, 8, 8)],
         },
     },
     "tensor_cores": {
         "correlate": {
             "small": [(64, 64, 32, 32, 32, 4)],
-            "narrow": [(128, 32, 32, 32, 32, 4)],
+            "narrow": [(128, 32, 16, 32, 32, 4)],
+            "medium": [(128, 64, 32, 32, 32, 3)],
             "large": [(128, 128, 32, 64, 64, 3)],
         },
         "dweight": {
             "small": [(64, 64, 32, 32, 32, 3)],
             "narrow": [(32, 128, 32, 32, 32, 3)],
+            "medium": [(64, 256, 16, 64, 64, 4)],
             "large": [(128, 128, 32, 64, 64, 3)],
         },
     },
@@ -199,10 +203,10 @@ def weight_gradient(
 
 
 def shape_class(kind: str, groups: int, channels: int, outputs: int, pixels: int) -> str:
-    """Return "grouped", "narrow", "small" or "large"; channels, outputs: of one group, pixels: all of the result.
+    """Return "grouped", "narrow", "small", "medium" or "large"; channels, outputs: of one group, pixels: of the result.
 
     grouped: groups of too few channels to fill a tile.  narrow: up to 32 outputs.  small: too few 128 x 128 tiles to
-    give each processor of a large GPU one.
+    give each processor of a large GPU one.  medium: up to 64 outputs.
     """
     if groups > 1 and min(channels, outputs) < 16:
         return "grouped"
@@ -210,7 +214,7 @@ def shape_class(kind: str, groups: int, channels: int, outputs: int, pixels: int
         return "narrow"
     if kind == "correlate" and -(-pixels // 128) * -(-outputs // 128) * groups < BLOCKS // 2:
         return "small"
-    return "small" if kind == "dweight" and outputs <= 64 else "large"
+    return "medium" if outputs <= 64 else "large"
 
 
 @functools.cache
@@ -564,7 +568,7 @@ def split_count(choice: Choice, outputs: int, depth: int, pixels: int, groups: i
     """Return into how many sums over shares of the pixels a weight gradient is cut; a matter of shapes alone."""
     bm, bn, bk, *_ = choice.tile
     blocks = -(-outputs // bm) * -(-depth // bn) * groups
-    return max(1, min(-(-BLOCKS // blocks), -(-pixels // bk)))
+    return max(1, min(BLOCKS // blocks, -(-pixels // bk)))
 
 
 def _tile_kernel(kind: str, x: Array, choice: Choice):

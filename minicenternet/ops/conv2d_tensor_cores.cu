@@ -13,6 +13,7 @@
 // The launch bounds leave a thread 128 registers, so that 16 warps of 32 x 32 sums fit a processor; 64 x 64 sums take 8.
 // A copy is 16 bytes: channels must be a multiple of 4 (float) or 8 (the others), and the arrays aligned likewise.
 #include "conv2d_tile.cuh"
+#include "numbers.cuh"
 #include "tensor_cores.cuh"
 
 // Round n words in registers where T is float; the other types are ready for mma.
@@ -33,6 +34,37 @@ __device__ __forceinline__ void multiply(float (&sum)[2 * M][4 * N], const uint3
     for (int j = 0; j < 2 * N; j++)
       mma<T>(sum[2 * i][2 * j], sum[2 * i][2 * j + 1], sum[2 * i + 1][2 * j], sum[2 * i + 1][2 * j + 1], a[i],
              b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
+}
+
+template <int BN>
+constexpr int LINE = BN + 8;  // numbers from row to row of a tile of results: neighbours lie in different banks
+
+// Write a tile by way of shared memory, [BM][LINE]: there a thread puts the pairs that it holds, and from there 16 bytes
+// at a time leave, so that neighbouring threads write neighbouring bytes.
+template <class T, int BM, int BN, int R, int C, class RowOf, class ColumnOf>
+__device__ __forceinline__ void write_tile(const float (&value)[R][C], RowOf row, ColumnOf column, T* tile,
+                                           const Block<BM, BN>& block, T* __restrict__ out, const Correlation& g) {
+  constexpr int THREADS = BM * BN / (R * C), CHUNK = 16 / sizeof(T), CHUNKS = BN / CHUNK;
+  __shared__ int places[BM];
+  for (int r = threadIdx.x; r < BM; r += THREADS)
+    if (block.m0 + r < g.pixels()) places[r] = begin_of(block.m0 + r, g) + block.group * g.outputs + block.n0;
+#pragma unroll
+  for (int r = 0; r < R; r++)
+#pragma unroll
+    for (int c = 0; c < C; c += 2)
+      *(Pack<T, 2>*)(tile + row(r) * LINE<BN> + column(c)) = {T(value[r][c]), T(value[r][c + 1])};
+  __syncthreads();
+  const int rows = min(BM, g.pixels() - block.m0), columns = min(BN, g.outputs - block.n0);
+  for (int i = threadIdx.x; i < rows * CHUNKS; i += THREADS) {
+    int r = i / CHUNKS, c = i % CHUNKS * CHUNK;
+    const T* from = tile + r * LINE<BN> + c;
+    T* to = out + places[r] + c;
+    if (g.outputs % CHUNK == 0) {  // then so is where it is written to
+      if (c < columns) *(Pack<T, CHUNK>*)to = *(const Pack<T, CHUNK>*)from;
+    } else {
+      for (int k = 0; k < min(CHUNK, columns - c); k++) to[k] = from[k];
+    }
+  }
 }
 
 template <int WM, int WN>
@@ -119,10 +151,16 @@ __global__ void __launch_bounds__(BM / WM * (BN / WN) * 32, WARPS<WM, WN> / (BM 
       multiply<T>(sum, a[now], b[now]);
     }
   }
-  __syncthreads();  // the tiles become write_tile's scratch
-  write_tile<T, BM, BN, BM / WM * 8>(
-      sum, [=](int i) { return wm + 8 * i + lane / 4; }, [=](int j) { return wn + j / 2 * 8 + lane % 4 * 2 + j % 2; },
-      warp % (BM / WM) * 8 + lane / 4, block, out, Epilogue{bias, relu, mean, squares}, g, (float*)shared);
+  __syncthreads();  // nobody reads the tiles any more: their place is for the results and for scratch
+  const auto row_of = [=](int i) { return wm + 8 * i + lane / 4; };
+  const auto output_of = [=](int j) { return wn + j / 2 * 8 + lane % 4 * 2 + j % 2; };
+  const Epilogue end{bias, relu, mean, squares};
+  finish<T>(sum, output_of, block, end, g);
+  T* tile = (T*)shared;
+  write_tile<T, BM, BN>(sum, row_of, output_of, tile, block, out, g);
+  if (mean)
+    write_statistics<BM, BN, BM / WM * 8>(sum, row_of, output_of, warp % (BM / WM) * 8 + lane / 4, block, end, g,
+                                          (float*)(tile + BM * LINE<BN>));
 }
 
 // A fragment of 16 numbers of the depth (tf32: 8) from a tile whose rows are the depth: a lane's two numbers of a word

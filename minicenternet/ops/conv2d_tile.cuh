@@ -19,15 +19,17 @@ struct Block {
   }
 };
 
+constexpr int BELOW = 1 << 29;  // a row below every map, also when it is added to itself
+
 // A column of the implicit matrix as all rows of a tile see it: how far it lies from their tap (0, 0).
 struct Away {
   int y, x, elements;
 
   __device__ Away(const Column& column, const Correlation& g) {
-    int down = g.y.step * column.k, right = g.x.step * column.l;
-    y = column.inside(g) ? down : 1 << 29;  // below every map
-    x = right;
-    elements = (down * g.width + right) * (g.groups * g.channels) + column.c;
+    y = g.y.step * column.k;
+    x = g.x.step * column.l;
+    elements = (y * g.width + x) * (g.groups * g.channels) + column.c;
+    if (!column.inside(g)) y = BELOW;
   }
 };
 
@@ -42,18 +44,13 @@ struct alignas(16) Row {
     y = g.y.start + g.y.stride * p.i;
     x = g.x.start + g.x.stride * p.j;
     first = ((p.b * g.height + y) * g.width + x) * (g.groups * g.channels) + group * g.channels;
-    if (!exists) y = -(1 << 29);  // above every map
+    if (!exists) y = BELOW;
   }
   // Return the place of an element in x, -1 where it is zero.
   __device__ int at(const Away& away, const Correlation& g) const {
     bool inside = (unsigned)(y + away.y) < (unsigned)g.height && (unsigned)(x + away.x) < (unsigned)g.width;
     return inside ? first + away.elements : -1;
   }
-};
-
-template <class T>
-struct alignas(2 * sizeof(T)) Pair {
-  T first, second;
 };
 
 // What is done to a tile before it leaves the registers.
@@ -64,49 +61,42 @@ struct Epilogue {
   float* squares;  // (parts, groups * outputs)             and the sum of squared deviations from that mean
 };
 
-// Write a block's tile, BM pixels x BN outputs, of which a thread holds R x C: value[r][c] belongs to pixel
-// m0 + row(r) and output n0 + column(c); columns come in neighbouring pairs. LANES threads share a column; this
-// thread is number `lane` of them. scratch: (LANES + 1) * BN floats of shared memory that nobody uses any more.
-template <class T, int BM, int BN, int LANES, int R, int C, class RowOf, class ColumnOf>
-__device__ __forceinline__ void write_tile(float (&value)[R][C], RowOf row, ColumnOf column, int lane,
-                                           const Block<BM, BN>& block, T* __restrict__ out, const Epilogue& end,
-                                           const Correlation& g, float* scratch) {
-  const int pixels = g.pixels(), channels = g.groups * g.outputs;
-  const int m0 = block.m0, n0 = block.n0, group = block.group;
+// Below, a thread holds R x C of a block's tile of BM pixels x BN outputs: value[r][c] belongs to pixel m0 + row(r) and
+// output n0 + column(c).
+
+// Add the bias, rectify, and round to T: the statistics are of what will be read.
+template <class T, int BM, int BN, int R, int C, class ColumnOf>
+__device__ __forceinline__ void finish(float (&value)[R][C], ColumnOf column, const Block<BM, BN>& block,
+                                       const Epilogue& end, const Correlation& g) {
 #pragma unroll
   for (int c = 0; c < C; c++) {
-    int n = n0 + column(c);
-    float bias = end.bias && n < g.outputs ? end.bias[group * g.outputs + n] : 0.f;
+    int n = block.n0 + column(c);
+    float bias = end.bias && n < g.outputs ? end.bias[block.group * g.outputs + n] : 0.f;
 #pragma unroll
     for (int r = 0; r < R; r++) {
       float v = value[r][c] + bias;
       if (end.relu && v < 0) v = 0;  // NaN stays, which fmaxf would hide
-      value[r][c] = (float)T(v);  // the statistics are of what will be read
+      value[r][c] = (float)T(v);
     }
   }
-#pragma unroll
-  for (int r = 0; r < R; r++) {
-    int m = m0 + row(r);
-    if (m >= pixels) continue;
-    Pixel p(m, g);
-    size_t y = g.first_y + g.jump_y * p.i, x = g.first_x + g.jump_x * p.j;
-    T* to = out + (((size_t)p.b * g.out_height + y) * g.out_width + x) * channels + group * g.outputs;
-#pragma unroll
-    for (int c = 0; c < C; c += 2) {
-      int n = n0 + column(c);
-      if (g.outputs % 2 == 0 && n < g.outputs) {
-        *(Pair<T>*)(to + n) = {T(value[r][c]), T(value[r][c + 1])};
-      } else {
-        if (n < g.outputs) to[n] = T(value[r][c]);
-        if (n + 1 < g.outputs) to[n + 1] = T(value[r][c + 1]);
-      }
-    }
-  }
-  if (!end.mean) return;
+}
 
+// Return where the channels of pixel m of a correlation begin in `out`.
+__device__ __forceinline__ size_t begin_of(int m, const Correlation& g) {
+  Pixel p(m, g);
+  size_t y = g.first_y + g.jump_y * p.i, x = g.first_x + g.jump_x * p.j;
+  return (((size_t)p.b * g.out_height + y) * g.out_width + x) * (g.groups * g.outputs);
+}
+
+// Write mean and squares. LANES threads share a column; this thread is number `lane` of them. scratch: (LANES + 1) * BN
+// floats of shared memory that nobody uses any more.
+template <int BM, int BN, int LANES, int R, int C, class RowOf, class ColumnOf>
+__device__ __forceinline__ void write_statistics(const float (&value)[R][C], RowOf row, ColumnOf column, int lane,
+                                                 const Block<BM, BN>& block, const Epilogue& end, const Correlation& g,
+                                                 float* scratch) {
   // First the means, then the deviations from them: nothing cancels. The order of every sum is fixed.
-  const int thread = threadIdx.x, threads = BM * BN / (R * C);
-  const float count = (float)min(BM, pixels - m0);
+  const int pixels = g.pixels(), channels = g.groups * g.outputs, threads = BM * BN / (R * C);
+  const float count = (float)min(BM, pixels - block.m0);
   float* mean = scratch + LANES * BN;
   for (int pass = 0; pass < 2; pass++) {
 #pragma unroll
@@ -115,17 +105,17 @@ __device__ __forceinline__ void write_tile(float (&value)[R][C], RowOf row, Colu
 #pragma unroll
       for (int r = 0; r < R; r++) {
         float v = value[r][c] - middle;
-        if (m0 + row(r) < pixels) sum += pass ? v * v : v;
+        if (block.m0 + row(r) < pixels) sum += pass ? v * v : v;
       }
       scratch[lane * BN + column(c)] = sum;
     }
     __syncthreads();
-    for (int n = thread; n < BN; n += threads) {
+    for (int n = threadIdx.x; n < BN; n += threads) {
       float total = 0.f;
       for (int l = 0; l < LANES; l++) total += scratch[l * BN + n];
-      size_t at = (size_t)block.part * channels + group * g.outputs + n0 + n;
+      size_t at = (size_t)block.part * channels + block.group * g.outputs + block.n0 + n;
       if (!pass) mean[n] = total / count;
-      if (n0 + n < g.outputs) (pass ? end.squares : end.mean)[at] = pass ? total : mean[n];
+      if (block.n0 + n < g.outputs) (pass ? end.squares : end.mean)[at] = pass ? total : mean[n];
     }
     __syncthreads();
   }

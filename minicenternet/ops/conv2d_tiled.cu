@@ -68,9 +68,20 @@ __global__ void __launch_bounds__(BM / TM * (BN / TN), 512 / (BM / TM * (BN / TN
     }
     __syncthreads();  // nobody reads them any more
   }
-  write_tile<float, BM, BN, LANES>(
-      sum, [=](int i) { return ty * TM + i; }, [=](int j) { return tx * TN + j; }, ty, block, out,
-      Epilogue{bias, relu, mean, squares}, g, shared);
+  const auto row_of = [=](int i) { return ty * TM + i; };
+  const auto output_of = [=](int j) { return tx * TN + j; };
+  const Epilogue end{bias, relu, mean, squares};
+  finish<float>(sum, output_of, block, end, g);
+#pragma unroll
+  for (int i = 0; i < TM; i++) {
+    int m = m0 + row_of(i);
+    if (m >= g.pixels()) continue;
+    float* to = out + begin_of(m, g) + group * g.outputs;
+#pragma unroll
+    for (int j = 0; j < TN; j++)
+      if (n0 + output_of(j) < g.outputs) to[n0 + output_of(j)] = sum[i][j];
+  }
+  if (mean) write_statistics<BM, BN, LANES>(sum, row_of, output_of, ty, block, end, g, shared);
 }
 
 // partial[split, group, o, d] = sum over the split's pixels m of dy[m, o] * implicit[m, d]. There are far more pixels

@@ -308,7 +308,7 @@ FAULTS = {  # name: (rung, text of its kernels, what is planted in its place)
     "cut off instead of rounded": ("tensor_cores", "to_operand<T>(a[now][i]);  // the taps", ";  // the taps"),
 }
 FAULTS_FOR_SANITIZERS = {  # name: (rung, text, what is planted, sanitizer, its report)
-    "a pixel too many": ("tiled", "if (m >= pixels) continue;", "if (m > pixels) continue;", "address", "overflow"),
+    "a pixel too many": ("tiled", "if (m >= g.pixels())", "if (m > g.pixels())", "address", "overflow"),
     "a missing barrier": (
         "tensor_cores",
         "__syncthreads();              // everybody's",
@@ -316,7 +316,7 @@ FAULTS_FOR_SANITIZERS = {  # name: (rung, text, what is planted, sanitizer, its 
         "thread",
         "data race",
     ),
-    "scratch too early": ("tensor_cores", "__syncthreads();  // the tiles become", ";  //", "thread", "data race"),
+    "scratch too early": ("tensor_cores", "__syncthreads();  // nobody reads the tiles", ";  //", "thread", "data race"),
 }
 
 
