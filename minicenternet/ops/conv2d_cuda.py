@@ -19,7 +19,7 @@ All but float32 need compute capability 8.0. What comes in another dtype is conv
 always. Which rung and tile is taken says conv2d_cuda.json, by precision, pass and class of shape (`shape_class`).
 `tune` measures on a GPU and writes it; as long as "measured_on" is null in it, nothing was measured and the choices are
 guesses. Where a block can have less shared memory than a tile needs (99 KB on GeForce RTX, A10 and L4: too little for
-the large ones of tensor_cores), the small tile is taken.
+the large ones of tensor_cores), a smaller one is taken.
 MINICENTERNET_CUDA_CONV=naive | im2col | tiled | tensor_cores takes one wherever it can.
 
 No kernel uses atomics: all sums have a fixed order, and the same call gives the same bits.
@@ -57,13 +57,11 @@ TILES = {
         "correlate": {
             "small": [(64, 64, 16, 4, 4)],
             "narrow": [(128, 32, 16, 4, 4)],
-            "medium": [(64, 64, 16, 4, 4)],
             "large": [(128, 128, 16, 8, 8)],
         },
         "dweight": {
             "small": [(64, 64, 16, 4, 4)],
             "narrow": [(32, 128, 16, 4, 8)],
-            "medium": [(64, 64, 16, 4, 4)],
             "large": [(128, 128, 16, 8, 8)],
         },
     },
@@ -72,13 +70,13 @@ TILES = {
             "small": [(64, 64, 32, 32, 32, 4)],
             "narrow": [(128, 32, 16, 32, 32, 4)],
             "medium": [(128, 64, 32, 32, 32, 3)],
-            "large": [(128, 128, 32, 64, 64, 3)],
+            "large": [(128, 128, 32, 64, 64, 3), (128, 256, 32, 64, 64, 3)],
         },
         "dweight": {
             "small": [(64, 64, 32, 32, 32, 3)],
             "narrow": [(32, 128, 32, 32, 32, 3)],
             "medium": [(64, 256, 16, 64, 64, 4)],
-            "large": [(128, 128, 32, 64, 64, 3)],
+            "large": [(128, 128, 32, 64, 64, 3), (256, 128, 32, 64, 64, 3)],
         },
     },
 }
@@ -229,7 +227,7 @@ def choose(
     """Return the table's choice for this shape, or the rung that MINICENTERNET_CUDA_CONV names where it can be used.
 
     kind: "correlate" (forward pass and input gradient) or "dweight"; the rest as in `shape_class`.  memory: bytes of
-    shared memory that a block can ask for; where the tile needs more, the small one is taken.  None: enough for any.
+    shared memory that a block can ask for; where the tile needs more, the next that fits is taken.  None: no limit.
     Raises InputError when the variable names no rung.
     """
     wanted = os.environ.get("MINICENTERNET_CUDA_CONV", "")
@@ -245,7 +243,7 @@ def choose(
     if not can(choice.rung, precision, groups, channels, outputs):
         return Choice("naive")
     if memory is not None and shared_bytes(kind, choice) > memory:
-        return candidates(choice.rung, kind, "small")[0]
+        return next(other for other in candidates(choice.rung, kind, found) if shared_bytes(kind, other) <= memory)
     return choice
 
 
@@ -657,8 +655,11 @@ def _passes(cupy, x_shape, weight_shape, geometry: Geometry, precision: str):
     """Yield (kind, (shape class, (groups, channels, outputs)), call) for the three passes of a layer."""
     groups, outputs, channels = geometry.groups, weight_shape[0] // geometry.groups, weight_shape[1]
     dtype, size = storage(precision), geometry.output_size(*x_shape[1:3], weight_shape[2:])
-    x, weight = cupy.ones(x_shape, dtype), cupy.ones(weight_shape, dtype)
-    dy = cupy.ones((x_shape[0], *size, weight_shape[0]), dtype)
+
+    def numbers(shape: tuple[int, ...]) -> Array:  # unlike one another: equal ones are multiplied faster
+        return cupy.sin(cupy.arange(math.prod(shape), dtype="float32")).astype(dtype).reshape(shape)
+
+    x, weight, dy = map(numbers, (x_shape, weight_shape, (x_shape[0], *size, weight_shape[0])))
     for kind, inputs, results, like, call in (
         ("correlate", channels, outputs, dy, functools.partial(forward, x, weight, geometry)),
         ("correlate", outputs, channels, x, functools.partial(input_gradient, dy, weight, x_shape[1:3], geometry)),

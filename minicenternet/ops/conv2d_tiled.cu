@@ -33,9 +33,9 @@ __global__ void __launch_bounds__(BM / TM * (BN / TN), 512 / (BM / TM * (BN / TN
 
   const int d = threadIdx.x % BK, r = threadIdx.x / BK;
   Column column(d, g);
-  Row row[BM / AT_ONCE];
-#pragma unroll
-  for (int i = 0; i < BM / AT_ONCE; i++) row[i] = Row(m0 + r + i * AT_ONCE, group, g);
+  __shared__ Row rows[BM];
+  for (int i = threadIdx.x; i < BM; i += THREADS) rows[i] = Row(m0 + i, group, g);
+  __syncthreads();
   const float* weight = taps + g.taps_begin + (size_t)group * g.outputs * depth;
 
   const int ty = threadIdx.x / (BN / TN), tx = threadIdx.x % (BN / TN);
@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(BM / TM * (BN / TN), 512 / (BM / TM * (BN / TN
     const Away away(column, g);
 #pragma unroll
     for (int i = 0; i < BM / AT_ONCE; i++) {
-      int at = row[i].at(away, g);
+      int at = rows[r + i * AT_ONCE].at(away, g);
       tile_x[d * XL + r + i * AT_ONCE] = at < 0 ? 0.f : x[at];
     }
 #pragma unroll

@@ -269,7 +269,7 @@ class _Ufunc:
 
 for _name in (
     "abs absolute add bitwise_and ceil divide equal exp expm1 floor floor_divide greater isfinite isnan less log log1p "
-    "logaddexp logical_and logical_not logical_or maximum minimum multiply negative power sign sqrt square subtract"
+    "logaddexp logical_and logical_not logical_or maximum minimum multiply negative power sign sin sqrt square subtract"
 ).split():
     globals()[_name] = _Ufunc(getattr(np, _name))
 for _name in (

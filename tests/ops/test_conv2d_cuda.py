@@ -7,6 +7,7 @@ order of float32 sums and, in 16 bits, the rounding of the result: a rung that r
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -73,7 +74,8 @@ def small_tiles(monkeypatch):
     """Compile these alone where the sanitizers run in a process of their own: see `sanitized`."""
     if "CONV2D_SMALL_TILES" in os.environ:
         for file in ("ops/conv2d_tiled.cu", "ops/conv2d_tensor_cores.cu"):
-            monkeypatch.setitem(INSTANTIATIONS, file, [name for name in INSTANTIATIONS[file] if "64, 64" in name])
+            small = [name for name in INSTANTIATIONS[file] if re.search(r"<(\w+, )?64, 64,", name)]
+            monkeypatch.setitem(INSTANTIATIONS, file, small)
 
 
 class Layer:
@@ -316,7 +318,13 @@ FAULTS_FOR_SANITIZERS = {  # name: (rung, text, what is planted, sanitizer, its 
         "thread",
         "data race",
     ),
-    "scratch too early": ("tensor_cores", "__syncthreads();  // nobody reads the tiles", ";  //", "thread", "data race"),
+    "scratch too early": (
+        "tensor_cores",
+        "__syncthreads();  // nobody reads the tiles",
+        ";  //",
+        "thread",
+        "data race",
+    ),
 }
 
 
@@ -433,7 +441,8 @@ def test_the_table_has_a_choice_that_can_be_used_for_every_class():
         f"{precision} {kind} {shape}"
         for precision in conv2d_cuda.PRECISIONS
         for kind in ("correlate", "dweight")
-        for shape in ("grouped", "narrow", "small", "large")
+        for shape in ("grouped", "narrow", "small", "medium", "large")
+        if (kind, shape) != ("dweight", "small")  # whose pixels are shared among blocks, however many there are
     ]
     assert list(choices) == names
     for name, (rung, tile) in choices.items():
@@ -447,8 +456,9 @@ def test_shape_classes():
     assert conv2d_cuda.shape_class("correlate", 64, 1, 1, 10**6) == "grouped"
     assert conv2d_cuda.shape_class("correlate", 1, 64, 2, 10**6) == "narrow"
     assert conv2d_cuda.shape_class("correlate", 1, 512, 512, 256) == "small"
-    assert conv2d_cuda.shape_class("correlate", 1, 64, 64, 32 * 128 * 128) == "large"
-    assert conv2d_cuda.shape_class("dweight", 1, 64, 64, 10**6) == "small"
+    assert conv2d_cuda.shape_class("correlate", 1, 64, 64, 32 * 128 * 128) == "medium"
+    assert conv2d_cuda.shape_class("correlate", 1, 64, 65, 32 * 128 * 128) == "large"
+    assert conv2d_cuda.shape_class("dweight", 1, 64, 64, 10**6) == "medium"
     assert conv2d_cuda.shape_class("dweight", 1, 512, 512, 10**4) == "large"
 
 
@@ -497,7 +507,8 @@ def test_every_tile_fits_shared_memory(cupy):
             for tile in (tile for some in tiles.values() for tile in some):
                 x = cupy.zeros(1, dtype_of(precision))
                 _, threads, shared = conv2d_cuda._tile_kernel(kind, x, conv2d_cuda.Choice(rung, tile))
-                assert 64 <= threads <= 256 and shared <= 113 << 10  # two blocks on a processor of an H200 (227 KB)
+                blocks = max(1, 8 // (threads // 32))  # so that 8 warps share one of an H200's processors, 227 KB
+                assert 64 <= threads <= 256 and blocks * shared <= 227 << 10
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bf16", "fp16"])
@@ -558,8 +569,8 @@ def test_tuning_takes_the_fastest_of_all_candidates(cupy, monkeypatch, tmp_path)
         assert {choice.tile for choice in asked if choice.rung == rung} == {
             tile for kind in tiles.values() for some in kind.values() for tile in some
         }
-    assert found["choices"]["float32 dweight small"] == ("tiled", (32, 128, 16, 4, 8))
-    assert found["choices"]["fp16 correlate small"] == ("tensor_cores", (128, 32, 32, 32, 32, 4))
+    assert found["choices"]["float32 dweight medium"] == ("tiled", (32, 128, 16, 4, 8))
+    assert found["choices"]["fp16 correlate small"] == ("tensor_cores", (128, 32, 16, 32, 32, 4))
     assert found["choices"]["float32 correlate grouped"] == found["choices"]["fp16 dweight grouped"] == ("naive", ())
     assert len(said) == len(LAYERS) * 2 * 3
     assert said[0].startswith(
@@ -570,7 +581,7 @@ def test_tuning_takes_the_fastest_of_all_candidates(cupy, monkeypatch, tmp_path)
     assert found["choices"][unmeasured] == conv2d_cuda.table()["choices"][unmeasured]
     written = json.loads(path.read_text(encoding="utf-8"))
     assert written["measured_on"] == found["measured_on"]
-    assert written["choices"]["float32 dweight small"] == ["tiled", [32, 128, 16, 4, 8]]
+    assert written["choices"]["float32 dweight medium"] == ["tiled", [32, 128, 16, 4, 8]]
     assert list(written["choices"]) == list(conv2d_cuda.table()["choices"])
 
 
