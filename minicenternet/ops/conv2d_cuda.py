@@ -32,7 +32,7 @@ import importlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -617,7 +617,7 @@ def tune(
     times: dict[str, dict[Choice, list[float]]] = {}
     for x_shape, weight_shape, geometry in layers:
         for precision in precisions:
-            for kind, shape, call in _passes(cupy, x_shape, weight_shape, geometry, precision):
+            for kind, shape, call in passes(x_shape, weight_shape, geometry, precision):
                 name, of_pass = f"{precision} {kind} {shape[0]}", {}
                 for rung in RUNGS:
                     if can(rung, precision, *shape[1]) and (rung != "naive" or shape[0] == "grouped"):
@@ -651,8 +651,14 @@ def _write(found: dict, path: Path) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def _passes(cupy, x_shape, weight_shape, geometry: Geometry, precision: str):
-    """Yield (kind, (shape class, (groups, channels, outputs)), call) for the three passes of a layer."""
+def passes(
+    x_shape: tuple[int, ...], weight_shape: tuple[int, ...], geometry: Geometry, precision: str
+) -> Iterator[tuple[str, tuple[str, tuple[int, int, int]], Callable[..., Array]]]:
+    """Yield (kind, (shape class, (groups, channels, outputs)), call) for forward, input gradient and weight gradient.
+
+    call(choice=...) runs the pass on arrays made for it.
+    """
+    cupy = get_xp(to_gpu(np.empty(0)))
     groups, outputs, channels = geometry.groups, weight_shape[0] // geometry.groups, weight_shape[1]
     dtype, size = storage(precision), geometry.output_size(*x_shape[1:3], weight_shape[2:])
 

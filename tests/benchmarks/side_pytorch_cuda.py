@@ -7,7 +7,7 @@ with weights of that type.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
 
@@ -85,6 +85,38 @@ def gradients(model, images: np.ndarray, targets: dict[str, np.ndarray], precisi
         return {"loss": total.detach().cpu().numpy(), **found}
 
     return within(precision, step)()
+
+
+def convolution(
+    x_shape: tuple[int, ...], weight_shape: tuple[int, ...], geometry, precision: str, launches: Callable
+) -> Iterator[float]:
+    """Yield the seconds of all kernels of a forward pass, an input gradient and a weight gradient.
+
+    launches(run): what the GPU did in a run, see gpu_profile.
+    """
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    stride, padding, dilation, groups = geometry
+    size = geometry.output_size(*x_shape[1:3], weight_shape[2:])
+
+    def numbers(batch: int, height: int, width: int, channels: int) -> torch.Tensor:
+        shape = batch, channels, height, width
+        return torch.randn(shape, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+
+    x, dy = numbers(*x_shape), numbers(x_shape[0], *size, weight_shape[0])
+    weight = torch.randn(weight_shape, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+    given = (None, stride, padding, dilation)
+
+    def gradient(*wanted: bool) -> None:
+        torch.ops.aten.convolution_backward(dy, x, weight, *given, False, (0, 0), groups, wanted)
+
+    for run in (
+        partial(torch.nn.functional.conv2d, x, weight, *given, groups),
+        partial(gradient, True, False, False),
+        partial(gradient, False, True, False),
+    ):
+        for _ in range(2):
+            within(precision, run)()  # cuDNN makes its choice
+        yield sum(launch.seconds for launch in launches(within(precision, run)))
 
 
 def free() -> None:
