@@ -604,13 +604,17 @@ def split_count(choice: Choice, outputs: int, depth: int, pixels: int, groups: i
 
 def _tile_kernel(kind: str, x: Array, choice: Choice):
     """Return the kernel of a tile, its threads and its bytes of dynamic shared memory."""
+    expression, threads, shared = _tile(kind, x.dtype, choice)
+    return _launch(choice.rung, expression), threads, shared
+
+
+@functools.cache
+def _tile(kind: str, dtype: np.dtype, choice: Choice) -> tuple[str, int, int]:
     bm, bn, bk, rows, columns, *stages = choice.tile
     if choice.rung == "tiled":
-        run = _launch("tiled", f"{kind}<{', '.join(map(str, choice.tile))}>")
-        return run, bm // rows * (bn // columns), 0
-    tile = ", ".join(map(str, (bm, bn, bk * 4 // x.itemsize, rows, columns, *stages)))
-    run = _launch("tensor_cores", f"{kind}<{c_type(x.dtype)}, {tile}>")
-    return run, bm // rows * (bn // columns) * 32, shared_bytes(kind, choice)
+        return f"{kind}<{', '.join(map(str, choice.tile))}>", bm // rows * (bn // columns), 0
+    tile = ", ".join(map(str, (bm, bn, bk * 4 // dtype.itemsize, rows, columns, *stages)))
+    return f"{kind}<{c_type(dtype)}, {tile}>", bm // rows * (bn // columns) * 32, shared_bytes(kind, choice)
 
 
 def _padded(x: Array, channels: int, choice: Choice) -> tuple[Array, int]:
