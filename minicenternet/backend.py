@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -41,7 +42,9 @@ def get_xp(*arrays: Array) -> ModuleType:
         raise TypeError(
             "arrays on the CPU (numpy) and on the GPU (cupy) in one call; move them to one device with to_gpu or to_cpu"
         )
-    return cupy_module() if gpu else np
+    if not gpu:
+        return np
+    return sys.modules.get("cupy") or cupy_module()  # the array's own module, found sooner than by an import
 
 
 def cupy_module() -> ModuleType:
@@ -163,7 +166,9 @@ DTYPES = {  # of the types that kernels declare
     "__nv_bfloat16": "bfloat16",
 }
 NUMBERS = {"b": bool, "i": int, "u": int, "f": (int, float)}  # Python's, that are taken for a kind of dtype
-SCALARS = {name: np.dtype(name) for name in DTYPES.values() if name != "bfloat16"}  # of which NumPy knows nothing
+SCALARS = {  # of each dtype its NumPy scalar, and those numbers; a bfloat16 is only ever in an array
+    name: (np.dtype(name).type, NUMBERS[np.dtype(name).kind]) for name in DTYPES.values() if name != "bfloat16"
+}
 LARGEST = 2**31 - 4096  # kernels count elements in an int, also those that the last block has too many
 FREE_SHARED = 48 << 10  # bytes of shared memory that need no asking for
 
@@ -330,10 +335,10 @@ def _scalar(argument: float | np.generic, dtype: str, where: str) -> np.generic:
         if dtype_name(argument.dtype) != dtype:
             raise TypeError(f"{where} must be {dtype}, got {argument.dtype}")
         return argument
-    scalar = SCALARS[dtype]
-    if not isinstance(argument, NUMBERS[scalar.kind]) or (isinstance(argument, bool) and dtype != "bool"):
+    scalar, numbers = SCALARS[dtype]
+    if not isinstance(argument, numbers) or (isinstance(argument, bool) and dtype != "bool"):
         raise TypeError(f"{where} must be a number of {dtype}, got {argument!r}")
     try:
-        return scalar.type(argument)
+        return scalar(argument)
     except OverflowError:
         raise OverflowError(f"{where} is {argument}, which does not fit {dtype}") from None
