@@ -316,26 +316,23 @@ def convolution(x_shape, y_shape, kernel_size, geometry: Geometry) -> np.ndarray
 
 
 class Launch(NamedTuple):
-    """What one launch does."""
+    """Up to four correlations that one launch does."""
 
-    phases: np.ndarray  # the struct Phases of conv2d.cuh: up to four correlations
-    count: int  # of them
-    tiles: int  # of the pixels of a phase
+    phases: np.ndarray  # the struct Phases of conv2d.cuh
+    count: int  # of correlations
+    tiles: int  # that the pixels of each are cut into
 
 
 class Plan(NamedTuple):
-    """What a correlation's launches are given: found once for its shapes, as on small maps it takes longer than they.
-
-    launches: of `count` correlations in all.  sizes: of their parts of the arranged weight.
-    """
+    """All correlations of a convolution, a matter of shapes: to find them takes the host longer than to launch them."""
 
     launches: tuple[Launch, ...]
-    sizes: tuple[int, ...]
+    sizes: tuple[int, ...]  # numbers of the arranged weight that each correlation reads
 
 
 @functools.lru_cache(maxsize=PLANS)
 def _plan(parts: Callable, x_shape, out_shape, kernel_size, geometry: Geometry, bm: int) -> Plan:
-    """Return the plan of the correlations that `parts` finds, in tiles of bm pixels."""
+    """Return the plan of the correlations that parts(...) says, in tiles of bm pixels; its arrays can only be read."""
     found = parts(x_shape, out_shape, kernel_size, geometry)
     launches = []
     for begin in range(0, len(found), 4):
@@ -610,6 +607,7 @@ def _tile_kernel(kind: str, x: Array, choice: Choice):
 
 @functools.cache
 def _tile(kind: str, dtype: np.dtype, choice: Choice) -> tuple[str, int, int]:
+    """Return the same with the kernel's name, a matter of the choice alone."""
     bm, bn, bk, rows, columns, *stages = choice.tile
     if choice.rung == "tiled":
         return f"{kind}<{', '.join(map(str, choice.tile))}>", bm // rows * (bn // columns), 0
