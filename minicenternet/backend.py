@@ -8,8 +8,8 @@ compiles a kernel of this package on first use, checks the arguments against its
 from __future__ import annotations
 
 import functools
-import importlib
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -30,21 +30,28 @@ def get_xp(*arrays: Array) -> ModuleType:
 
     Raises TypeError when some arrays lie on the CPU and some on the GPU.
     """
-    for array in arrays:  # nearly always all are NumPy's own, and every op asks
-        if type(array) is not np.ndarray and on_gpu(array):
-            break
-    else:
-        return np
-    if not all(on_gpu(array) for array in arrays if hasattr(array, "shape")):
+    cpu = gpu = False
+    for array in arrays:  # a plain loop, as every op asks
+        if type(array) is np.ndarray:
+            cpu = True
+        elif on_gpu(array):
+            gpu = True
+        elif hasattr(array, "shape"):
+            cpu = True
+    if cpu and gpu:
         raise TypeError(
             "arrays on the CPU (numpy) and on the GPU (cupy) in one call; move them to one device with to_gpu or to_cpu"
         )
-    return cupy_module()
+    if not gpu:
+        return np
+    return sys.modules.get("cupy") or cupy_module()  # the array's own module, found sooner than by an import
 
 
 def cupy_module() -> ModuleType:
     """Return cupy.  Raises ImportError when it is not installed."""
-    return importlib.import_module("cupy")
+    import cupy
+
+    return cupy
 
 
 def to_cpu(array: Array) -> np.ndarray:
@@ -158,12 +165,23 @@ DTYPES = {  # of the types that kernels declare
     "__half": "float16",
     "__nv_bfloat16": "bfloat16",
 }
+NUMBERS = {"b": bool, "i": int, "u": int, "f": (int, float)}  # Python's, that are taken for a kind of dtype
+SCALARS = {  # of each dtype its NumPy scalar, and those numbers; a bfloat16 is only ever in an array
+    name: (np.dtype(name).type, NUMBERS[np.dtype(name).kind]) for name in DTYPES.values() if name != "bfloat16"
+}
 LARGEST = 2**31 - 4096  # kernels count elements in an int, also those that the last block has too many
 FREE_SHARED = 48 << 10  # bytes of shared memory that need no asking for
 
 _INCLUDE = re.compile(r'^#include "([^"]+)"$', re.MULTILINE)
 
 
+@functools.cache
+def dtype_name(dtype: np.dtype) -> str:
+    """Return its name, which NumPy composes each time that it is asked, in microseconds."""
+    return dtype.name
+
+
+@functools.cache
 def c_type(dtype: np.dtype) -> str:
     """Return the CUDA type in which floating-point numbers are stored.
 
@@ -255,7 +273,11 @@ class Kernel:
     """A compiled kernel that checks what it is given."""
 
     def __init__(self, function: Callable, expression: str, declared: list[tuple[str, str, bool]]):
-        self.function, self.expression, self.declared, self.shared_allowed = function, expression, declared, FREE_SHARED
+        self.function, self.expression, self.shared_allowed = function, expression, FREE_SHARED
+        self.parameters = [
+            (_pointer if is_pointer else _struct if dtype == "struct" else _scalar, dtype, f"{expression}: {name}")
+            for name, dtype, is_pointer in declared
+        ]
 
     def __call__(self, grid, block, *arguments: Array | float | None, shared: int = 0) -> None:
         """Launch on the current stream; returns before the kernel has run.  An empty grid launches nothing.
@@ -267,51 +289,56 @@ class Kernel:
         """
         grid = grid if isinstance(grid, tuple) else (grid,)
         block = block if isinstance(block, tuple) else (block,)
-        if len(arguments) != len(self.declared):
-            raise TypeError(f"{self.expression} takes {len(self.declared)} arguments, got {len(arguments)}")
-        checked = tuple(self._checked(*pair) for pair in zip(self.declared, arguments, strict=True))
+        if len(arguments) != len(self.parameters):
+            raise TypeError(f"{self.expression} takes {len(self.parameters)} arguments, got {len(arguments)}")
+        pairs = zip(self.parameters, arguments, strict=True)
+        checked = [check(argument, dtype, where) for (check, dtype, where), argument in pairs]
         if 0 in grid:
             return
         if shared > self.shared_allowed:
             self.function.max_dynamic_shared_size_bytes = self.shared_allowed = shared
-        self.function(grid, block, checked, shared_mem=shared)
+        self.function(grid, block, tuple(checked), shared_mem=shared)
 
     def each(self, count: int, *arguments: Array | float | None, threads: int = 256) -> None:
         """Launch one thread for each of `count` outputs, `threads` to a block."""
         self(-(-count // threads), threads, *arguments)
 
-    def _checked(self, declared: tuple[str, str, bool], argument):
-        """Return the argument as CuPy must be given it: CuPy passes a Python float as a double and checks nothing."""
-        name, dtype, is_pointer = declared
-        if is_pointer:
-            if argument is None:
-                return None
-            if not on_gpu(argument):
-                raise TypeError(f"{self.expression}: {name} must be an array on the GPU, got {type(argument).__name__}")
-            if argument.dtype.name != dtype:
-                raise TypeError(f"{self.expression}: {name} must be {dtype}, got {argument.dtype}")
-            if not argument.flags.c_contiguous:
-                raise ValueError(f"{self.expression}: {name} {argument.shape} must be contiguous; copy it before")
-            if argument.size > LARGEST:
-                raise OverflowError(
-                    f"{self.expression}: {name} {argument.shape} has {argument.size} elements,"
-                    f" and kernels count to {LARGEST}; take a smaller batch"
-                )
-            return argument
-        if dtype == "struct":
-            if not isinstance(argument, np.ndarray) or argument.dtype.names is None or argument.size != 1:
-                raise TypeError(
-                    f"{self.expression}: {name} must be one element of a structured dtype, got {argument!r}"
-                )
-            return argument
-        if isinstance(argument, np.generic):
-            if argument.dtype.name != dtype:
-                raise TypeError(f"{self.expression}: {name} must be {dtype}, got {argument.dtype}")
-            return argument
-        kinds = {"b": bool, "i": int, "u": int, "f": (int, float)}[np.dtype(dtype).kind]
-        if not isinstance(argument, kinds) or (isinstance(argument, bool) and dtype != "bool"):
-            raise TypeError(f"{self.expression}: {name} must be a number of {dtype}, got {argument!r}")
-        try:
-            return np.dtype(dtype).type(argument)
-        except OverflowError:
-            raise OverflowError(f"{self.expression}: {name} is {argument}, which does not fit {dtype}") from None
+
+# Each returns an argument as CuPy must be given it: CuPy passes a Python float as a double and checks nothing.
+
+
+def _pointer(argument: Array | None, dtype: str, where: str) -> Array | None:
+    if argument is None:
+        return None
+    if not on_gpu(argument):
+        raise TypeError(f"{where} must be an array on the GPU, got {type(argument).__name__}")
+    if dtype_name(argument.dtype) != dtype:
+        raise TypeError(f"{where} must be {dtype}, got {argument.dtype}")
+    if not argument.flags.c_contiguous:
+        raise ValueError(f"{where} {argument.shape} must be contiguous; copy it before")
+    if argument.size > LARGEST:
+        raise OverflowError(
+            f"{where} {argument.shape} has {argument.size} elements, and kernels count to {LARGEST};"
+            " take a smaller batch"
+        )
+    return argument
+
+
+def _struct(argument: np.ndarray, _, where: str) -> np.ndarray:
+    if not isinstance(argument, np.ndarray) or argument.dtype.names is None or argument.size != 1:
+        raise TypeError(f"{where} must be one element of a structured dtype, got {argument!r}")
+    return argument.view(f"V{argument.itemsize}")  # of its fields CuPy would have NumPy make a list, in 30 us
+
+
+def _scalar(argument: float | np.generic, dtype: str, where: str) -> np.generic:
+    if isinstance(argument, np.generic):
+        if dtype_name(argument.dtype) != dtype:
+            raise TypeError(f"{where} must be {dtype}, got {argument.dtype}")
+        return argument
+    scalar, numbers = SCALARS[dtype]
+    if not isinstance(argument, numbers) or (isinstance(argument, bool) and dtype != "bool"):
+        raise TypeError(f"{where} must be a number of {dtype}, got {argument!r}")
+    try:
+        return scalar(argument)
+    except OverflowError:
+        raise OverflowError(f"{where} is {argument}, which does not fit {dtype}") from None

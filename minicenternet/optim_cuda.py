@@ -5,11 +5,12 @@ All arrays go in one launch, by way of a table of their addresses.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
 
-from .backend import Array, get_xp, kernel
+from .backend import Array, dtype_name, get_xp, kernel
 from .graph import table
 
 FILE = "optim.cu"
@@ -51,18 +52,22 @@ class OneLaunch:
     def _look_up(self, expression: str, arrays: Sequence[Sequence[Array]]) -> None:
         """Have the tables say where these arrays lie."""
         for array in (array for of_one in arrays for array in of_one):
-            if array.dtype.name != "float32" or not array.flags.c_contiguous:
+            if dtype_name(array.dtype) != "float32" or not array.flags.c_contiguous:
                 raise TypeError(f"{expression} needs contiguous float32 arrays, got {array.dtype} {array.strides}")
         places = [[array.data.ptr for array in of_one] for of_one in arrays], [of_one[0].size for of_one in arrays]
         if places != self.places:
             self.places = places
             self.addresses = table(np.array(places[0], np.int64).T.copy())  # (tensors, P)
-            self.parts = table(_parts(places[1]))
+            self.parts = table(_parts(tuple(places[1])))
 
 
-def _parts(sizes: Sequence[int]) -> np.ndarray:
-    """Return (blocks, 3) int32: for each block its parameter, where it begins and how many numbers it takes."""
-    return np.array(
+@functools.lru_cache(maxsize=16)
+def _parts(sizes: tuple[int, ...]) -> np.ndarray:
+    """Return (blocks, 3) int32: for each block its parameter, where it begins and how many numbers it takes.
+
+    Gradients move from step to step, which makes no other parts: they are kept, an array that can only be read.
+    """
+    parts = np.array(
         [
             (parameter, first, min(CHUNK, size - first))
             for parameter, size in enumerate(sizes)
@@ -70,3 +75,5 @@ def _parts(sizes: Sequence[int]) -> np.ndarray:
         ],
         np.int32,
     )
+    parts.flags.writeable = False
+    return parts

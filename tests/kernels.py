@@ -15,7 +15,7 @@ from minicenternet import ops
 from minicenternet.backend import to_cpu
 from minicenternet.nn.layers import Conv2d
 from minicenternet.nn.module import Parameter
-from minicenternet.ops import reduce
+from minicenternet.ops import pointwise_cuda, reduce
 from minicenternet.ops.prepare_images_cuda import prepare_images
 from minicenternet.optim import SGD, Adam, Average
 from minicenternet.points import decode, losses, targets, targets_cuda
@@ -52,6 +52,18 @@ def gather_points(cupy, dtype: str) -> None:
 def pointwise(cupy, dtype: str) -> None:
     check(cupy, ops.relu, normal(3, 31), dtype=dtype)
     check(cupy, ops.sigmoid, normal(3, 31), dtype=dtype, scale=4)
+
+
+def add_relu(cupy, dtype: str) -> None:
+    """To the bit: the sum is rounded once, as in two passes."""
+    for channels in (31, 8):
+        x, residual = normal(2, 3, 3, channels).astype(as_dtype(dtype))
+        for given in (None, residual):
+            for relu in (True, False):
+                y = cupy.asarray(x)
+                pointwise_cuda.add_relu(y, None if given is None else cupy.asarray(given), relu)
+                wanted = x if given is None else x + given
+                assert np.array_equal(y.get(), np.where(relu & (wanted < 0), 0, wanted))
 
 
 def deform_conv2d(cupy, dtype: str) -> None:
@@ -139,6 +151,7 @@ EXERCISES: dict[Callable, tuple[str, ...]] = {  # and the dtypes that its kernel
     upsample2d: DTYPES,
     gather_points: DTYPES,
     pointwise: DTYPES,
+    add_relu: DTYPES,
     slices: DTYPES,
     channel_sum: DTYPES,
     deform_conv2d: DTYPES,

@@ -166,6 +166,20 @@ def test_more_elements_than_an_int_counts_are_refused():
         launch(1, 1, Large([]))
 
 
+def test_a_struct_is_given_as_bytes_without_fields():
+    """Asked for its address, an array with fields describes them all."""
+    given, struct = [], np.array([(3, (4, 5))], [("n", np.int32), ("of", np.int32, 2)])
+    struct.flags.writeable = False
+    launch = backend.Kernel(
+        lambda grid, block, arguments, shared_mem: given.extend(arguments), "f", [("s", "struct", False)]
+    )
+    launch(1, 1, struct)
+    assert given[0].dtype.names is None and given[0].size == 1 and given[0].tobytes() == struct.tobytes()
+    for wrong in (np.zeros(12, np.uint8), np.zeros(2, struct.dtype), 3):
+        with pytest.raises(TypeError, match="f: s must be one element of a structured dtype, got "):
+            launch(1, 1, wrong)
+
+
 def test_included_files_are_in_the_text_once_and_lines_keep_their_names(scale, cupy):
     source = backend.cuda_source(scale)
     assert source.count("float scaled(") == 1 and '#include "scale.cuh"' not in source

@@ -3,11 +3,12 @@
 #include "tensor_cores.cuh"
 
 // taps[n, k, l, c] = weight of output n and channel c (of one group) at the tap that (k, l) is in this phase: the depth
-// becomes contiguous. Channels from `given` on are zeros, so that their number suits the copies. TF32: round as well.
+// becomes contiguous, and float32 what the correlation reads, T. Channels from `given` on are zeros, so that their
+// number suits the copies. TF32: round as well.
 // The weight's strides tell the forward pass from the input gradient, where outputs and channels change roles.
 // Blocks: x the elements, y the phases.
 template <class T, bool TF32>
-__global__ void conv2d_arrange(const T* __restrict__ weight, T* __restrict__ taps, Phases phases, int given,
+__global__ void conv2d_arrange(const float* __restrict__ weight, T* __restrict__ taps, Phases phases, int given,
                                int group_stride, int output_stride, int channel_stride, int kernel_width) {
   const Correlation g = phases.of[blockIdx.y];
   int n = blockIdx.x * blockDim.x + threadIdx.x;
@@ -17,9 +18,9 @@ __global__ void conv2d_arrange(const T* __restrict__ weight, T* __restrict__ tap
   int v = g.tap_x + g.tap_step_x * column.l, group = output / g.outputs;
   int from = group * group_stride + output % g.outputs * output_stride + column.c * channel_stride;
   from += u * kernel_width + v;
-  T value = column.c < given ? weight[from] : T(0.f);
-  if (TF32) value = T(__uint_as_float(round_to_tf32(__float_as_uint((float)value))));
-  taps[g.taps_begin + n] = value;
+  float value = column.c < given ? weight[from] : 0.f;
+  if (TF32) value = __uint_as_float(round_to_tf32(__float_as_uint(value)));
+  taps[g.taps_begin + n] = T(value);
 }
 
 // padded[m, c] = x[m, c] for c < channels, else 0

@@ -48,7 +48,8 @@ PRECISIONS = {"float32": 4, "tf32": 4, "bf16": 2, "fp16": 2}  # bytes of a store
 TABLE = Path(__file__).with_suffix(".json")
 
 COLUMN_BYTES = 1 << 28  # im2col takes as many images at a time as have so many bytes of columns
-BLOCKS = 264  # a weight gradient is split as long as it has no more blocks (two for each of an H200's processors)
+PLANS = 1024  # kept: more than the layers of any network here, but not those of every size of image there is
+BLOCKS = 264  # sums are split among blocks as long as there are no more (two for each of an H200's processors)
 
 # The tiles that are compiled, by the shape class that they are meant for. tiled: (BM, BN, BK, TM, TN);
 # tensor_cores: (BM, BN, BK, WM, WN, STAGES), BK in words of 4 bytes: the 16-bit types take twice as many numbers.
@@ -128,8 +129,7 @@ def forward(
     else:
         of_channel, of_output = math.prod(kernel_size), channels * math.prod(kernel_size)
         strides = outputs // groups * of_output, of_output, of_channel
-        parts = _forward_correlation(x.shape, y.shape, kernel_size, geometry)
-        _correlate(x, weight, geometry, strides, parts, y, choice, bias, relu, kernels, statistics)
+        _correlate(_forward_correlation, x, weight, geometry, strides, y, choice, bias, relu, kernels, statistics)
     return y
 
 
@@ -166,8 +166,8 @@ def input_gradient(
     else:
         of_channel, of_output = math.prod(kernel_size), channels * math.prod(kernel_size)
         strides = outputs // groups * of_output, of_channel, of_output  # outputs and channels change roles
-        parts = _input_gradient_correlations(dy.shape, dx.shape, kernel_size, geometry)
-        _correlate(dy, weight, geometry, strides, parts, dx, choice, bias, relu, kernels, statistics)
+        parts = _input_gradient_correlations
+        _correlate(parts, dy, weight, geometry, strides, dx, choice, bias, relu, kernels, statistics)
     return dx
 
 
@@ -184,14 +184,15 @@ def weight_gradient(
     x, dy = _stored(x, precision), _stored(dy, precision)
     groups, channels, outputs = geometry.groups, x.shape[3] // geometry.groups, dy.shape[3]
     choice = choice or _chosen("dweight", precision, groups, channels, outputs // groups, dy)
-    dweight = get_xp(x).zeros((outputs, channels, *kernel_size), np.float32)
+    shape = outputs, channels, *kernel_size
     if dy.size == 0:
-        return dweight
+        return get_xp(x).zeros(shape, np.float32)
+    if choice.rung == "im2col":
+        return _im2col_weight_gradient(x, dy, geometry, shape)
+    dweight = get_xp(x).empty(shape, np.float32)
     if choice.rung == "naive":
         shapes = convolution(x.shape, dy.shape, kernel_size, geometry)
         _launch("naive", f"dweight<{c_type(x.dtype)}>").each(dweight.size, x, dy, dweight, shapes)
-    elif choice.rung == "im2col":
-        _im2col_weight_gradient(x, dy, geometry, dweight)
     else:
         _split_weight_gradient(x, dy, geometry, dweight, choice)
     return dweight
@@ -316,25 +317,67 @@ def convolution(x_shape, y_shape, kernel_size, geometry: Geometry) -> np.ndarray
     return np.array([(*values, *geometry.dilation)], CONVOLUTION)
 
 
+class Launch(NamedTuple):
+    """Up to four correlations that one launch does."""
+
+    phases: np.ndarray  # the struct Phases of conv2d.cuh
+    count: int  # of correlations
+    tiles: int  # that the pixels of each are cut into
+
+
+class Plan(NamedTuple):
+    """All correlations of a convolution, a matter of shapes: to find them takes the host longer than to launch them."""
+
+    launches: tuple[Launch, ...]
+    sizes: tuple[int, ...]  # numbers of the arranged weight that each correlation reads
+
+
+@functools.lru_cache(maxsize=PLANS)
+def _plan(parts: Callable, x_shape, out_shape, kernel_size, geometry: Geometry, bm: int) -> Plan:
+    """Return the plan of the correlations that parts(...) says, in tiles of bm pixels; its arrays can only be read."""
+    found = parts(x_shape, out_shape, kernel_size, geometry)
+    launches = []
+    for begin in range(0, len(found), 4):
+        some = found[begin : begin + 4]
+        phases = np.zeros(1, PHASES)
+        phases["count"] = len(some)
+        phases["of"][0, : len(some)] = some
+        phases.flags.writeable = False
+        pixels = int((some["batch"] * some["rows"] * some["columns"]).max())
+        launches.append(Launch(phases, len(some), -(-pixels // bm)))
+    return Plan(tuple(launches), tuple(_sizes(found).tolist()))
+
+
+def _sizes(parts: np.ndarray) -> np.ndarray:
+    """Return how many numbers of the arranged weight each correlation reads."""
+    return parts["groups"] * parts["outputs"] * parts["y"]["taps"] * parts["x"]["taps"] * parts["channels"]
+
+
+@functools.lru_cache(maxsize=PLANS)
 def _forward_correlation(x_shape, y_shape, kernel_size, geometry: Geometry) -> np.ndarray:
-    """Return the one correlation that the forward pass is."""
+    """Return the one correlation that the forward pass is, an array that can only be read."""
     (stride, padding, dilation, groups), (batch, height, width, channels) = geometry, x_shape
     windows = [(-padding[axis], stride[axis], dilation[axis], kernel_size[axis]) for axis in (0, 1)]
     sizes = batch, height, width, groups, channels // groups, y_shape[3] // groups, *y_shape[1:3]
-    return np.array([(*sizes, *windows, *y_shape[1:3], 0, 1, 0, 1, 0, 1, 0, 1, 0)], CORRELATION)
+    found = np.array([(*sizes, *windows, *y_shape[1:3], 0, 1, 0, 1, 0, 1, 0, 1, 0)], CORRELATION)
+    found.flags.writeable = False
+    return found
 
 
 def _input_gradient_correlations(dy_shape, dx_shape, kernel_size, geometry: Geometry) -> np.ndarray:
     """Return a correlation for each phase of the stride, stride[0] * stride[1] of them."""
     (batch, height, width, outputs), groups, (stride_y, stride_x) = dy_shape, geometry.groups, geometry.stride
     found = []
-    for phase_y, phase_x, (windows, (taps_y, taps_x), _, _) in gradient_correlations(tuple(kernel_size), geometry):
+    for phase_y, phase_x, (windows, (taps_y, taps_x), _, _) in gradient_correlations(kernel_size, geometry):
         rows, columns = -(-(dx_shape[1] - phase_y) // stride_y), -(-(dx_shape[2] - phase_x) // stride_x)
         sizes = batch, height, width, groups, outputs // groups, dx_shape[3] // groups
         extent = max(rows, 0), max(columns, 0)
         where = *dx_shape[1:3], phase_y, stride_y, phase_x, stride_x
         found.append((*sizes, *extent, *windows, *where, *_progression(taps_y), *_progression(taps_x), 0))
-    return np.array(found, CORRELATION)
+    parts = np.array(found, CORRELATION)
+    sizes = _sizes(parts)
+    parts["taps_begin"] = np.cumsum(sizes) - sizes
+    return parts
 
 
 def _progression(taps: Sequence[int]) -> tuple[int, int]:
@@ -480,40 +523,37 @@ def _im2col_input_gradient(dy: Array, weight: Array, geometry: Geometry, dx: Arr
         gather.each(dx[images].size, dcolumns, dx[images], shapes)
 
 
-def _im2col_weight_gradient(x: Array, dy: Array, geometry: Geometry, dweight: Array) -> None:
-    outputs, channels, *kernel_size = dweight.shape
+def _im2col_weight_gradient(x: Array, dy: Array, geometry: Geometry, shape: tuple[int, ...]) -> Array:
+    dweight, (outputs, channels, *kernel_size) = get_xp(x).zeros(shape, np.float32), shape
     for images in _image_strips(x, dy, math.prod(kernel_size)):
         columns = _columns(x[images], dy[images], kernel_size, geometry)
         sums = _by_group(dy[images], geometry.groups).transpose(0, 2, 1) @ columns  # (G, O/G, KH*KW*C/G)
         dweight += sums.reshape(outputs, *kernel_size, channels).transpose(0, 3, 1, 2)
+    return dweight
 
 
 # --- implicit GEMM: tiled and on tensor cores ------------------------------------------------------------------------
 
 
-def _correlate(x, weight, geometry, strides, parts, out, choice, bias, relu, kernels, statistics) -> None:
+def _correlate(parts, x, weight, geometry, strides, out, choice, bias, relu, kernels, statistics) -> None:
     """Write all correlations of x with the weight to `out`, and mean and variance of its channels to `statistics`.
 
-    strides: of groups, outputs and channels (as the correlation sees them) in the weight.
+    parts: the function that says what the correlations are.  strides: of groups, outputs and channels (as the
+    correlation sees them) in the weight.
     """
-    xp, given = get_xp(x), int(parts["channels"][0])
-    x, parts["channels"] = _padded(x, given, choice)
-    sizes = parts["groups"] * parts["outputs"] * parts["y"]["taps"] * parts["x"]["taps"] * parts["channels"]
-    parts["taps_begin"] = np.cumsum(sizes) - sizes
-    launches = [_phases(parts[begin : begin + 4]) for begin in range(0, len(parts), 4)]
+    xp, groups, (bm, bn, *_) = get_xp(x), geometry.groups, choice.tile
+    given, outputs = x.shape[3] // groups, out.shape[3] // groups
+    x, channels = _padded(x, given, choice)
+    plan = _plan(parts, x.shape, out.shape, weight.shape[2:], geometry, bm)
     rounded = "true" if choice.rung == "tensor_cores" and x.itemsize == 4 else "false"  # to tf32
-    form = geometry, strides, x.dtype.name, rounded, int(parts["channels"][0])
-    taps = _kept(kernels, weight, form, lambda: _arranged(weight, strides, launches, sizes, given, x.dtype, rounded))
-    measured = statistics is not None and len(launches) == 1  # whose tiles can be merged
-    for phases in launches:
-        some = phases["of"][0, : phases["count"][0]]
-        bm, bn = choice.tile[:2]
-        groups, outputs = int(some["groups"][0]), int(some["outputs"][0])
-        tiles = -(-int((some["batch"] * some["rows"] * some["columns"]).max()) // bm)  # of the pixels of a phase
-        shape = tiles * len(some), groups * outputs
+    form = geometry, strides, c_type(x.dtype), rounded, channels
+    taps = _kept(kernels, weight, form, lambda: _arranged(weight, strides, plan, given, x.dtype, rounded))
+    measured = statistics is not None and len(plan.launches) == 1  # whose tiles can be merged
+    run, threads, shared = _tile_kernel("correlate", x, choice)
+    for phases, count, tiles in plan.launches:
+        shape = tiles * count, groups * outputs
         means, squares = (xp.empty(shape, np.float32) if measured else None for _ in range(2))
-        run, threads, shared = _tile_kernel("correlate", x, choice)
-        blocks = -(-outputs // bn) * groups * len(some) * tiles
+        blocks = -(-outputs // bn) * groups * count * tiles
         run(blocks, threads, x, taps, bias, out, means, squares, phases, int(relu), shared=shared)
     if not measured:
         return
@@ -524,33 +564,25 @@ def _correlate(x, weight, geometry, strides, parts, out, choice, bias, relu, ker
     statistics |= {"mean": mean, "variance": variance}
 
 
-def _arranged(weight: Array, strides, launches, sizes, given: int, dtype, rounded: str) -> Array:
+def _arranged(weight: Array, strides, plan: Plan, given: int, dtype, rounded: str) -> Array:
     """Return the taps of all phases, one after another, as the correlations read them."""
     xp = get_xp(weight)
-    weight, taps = xp.ascontiguousarray(weight, dtype), xp.empty(max(1, int(sizes.sum())), dtype)
+    weight, taps = xp.ascontiguousarray(weight, np.float32), xp.empty(max(1, sum(plan.sizes)), dtype)
     arrange = _helper(f"arrange<{c_type(dtype)}, {rounded}>")
-    for phases in launches:
-        grid = -(-int(sizes.max()) // 256), int(phases["count"][0])
+    for phases, count, _ in plan.launches:
+        grid = -(-max(plan.sizes) // 256), count
         arrange(grid, 256, weight, taps, phases, given, *strides, weight.shape[3])
     return taps
 
 
-def _phases(some: np.ndarray) -> np.ndarray:
-    """Return up to four correlations as the struct Phases of conv2d.cuh, what one launch does."""
-    phases = np.zeros(1, PHASES)
-    phases["count"] = len(some)
-    phases["of"][0, : len(some)] = some
-    return phases
-
-
 def _split_weight_gradient(x: Array, dy: Array, geometry: Geometry, dweight: Array, choice: Choice) -> None:
     """Write dweight as partial sums over shares of the pixels, then their sum in order."""
-    outputs, channels, *kernel_size = dweight.shape
+    (outputs, channels), kernel_size = dweight.shape[:2], dweight.shape[2:]
     groups, taps = geometry.groups, math.prod(kernel_size)
     outputs //= groups
     x, padded_channels = _padded(x, channels, choice)
     dy, padded_outputs = _padded(dy, outputs, choice)
-    part = _forward_correlation(x.shape, dy.shape, kernel_size, geometry)[0:1]
+    part = _forward_correlation(x.shape, dy.shape, kernel_size, geometry)
     bm, bn, *_ = choice.tile
     grid = -(-padded_outputs // bm), -(-taps * padded_channels // bn)
     splits = split_count(choice, padded_outputs, taps * padded_channels, _pixels(dy), groups)
@@ -571,13 +603,18 @@ def split_count(choice: Choice, outputs: int, depth: int, pixels: int, groups: i
 
 def _tile_kernel(kind: str, x: Array, choice: Choice):
     """Return the kernel of a tile, its threads and its bytes of dynamic shared memory."""
+    expression, threads, shared = _tile(kind, x.dtype, choice)
+    return _launch(choice.rung, expression), threads, shared
+
+
+@functools.cache
+def _tile(kind: str, dtype: np.dtype, choice: Choice) -> tuple[str, int, int]:
+    """Return the same with the kernel's name, a matter of the choice alone."""
     bm, bn, bk, rows, columns, *stages = choice.tile
     if choice.rung == "tiled":
-        run = _launch("tiled", f"{kind}<{', '.join(map(str, choice.tile))}>")
-        return run, bm // rows * (bn // columns), 0
-    tile = ", ".join(map(str, (bm, bn, bk * 4 // x.itemsize, rows, columns, *stages)))
-    run = _launch("tensor_cores", f"{kind}<{c_type(x.dtype)}, {tile}>")
-    return run, bm // rows * (bn // columns) * 32, shared_bytes(kind, choice)
+        return f"{kind}<{', '.join(map(str, choice.tile))}>", bm // rows * (bn // columns), 0
+    tile = ", ".join(map(str, (bm, bn, bk * 4 // dtype.itemsize, rows, columns, *stages)))
+    return f"{kind}<{c_type(dtype)}, {tile}>", bm // rows * (bn // columns) * 32, shared_bytes(kind, choice)
 
 
 def _padded(x: Array, channels: int, choice: Choice) -> tuple[Array, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..backend import Array, c_type, get_xp, kernel
+from ..backend import Array, c_type, get_xp, kernel, neighbours
 
 FILE = "ops/pointwise.cu"
 
@@ -20,3 +20,10 @@ def relu_backward(dy: Array, y: Array) -> Array:
     contiguous = xp.ascontiguousarray
     kernel(FILE, f"relu_backward<{c_type(dy.dtype)}>").each(dx.size, contiguous(dy), contiguous(y), dx, dx.size)
     return dx
+
+
+def add_relu(y: Array, residual: Array | None, relu: bool) -> None:
+    """Add the residual, where one is given, to y, which is contiguous, and then rectify it if asked, in place."""
+    residual = None if residual is None else get_xp(y).ascontiguousarray(residual, y.dtype)
+    N = neighbours(y.shape[-1], y.dtype)
+    kernel("ops/add_relu.cu", f"add_relu<{c_type(y.dtype)}, {N}>").each(-(-y.size // N), y, residual, y.size, relu)

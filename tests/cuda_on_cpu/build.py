@@ -129,7 +129,7 @@ class Library:
 
     def launch(self, expression: str, grid, block, arguments: Sequence, dynamic_shared: int = 0) -> None:
         """Run a kernel.  Arguments: NumPy arrays, None (a null pointer), NumPy scalars of the parameter's dtype, or
-        for a struct one element of a structured dtype.
+        for a struct one element of a structured dtype, or of as many bytes without fields.
 
         Raises TypeError when they do not fit the kernel, RuntimeError for what the kernel does wrong.
         """
@@ -146,6 +146,11 @@ class Library:
             raise RuntimeError(f"{expression}: {self._library.simulator_error().decode()}")
 
 
+def is_struct(argument) -> bool:
+    """Whether it is an array of NumPy's void, the bytes of structs, with or without fields."""
+    return isinstance(argument, np.ndarray) and argument.dtype.type is np.void
+
+
 def _three(sizes: Sequence[int]) -> ctypes.Array:
     return (ctypes.c_uint * 3)(*[int(size) for size in (*sizes, 1, 1, 1)[:3]])
 
@@ -157,7 +162,7 @@ def _as_c(argument, code: str, size: int, where: str):
             raise TypeError(f"{where} is a pointer in the kernel, got {type(argument).__name__}")
         return ctypes.c_void_p(0 if argument is None else argument.ctypes.data)
     if code == "V":
-        if getattr(argument, "dtype", np.dtype("f8")).names is None or argument.nbytes != size:
+        if not is_struct(argument) or argument.nbytes != size:
             raise TypeError(f"{where} is a struct of {size} bytes in the kernel, got {argument!r}")
         return ctypes.create_string_buffer(argument.tobytes(), size)
     if not isinstance(argument, np.generic):

@@ -19,6 +19,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .build import is_struct
+
 
 class CUDARuntimeError(RuntimeError):
     """What CuPy raises for an error of CUDA."""
@@ -95,7 +97,7 @@ class Place:
 
 def placed(value):
     """Return the value with each array in it replaced by its place."""
-    if isinstance(value, np.ndarray) and value.dtype.names is None:
+    if isinstance(value, np.ndarray) and not is_struct(value):
         return Place(value)
     return type(value)(map(placed, value)) if type(value) in (tuple, list) else value
 

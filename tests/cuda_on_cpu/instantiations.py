@@ -38,6 +38,7 @@ def _typed(rung: str, tiles: list[tuple[int, ...]]) -> list[tuple]:
 
 
 INSTANTIATIONS: dict[str, list[str]] = {
+    "ops/add_relu.cu": for_neighbours("add_relu"),
     "ops/avg_pool2d.cu": for_floats("avg_pool2d_forward", "avg_pool2d_backward"),
     "ops/batch_norm.cu": [
         *for_floats("batch_norm_statistics", "batch_norm_sums"),

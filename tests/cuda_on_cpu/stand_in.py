@@ -175,7 +175,7 @@ def _host(value):
     """Return a value as NumPy takes it.  Raises TypeError for a NumPy array, which is not on the device."""
     if isinstance(value, ndarray):
         return value._host
-    if isinstance(value, np.ndarray) and (value.dtype.names is None or value.size != 1):  # one struct goes by value
+    if isinstance(value, np.ndarray) and not (build.is_struct(value) and value.size == 1):  # one struct goes by value
         raise TypeError("Unsupported type <class 'numpy.ndarray'>: a NumPy array in device code; use cupy.asarray")
     if isinstance(value, (tuple, list)):
         return type(value)(_host(item) for item in value)
@@ -377,7 +377,7 @@ class Function:
             if isinstance(argument, ndarray) and not argument.flags.c_contiguous:
                 raise ValueError(f"{self.name}: argument {i} is not contiguous, its strides are {argument.strides}")
         # A struct goes by value: what its array holds later does not matter.
-        hosts = [host.copy() if getattr(host, "dtype", np.dtype("f4")).names else host for host in _host(arguments)]
+        hosts = [host.copy() if build.is_struct(host) else host for host in _host(arguments)]
         _do(self._run, tuple(grid), tuple(block), shared_mem, *hosts, into=np.empty(0))
 
     def _run(self, grid, block, shared_mem, *hosts) -> None:

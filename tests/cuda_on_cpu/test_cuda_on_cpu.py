@@ -190,8 +190,11 @@ def test_a_struct_goes_by_value(stand_in):
     __global__ void test_line(float* x, Line line) { x[threadIdx.x] = line.slope * threadIdx.x + line.start; }"""
     run = function(stand_in, source, "test_line")
     x = stand_in.empty(4, np.float32)
-    run((1,), (4,), (x, np.array([(2, 7)], [("slope", np.int32), ("start", np.int32)])))
-    assert np.array_equal(x.get(), [7, 9, 11, 13])
+    line = np.array([(2, 7)], [("slope", np.int32), ("start", np.int32)])
+    for struct in (line, line.view("V8")):
+        x.fill(0)
+        run((1,), (4,), (x, struct))
+        assert np.array_equal(x.get(), [7, 9, 11, 13])
     for wrong in (np.array([(2,)], [("slope", np.int32)]), np.int32(2)):
         with pytest.raises(TypeError, match="argument 1 is a struct of 8 bytes in the kernel"):
             run((1,), (4,), (x, wrong))

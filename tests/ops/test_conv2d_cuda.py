@@ -253,6 +253,23 @@ def test_kept_weights_cost_no_launch(cupy):
     assert "conv2d_arrange" in names[0] and "conv2d_arrange" not in names[1]
 
 
+def test_a_plan_is_kept_and_can_only_be_read(cupy):
+    """Of one convolution all launches are given the same arrays."""
+    layer = Layer(cupy, "tf32", (3, 3), padding=1, stride=2)
+    choices = layer.choices("tensor_cores")
+    layer.check(layer.run(*choices))
+    before = conv2d_cuda._plan.cache_info(), conv2d_cuda._forward_correlation.cache_info()
+    layer.check(layer.run(*choices))
+    after = conv2d_cuda._plan.cache_info(), conv2d_cuda._forward_correlation.cache_info()
+    assert [found.hits - first.hits for first, found in zip(before, after, strict=True)] == [2, 1]
+    assert [found.misses for found in after] == [first.misses for first in before]
+    sizes = layer.x.shape, layer.dy.shape, layer.kernel, layer.geometry
+    (launch,) = conv2d_cuda._plan(conv2d_cuda._forward_correlation, *sizes, 64).launches
+    for array in (conv2d_cuda._forward_correlation(*sizes), launch.phases):
+        with pytest.raises(ValueError, match="read-only"):
+            array[...] = 0
+
+
 # --- reproducible, and without waiting -------------------------------------------------------------------------------
 
 
