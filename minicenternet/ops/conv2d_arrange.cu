@@ -48,3 +48,15 @@ __global__ void conv2d_sum_splits(const float* __restrict__ partial, float* __re
   for (int s = 0; s < splits; s++) sum += partial[(size_t)s * size + n];
   dweight[((size_t)(group * outputs + o) * channels + c) * taps + tap] = sum;
 }
+
+// out[i] = bias + sum over the splits of a correlation's depth, in their order, of partial[split, i]
+template <class T>
+__global__ void conv2d_finish_splits(const float* __restrict__ partial, const float* __restrict__ bias,
+                                     T* __restrict__ out, int splits, int size, int channels, int relu) {
+  int i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i >= size) return;
+  float sum = 0.f;
+  for (int s = 0; s < splits; s++) sum += partial[(size_t)s * size + i];
+  if (bias) sum += bias[i % channels];
+  out[i] = T(relu && sum < 0 ? 0.f : sum);  // NaN stays
+}

@@ -50,6 +50,7 @@ TABLE = Path(__file__).with_suffix(".json")
 COLUMN_BYTES = 1 << 28  # im2col takes as many images at a time as have so many bytes of columns
 PLANS = 1024  # kept: more than the layers of any network here, but not those of every size of image there is
 BLOCKS = 264  # sums are split among blocks as long as there are no more (two for each of an H200's processors)
+LEAST_STEPS = 4  # through the depth, of a block that shares it with others
 
 # The tiles that are compiled, by the shape class that they are meant for. tiled: (BM, BN, BK, TM, TN);
 # tensor_cores: (BM, BN, BK, WM, WN, STAGES), BK in words of 4 bytes: the 16-bit types take twice as many numbers.
@@ -110,7 +111,7 @@ def forward(
     bias: (O,) float32, added.  relu: max(y, 0) last.  kernels: a dict that keeps the weight as the kernels read it from
     call to call; the weight must then stay as it is.  statistics: a dict, which is given the "mean" and the biased
     "variance" of each channel of y, float32, for the batch norm that follows, where the kernel finds them while it
-    writes y (tiled, tensor_cores).  choice: by the rule where None.
+    writes y (tiled, tensor_cores; not where blocks share the sums of a small map).  choice: by the rule where None.
     Raises InputError for an unknown precision or a misspelt MINICENTERNET_CUDA_CONV.
     """
     x, bias = _stored(x, precision), _float32(bias)
@@ -323,6 +324,7 @@ class Launch(NamedTuple):
     phases: np.ndarray  # the struct Phases of conv2d.cuh
     count: int  # of correlations
     tiles: int  # that the pixels of each are cut into
+    depth: int  # of the deepest
 
 
 class Plan(NamedTuple):
@@ -344,7 +346,8 @@ def _plan(parts: Callable, x_shape, out_shape, kernel_size, geometry: Geometry, 
         phases["of"][0, : len(some)] = some
         phases.flags.writeable = False
         pixels = int((some["batch"] * some["rows"] * some["columns"]).max())
-        launches.append(Launch(phases, len(some), -(-pixels // bm)))
+        depth = int((some["y"]["taps"] * some["x"]["taps"] * some["channels"]).max())
+        launches.append(Launch(phases, len(some), -(-pixels // bm), depth))
     return Plan(tuple(launches), tuple(_sizes(found).tolist()))
 
 
@@ -548,13 +551,19 @@ def _correlate(parts, x, weight, geometry, strides, out, choice, bias, relu, ker
     rounded = "true" if choice.rung == "tensor_cores" and x.itemsize == 4 else "false"  # to tf32
     form = geometry, strides, c_type(x.dtype), rounded, channels
     taps = _kept(kernels, weight, form, lambda: _arranged(weight, strides, plan, given, x.dtype, rounded))
-    measured = statistics is not None and len(plan.launches) == 1  # whose tiles can be merged
+    blocks = [-(-outputs // bn) * groups * launch.count * launch.tiles for launch in plan.launches]
+    splits = depth_splits(choice, max(blocks), max(launch.depth for launch in plan.launches), x.itemsize)
+    partial = xp.empty((splits, *out.shape), np.float32) if splits > 1 else None
+    measured = statistics is not None and len(plan.launches) == splits == 1  # whose tiles can be merged
     run, threads, shared = _tile_kernel("correlate", x, choice)
-    for phases, count, tiles in plan.launches:
+    for grid, (phases, count, tiles, _) in zip(blocks, plan.launches, strict=True):
         shape = tiles * count, groups * outputs
         means, squares = (xp.empty(shape, np.float32) if measured else None for _ in range(2))
-        blocks = -(-outputs // bn) * groups * count * tiles
-        run(blocks, threads, x, taps, bias, out, means, squares, phases, int(relu), shared=shared)
+        given = x, taps, bias, out, means, squares, partial, phases, int(relu)
+        run((grid, splits), threads, *given, shared=shared)
+    if partial is not None:
+        finish = _helper(f"finish_splits<{c_type(out.dtype)}>")
+        finish.each(out.size, partial, bias, out, splits, out.size, groups * outputs, int(relu))
     if not measured:
         return
     mean, variance = (xp.empty(groups * outputs, np.float32) for _ in range(2))
@@ -569,7 +578,7 @@ def _arranged(weight: Array, strides, plan: Plan, given: int, dtype, rounded: st
     xp = get_xp(weight)
     weight, taps = xp.ascontiguousarray(weight, np.float32), xp.empty(max(1, sum(plan.sizes)), dtype)
     arrange = _helper(f"arrange<{c_type(dtype)}, {rounded}>")
-    for phases, count, _ in plan.launches:
+    for phases, count, _, _ in plan.launches:
         grid = -(-max(plan.sizes) // 256), count
         arrange(grid, 256, weight, taps, phases, given, *strides, weight.shape[3])
     return taps
@@ -592,6 +601,12 @@ def _split_weight_gradient(x: Array, dy: Array, geometry: Geometry, dweight: Arr
     _helper("sum_splits").each(
         partial[0].size, partial, dweight, splits, groups, outputs, padded_outputs, taps, channels, padded_channels
     )
+
+
+def depth_splits(choice: Choice, blocks: int, depth: int, itemsize: int) -> int:
+    """Return among how many blocks the depth of a correlation's tile is shared; a matter of shapes alone."""
+    step = choice.tile[2] * (4 // itemsize if choice.rung == "tensor_cores" else 1)
+    return max(1, min(BLOCKS // blocks, depth // step // LEAST_STEPS))
 
 
 def split_count(choice: Choice, outputs: int, depth: int, pixels: int, groups: int) -> int:

@@ -75,7 +75,7 @@ template <class T, int BM, int BN, int BK, int WM, int WN, int STAGES>
 __global__ void __launch_bounds__(BM / WM * (BN / WN) * 32, WARPS<WM, WN> / (BM / WM * (BN / WN)))
     conv2d_tensor_cores_correlate(const T* __restrict__ x, const T* __restrict__ taps, const float* __restrict__ bias,
                                   T* __restrict__ out, float* __restrict__ mean, float* __restrict__ squares,
-                                  Phases phases, int relu) {
+                                  float* __restrict__ partial, Phases phases, int relu) {
   constexpr int THREADS = BM / WM * (BN / WN) * 32, CHUNK = 16 / sizeof(T);  // numbers of one copy
   constexpr int WORDS = BK * sizeof(T) / 4, L = WORDS + 4;                   // of a row, and from row to row
   constexpr int ROWS = THREADS / (BK / CHUNK);                               // rows that one pass of the threads copies
@@ -87,21 +87,22 @@ __global__ void __launch_bounds__(BM / WM * (BN / WN) * 32, WARPS<WM, WN> / (BM 
   const int m0 = block.m0, n0 = block.n0, group = block.group, depth = g.depth();
   if (m0 >= g.pixels()) return;  // phases differ in size
 
+  const Share share((depth + BK - 1) / BK);
+  const int begin = share.begin, steps = share.count;
   // This thread copies column d of rows r, r + ROWS, ... of both tiles.
   const int d = threadIdx.x % (BK / CHUNK) * CHUNK, r = threadIdx.x / (BK / CHUNK);
-  Column column(d, g);
+  Column column(begin * BK + d, g);
   Row row[BM / ROWS];
 #pragma unroll
   for (int i = 0; i < BM / ROWS; i++) row[i] = Row(m0 + r + i * ROWS, group, g);
-  const int n = n0 + r, weight = g.taps_begin + (group * g.outputs + n) * depth + d;  // of the first row's column
+  const int n = n0 + r, weight = g.taps_begin + (group * g.outputs + n) * depth + begin * BK + d;  // of the first row
 
-  const int steps = (depth + BK - 1) / BK;
   auto copy = [&](int step) {  // called for step = 0, 1, 2, ...
     if (step < steps) {
       uint32_t* to_x = tiles_x + (step % STAGES * BM + r) * L + d / CHUNK * 4;
       uint32_t* to_w = tiles_w + (step % STAGES * BN + r) * L + d / CHUNK * 4;
       const Away away(column, g);
-      const bool exists = step * BK + d < depth;
+      const bool exists = (begin + step) * BK + d < depth;
 #pragma unroll
       for (int i = 0; i < BM / ROWS; i++) {
         int at = row[i].at(away, g);
@@ -154,6 +155,7 @@ __global__ void __launch_bounds__(BM / WM * (BN / WN) * 32, WARPS<WM, WN> / (BM 
   __syncthreads();  // nobody reads the tiles any more: their place is for the results and for scratch
   const auto row_of = [=](int i) { return wm + 8 * i + lane / 4; };
   const auto output_of = [=](int j) { return wn + j / 2 * 8 + lane % 4 * 2 + j % 2; };
+  if (partial) return write_partial(sum, row_of, output_of, block, partial, g);
   const Epilogue end{bias, relu, mean, squares};
   finish<T>(sum, output_of, block, end, g);
   T* tile = (T*)shared;

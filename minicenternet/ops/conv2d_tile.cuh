@@ -19,6 +19,17 @@ struct Block {
   }
 };
 
+// Where there are too few tiles for a GPU, gridDim.y blocks share the steps through the depth of each.
+struct Share {
+  int begin, count;
+
+  __device__ Share(int steps) {
+    int most = (steps + gridDim.y - 1) / gridDim.y;
+    begin = blockIdx.y * most;
+    count = max(0, min(most, steps - begin));
+  }
+};
+
 constexpr int BELOW = 1 << 29;  // a row below every map, also when it is added to itself
 
 // A column of the implicit matrix as all rows of a tile see it: how far it lies from their tap (0, 0).
@@ -86,6 +97,25 @@ __device__ __forceinline__ size_t begin_of(int m, const Correlation& g) {
   Pixel p(m, g);
   size_t y = g.first_y + g.jump_y * p.i, x = g.first_x + g.jump_x * p.j;
   return (((size_t)p.b * g.out_height + y) * g.out_width + x) * (g.groups * g.outputs);
+}
+
+// Write what a block that shares a tile's depth has found: partial[split] has the layout of `out`, and
+// conv2d_finish_splits does the rest.
+template <int BM, int BN, int R, int C, class RowOf, class ColumnOf>
+__device__ __forceinline__ void write_partial(const float (&value)[R][C], RowOf row, ColumnOf column,
+                                              const Block<BM, BN>& block, float* __restrict__ partial,
+                                              const Correlation& g) {
+  const int channels = g.groups * g.outputs;
+  partial += (size_t)blockIdx.y * g.batch * g.out_height * g.out_width * channels + block.group * g.outputs;
+#pragma unroll
+  for (int r = 0; r < R; r++) {
+    int m = block.m0 + row(r);
+    if (m >= g.pixels()) continue;
+    size_t begin = begin_of(m, g);
+#pragma unroll
+    for (int c = 0; c < C; c++)
+      if (block.n0 + column(c) < g.outputs) partial[begin + block.n0 + column(c)] = value[r][c];
+  }
 }
 
 // Write mean and squares. LANES threads share a column; this thread is number `lane` of them. scratch: (LANES + 1) * BN

@@ -19,7 +19,7 @@ template <int BM, int BN, int BK, int TM, int TN>
 __global__ void __launch_bounds__(BM / TM * (BN / TN), 512 / (BM / TM * (BN / TN)))
     conv2d_tiled_correlate(const float* __restrict__ x, const float* __restrict__ taps, const float* __restrict__ bias,
                            float* __restrict__ out, float* __restrict__ mean, float* __restrict__ squares,
-                           Phases phases, int relu) {
+                           float* __restrict__ partial, Phases phases, int relu) {
   constexpr int THREADS = BM / TM * (BN / TN), AT_ONCE = THREADS / BK;  // rows that one pass of the threads brings
   constexpr int XL = BM + 4, WL = BN + 4, LANES = BM / TM;
   constexpr int WORDS = BK * (XL + WL) > (LANES + 1) * BN ? BK * (XL + WL) : (LANES + 1) * BN;
@@ -31,8 +31,10 @@ __global__ void __launch_bounds__(BM / TM * (BN / TN), 512 / (BM / TM * (BN / TN
   const int m0 = block.m0, n0 = block.n0, group = block.group, depth = g.depth();
   if (m0 >= g.pixels()) return;  // phases differ in size
 
+  const Share share((depth + BK - 1) / BK);
+  const int end_of_share = min(depth, (share.begin + share.count) * BK);
   const int d = threadIdx.x % BK, r = threadIdx.x / BK;
-  Column column(d, g);
+  Column column(share.begin * BK + d, g);
   __shared__ Row rows[BM];
   for (int i = threadIdx.x; i < BM; i += THREADS) rows[i] = Row(m0 + i, group, g);
   __syncthreads();
@@ -40,7 +42,7 @@ __global__ void __launch_bounds__(BM / TM * (BN / TN), 512 / (BM / TM * (BN / TN
 
   const int ty = threadIdx.x / (BN / TN), tx = threadIdx.x % (BN / TN);
   float sum[TM][TN] = {};
-  for (int d0 = 0; d0 < depth; d0 += BK, column.advance(BK, g)) {
+  for (int d0 = share.begin * BK; d0 < end_of_share; d0 += BK, column.advance(BK, g)) {
     const Away away(column, g);
 #pragma unroll
     for (int i = 0; i < BM / AT_ONCE; i++) {
@@ -70,6 +72,7 @@ __global__ void __launch_bounds__(BM / TM * (BN / TN), 512 / (BM / TM * (BN / TN
   }
   const auto row_of = [=](int i) { return ty * TM + i; };
   const auto output_of = [=](int j) { return tx * TN + j; };
+  if (partial) return write_partial(sum, row_of, output_of, block, partial, g);
   const Epilogue end{bias, relu, mean, squares};
   finish<float>(sum, output_of, block, end, g);
 #pragma unroll

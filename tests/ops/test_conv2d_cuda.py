@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -170,9 +171,16 @@ def test_the_rule_finds_a_rung_for_every_layer(cupy, precision, name):
 
 @pytest.mark.parametrize("rung, precision", ON)
 @pytest.mark.parametrize("name", ["3x3", "4x4 stride 2", "stride above kernel", "more than a tile"])
-def test_bias_relu_and_statistics(cupy, rung, precision, name):
-    """Of both correlations: the input gradient is the forward pass of conv_transpose2d."""
-    layer = Layer(cupy, precision, **CASES[name])
+@pytest.mark.parametrize("shared", [False, True])
+def test_bias_relu_and_statistics(cupy, monkeypatch, rung, precision, name, shared):
+    """Of both correlations: the input gradient is the forward pass of conv_transpose2d.
+
+    shared: the depth of a tile, among blocks that each take one step at least.
+    """
+    monkeypatch.setattr(conv2d_cuda, "LEAST_STEPS", 1 if shared else 10**6)
+    if shared and rung not in conv2d_cuda.TILES:
+        pytest.skip(f"{rung} has no tiles")
+    layer = Layer(cupy, precision, **CASES[name] | (dict(channels=136, outputs=136) if shared else {}))
     choice, _ = layer.choices(rung)
     x, weight, dy = layer.device()
     wanted_y, wanted_dx, _ = layer.expected()
@@ -183,14 +191,17 @@ def test_bias_relu_and_statistics(cupy, rung, precision, name):
         ):
             bias = np.linspace(-2, 2, wanted.shape[3], dtype=np.float32)
             found = {}
+            if hasattr(cupy, "launches"):
+                cupy.launches.clear()
             result = call(
                 *arguments, precision=precision, bias=cupy.asarray(bias), relu=relu, statistics=found, choice=choice
             )
             wanted = np.maximum(wanted + bias, 0) if relu else wanted + bias
             assert_close(result, wanted, 1.01 * HALF_STEP[precision])
-            assert bool(found) == (
-                rung in conv2d_cuda.TILES and (name != "stride above kernel" or call is conv2d_cuda.forward)
-            )
+            if hasattr(cupy, "launches"):
+                assert any("finish_splits" in launch.name for launch in cupy.launches) == shared
+            whole = not shared and (name != "stride above kernel" or call is conv2d_cuda.forward)
+            assert bool(found) == (rung in conv2d_cuda.TILES and whole)
             check_statistics(found, result)
 
 
@@ -313,6 +324,18 @@ def test_a_weight_gradient_in_any_number_of_splits(cupy, rung, precision, blocks
     layer.check(layer.run(*layer.choices(rung)))
 
 
+def test_few_tiles_share_their_depth():
+    small, wide = (
+        conv2d_cuda.Choice("tensor_cores", (64, 64, 32, 32, 32, 4)),
+        conv2d_cuda.Choice("tiled", (64, 64, 16, 4, 4)),
+    )
+    assert conv2d_cuda.depth_splits(small, 32, 9 * 512, itemsize=2) == 8  # 264 blocks, of 72 steps of 64 numbers
+    assert conv2d_cuda.depth_splits(small, 32, 9 * 512, itemsize=4) == 8
+    assert conv2d_cuda.depth_splits(small, 32, 9 * 64, itemsize=2) == 2  # of 9 steps
+    assert conv2d_cuda.depth_splits(small, 133, 9 * 512, itemsize=2) == 1
+    assert conv2d_cuda.depth_splits(wide, 1, 640, itemsize=4) == 10
+
+
 # --- faults are found, and without them the sanitizers find none -----------------------------------------------------
 
 FAULTS = {  # name: (rung, text of its kernels, what is planted in its place)
@@ -322,7 +345,7 @@ FAULTS = {  # name: (rung, text of its kernels, what is planted in its place)
         "cp_async_wait<STAGES - 1>();  // this",
     ),
     "a missing barrier": ("tiled", "__syncthreads();  // the tiles are filled", ""),
-    "a column too few": ("tensor_cores", "step * BK + d < depth;", "step * BK + d < depth - CHUNK;"),
+    "a column too few": ("tensor_cores", "* BK + d < depth;", "* BK + d < depth - CHUNK;"),
     "a row too many": ("tiled", "< (unsigned)g.height", "<= (unsigned)g.height"),
     "cut off instead of rounded": ("tensor_cores", "to_operand<T>(a[now][i]);  // the taps", ";  // the taps"),
 }
@@ -372,7 +395,8 @@ def correlate(cupy, rung):
     x, weight, _ = layer.device()
     found = {}
     options = dict(precision=layer.precision, statistics=found, choice=layer.choices(rung)[0])
-    y = conv2d_cuda.forward(x, weight, layer.geometry, **options)
+    with patch.object(conv2d_cuda, "LEAST_STEPS", 10**6):
+        y = conv2d_cuda.forward(x, weight, layer.geometry, **options)
     wanted, *_ = layer.expected()
     assert_close(y, wanted, 1e-6)
     check_statistics(found, y)
