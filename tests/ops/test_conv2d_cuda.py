@@ -264,6 +264,17 @@ def test_kept_weights_cost_no_launch(cupy):
     assert "conv2d_arrange" in names[0] and "conv2d_arrange" not in names[1]
 
 
+def test_a_weight_is_arranged_as_it_is(cupy, monkeypatch):
+    """In float32, whatever is multiplied: no launch converts it before."""
+    layer, read, helper = Layer(cupy, "fp16", (3, 3), channels=16, outputs=16), [], conv2d_cuda._helper
+    monkeypatch.setattr(
+        conv2d_cuda, "_helper", lambda name: lambda *arguments: read.append(arguments[2]) or helper(name)(*arguments)
+    )
+    x, weight, _ = layer.device()
+    conv2d_cuda.forward(x, weight, layer.geometry, precision="fp16", choice=layer.choices("tensor_cores")[0])
+    assert len(read) == 1 and read[0] is weight
+
+
 def test_a_plan_is_kept_and_can_only_be_read(cupy):
     """Of one convolution all launches are given the same arrays."""
     layer = Layer(cupy, "tf32", (3, 3), padding=1, stride=2)
