@@ -40,11 +40,11 @@ def _typed(rung: str, tiles: list[tuple[int, ...]]) -> list[tuple]:
 INSTANTIATIONS: dict[str, list[str]] = {
     "ops/avg_pool2d.cu": for_floats("avg_pool2d_forward", "avg_pool2d_backward"),
     "ops/batch_norm.cu": [
-        *for_floats("batch_norm_statistics", "batch_norm_sums"),
+        *for_floats("batch_norm_statistics"),
         "batch_norm_combine",
         "batch_norm_running",
         "batch_norm_gradients",
-        *for_neighbours("batch_norm_normalise", "batch_norm_backward"),
+        *for_neighbours("batch_norm_normalise", "batch_norm_sums", "batch_norm_backward"),
     ],
     "ops/conv2d_arrange.cu": [
         *(f"conv2d_arrange<{T}, false>" for T in NEIGHBOURS),
@@ -64,7 +64,7 @@ INSTANTIATIONS: dict[str, list[str]] = {
     "ops/max_pool2d.cu": for_neighbours("max_pool2d_forward", "max_pool2d_backward"),
     "ops/pointwise.cu": for_floats("sigmoid_forward", "relu_backward"),
     "ops/prepare_images.cu": ["prepare_images_warp", *for_floats("prepare_images_colour")],
-    "ops/reduce.cu": [*for_floats("channel_sum_parts"), "channel_sum_total"],
+    "ops/reduce.cu": [*for_neighbours("channel_sum_parts"), "channel_sum_total"],
     "ops/shape.cu": for_floats("slice_backward"),
     "ops/upsample2d.cu": for_floats(
         "upsample2d_nearest_forward",
