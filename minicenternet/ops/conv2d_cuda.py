@@ -517,8 +517,8 @@ def _correlate(x, weight, geometry, strides, parts, out, choice, bias, relu, ker
         return
     mean, variance = (xp.empty(groups * outputs, np.float32) for _ in range(2))
     merge = kernel("ops/conv2d_statistics.cu", "conv2d_merge_statistics")
-    blocks = -(-groups * outputs // 32)
-    merge(blocks, (32, 8), means, squares, mean, variance, phases, tiles, bm, groups * outputs)
+    blocks = -(-groups * outputs // 8)
+    merge(blocks, (8, 128), means, squares, mean, variance, phases, tiles, bm, groups * outputs)
     statistics |= {"mean": mean, "variance": variance}
 
 

@@ -215,6 +215,30 @@ def test_statistics_do_not_cancel(cupy, rung, precision):
     assert len(found) == 2
 
 
+@pytest.mark.parametrize("sizes", [(1,), (4099,), (5, 0, 4100, 36)])
+def test_statistics_of_many_tiles(cupy, sizes):
+    """Tiles of 4 pixels, of phases that need not have equally many: a thread merges several, the last one not full."""
+    rng, tile, channels = np.random.default_rng(0), 4, 11
+    pixels = [100 + rng.standard_normal((size, channels)) for size in sizes]
+    parts = -(-max(sizes) // tile)
+    means, squares = np.full((2, len(sizes) * parts, channels), np.nan, np.float32)
+    phases = np.zeros(1, conv2d_cuda.PHASES)
+    phases["count"] = len(sizes)
+    for number, of_phase in enumerate(pixels):
+        phase = phases["of"][0, number]
+        phase["batch"], phase["rows"], phase["columns"] = 1, len(of_phase), 1
+        for part, begin in enumerate(range(0, len(of_phase), tile)):
+            some = of_phase[begin : begin + tile]
+            means[number * parts + part], squares[number * parts + part] = some.mean(0), some.var(0) * len(some)
+    mean, variance = cupy.zeros(channels, np.float32), cupy.zeros(channels, np.float32)
+    backend.kernel("ops/conv2d_statistics.cu", "conv2d_merge_statistics")(
+        2, (8, 128), cupy.asarray(means), cupy.asarray(squares), mean, variance, phases, parts, tile, channels
+    )
+    everything = np.concatenate(pixels)
+    np.testing.assert_allclose(mean.get(), everything.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(variance.get(), everything.var(0), rtol=1e-4, atol=1e-8)
+
+
 # --- weights that are kept from call to call -------------------------------------------------------------------------
 
 
