@@ -81,7 +81,7 @@ def focal_loss(cupy, dtype: str) -> None:
 
 
 def best_cells(cupy, dtype: str) -> None:
-    arrays = [normal(1, 33, 32, n).astype(as_dtype(dtype)) for n in (2, 2, 2)]  # two blocks of cells
+    arrays = [normal(1, 66, 32, n).astype(as_dtype(dtype)) for n in (2, 2, 2)]  # two trees
     on_cpu = [array.astype(np.float32) for array in arrays]
     for found, expected in zip(decode.decode(*map(cupy.asarray, arrays), 9), decode.decode(*on_cpu, 9), strict=True):
         assert np.array_equal(found.get(), expected)

@@ -73,7 +73,7 @@ INSTANTIATIONS: dict[str, list[str]] = {
         "upsample2d_bilinear_backward",
     ),
     "optim.cu": ["sgd_step", "adam_step", "average_step", "gradient_squares", "gradient_norm"],
-    "points/decode.cu": [*for_floats("top_k_first", "decode_boxes"), "top_k_again", "top_k_cells"],
+    "points/decode.cu": [*for_neighbours("top_k_groups", "top_k_cells"), *for_floats("decode_boxes")],
     "points/losses.cu": [*for_floats("focal_loss_forward", "focal_loss_backward"), "focal_loss_total"],
     "points/targets.cu": ["targets_encode"],
 }
