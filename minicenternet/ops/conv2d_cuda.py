@@ -585,7 +585,7 @@ def _padded(x: Array, channels: int, choice: Choice) -> tuple[Array, int]:
     if padded == channels:
         return x, channels
     wide = get_xp(x).empty((*x.shape[:3], padded), x.dtype)  # more than one group is not padded: see `can`
-    _helper(f"pad_channels<{c_type(x.dtype)}>").each(wide.size, x, wide, _pixels(x), channels, padded)
+    _helper(f"pad_channels<{c_type(x.dtype)}>").each(wide.size // vector, x, wide, wide.size, channels, padded)
     return wide, padded
 
 

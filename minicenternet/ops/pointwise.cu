@@ -9,8 +9,14 @@ __global__ void sigmoid_forward(const T* __restrict__ x, T* __restrict__ y, int 
   y[i] = (T)(((float)x[i] >= 0 ? 1 : e) / (1 + e));
 }
 
-template <class T>
+// N neighbours per thread; count is a multiple of N.
+template <class T, int N>
 __global__ void relu_backward(const T* __restrict__ dy, const T* __restrict__ y, T* __restrict__ dx, int count) {
-  int i = blockIdx.x * blockDim.x + threadIdx.x;
-  if (i < count) dx[i] = (float)y[i] > 0 ? dy[i] : (T)0.0f;
+  int i = (blockIdx.x * blockDim.x + threadIdx.x) * N;
+  if (i >= count) return;
+  auto gradient = *(const Pack<T, N>*)(dy + i), rectified = *(const Pack<T, N>*)(y + i);
+  #pragma unroll
+  for (int k = 0; k < N; k++)
+    if (!((float)rectified.at[k] > 0)) gradient.at[k] = (T)0.0f;
+  *(Pack<T, N>*)(dx + i) = gradient;
 }

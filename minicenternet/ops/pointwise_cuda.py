@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..backend import Array, c_type, get_xp, kernel
+from ..backend import Array, c_type, get_xp, kernel, neighbours
 
 FILE = "ops/pointwise.cu"
 
@@ -17,6 +17,8 @@ def sigmoid(x: Array) -> Array:
 def relu_backward(dy: Array, y: Array) -> Array:
     """Return dy where y > 0, and 0 elsewhere."""
     xp, dx = get_xp(dy), get_xp(dy).empty(dy.shape, dy.dtype)
-    contiguous = xp.ascontiguousarray
-    kernel(FILE, f"relu_backward<{c_type(dy.dtype)}>").each(dx.size, contiguous(dy), contiguous(y), dx, dx.size)
+    contiguous, N = xp.ascontiguousarray, neighbours(dy.shape[-1], dy.dtype) if dy.ndim else 1
+    kernel(FILE, f"relu_backward<{c_type(dy.dtype)}, {N}>").each(
+        dx.size // N, contiguous(dy), contiguous(y), dx, dx.size
+    )
     return dx

@@ -62,7 +62,7 @@ INSTANTIATIONS: dict[str, list[str]] = {
     ),
     "ops/gather_points.cu": for_floats("gather_points_forward", "gather_points_backward"),
     "ops/max_pool2d.cu": for_neighbours("max_pool2d_forward", "max_pool2d_backward"),
-    "ops/pointwise.cu": for_floats("sigmoid_forward", "relu_backward"),
+    "ops/pointwise.cu": [*for_floats("sigmoid_forward"), *for_neighbours("relu_backward")],
     "ops/prepare_images.cu": ["prepare_images_warp", *for_floats("prepare_images_colour")],
     "ops/reduce.cu": [*for_neighbours("channel_sum_parts"), "channel_sum_total"],
     "ops/shape.cu": for_floats("slice_backward"),
@@ -74,6 +74,10 @@ INSTANTIATIONS: dict[str, list[str]] = {
     ),
     "optim.cu": ["sgd_step", "adam_step", "average_step", "gradient_squares", "gradient_norm"],
     "points/decode.cu": [*for_neighbours("top_k_groups", "top_k_cells"), *for_floats("decode_boxes")],
-    "points/losses.cu": [*for_floats("focal_loss_forward", "focal_loss_backward"), "focal_loss_total"],
+    "points/losses.cu": [
+        *for_neighbours("focal_loss_forward", "focal_loss_backward"),
+        "focal_loss_total",
+        *for_floats("l1_loss_forward", "l1_loss_backward"),
+    ],
     "points/targets.cu": ["targets_encode"],
 }
