@@ -14,6 +14,7 @@ import numpy as np
 
 from ..autograd import Tensor, differentiable
 from ..backend import Array, get_xp
+from ..ops import pointwise_cuda
 from ..strips import as_row, row_blocks
 from ..threads import parallel_for
 from .layers import BatchNorm2d, Conv2d, ConvTranspose2d, DeformConv2d, Identity
@@ -38,8 +39,11 @@ def add_relu(x, residual=None, *, relu=True):
     """
     xp, has_residual = get_xp(x), residual is not None
     y = xp.ascontiguousarray(x)
-    if has_residual or relu:
-        (_add_relu_in_blocks if xp is np else _add_relu)(y, residual, relu)
+    if xp is not np:
+        residual = None if residual is None else xp.ascontiguousarray(residual)
+        pointwise_cuda.add(y, residual, y, relu=relu)
+    elif has_residual or relu:
+        _add_relu_in_blocks(y, residual, relu)
 
     def backward(dy):
         dx = dy * (y > 0) if relu else dy
@@ -48,20 +52,17 @@ def add_relu(x, residual=None, *, relu=True):
     return y, backward
 
 
-def _add_relu(y: Array, residual: Array | None, relu: bool, zero: Array | float = 0) -> None:
-    if residual is not None:
-        y += residual
-    if relu:
-        get_xp(y).maximum(y, zero, out=y)
-
-
 def _add_relu_in_blocks(y: np.ndarray, residual: np.ndarray | None, relu: bool) -> None:
     blocks = row_blocks(y)
     residuals = [None] * len(blocks) if residual is None else row_blocks(residual)
     zeros = as_row(np.zeros(y.shape[-1]), y)  # a row of zeros is compared faster than the number 0
 
     def block(job: tuple[np.ndarray, np.ndarray | None]) -> None:
-        _add_relu(*job, relu, zeros[: job[0].shape[1]])
+        y, residual = job
+        if residual is not None:
+            y += residual
+        if relu:
+            np.maximum(y, zeros[: y.shape[1]], out=y)
 
     parallel_for(block, zip(blocks, residuals, strict=True))
 

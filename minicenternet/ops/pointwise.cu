@@ -1,4 +1,5 @@
-// The point-wise ops that CuPy would need several passes for:  sigmoid, and the gradient of ReLU, dx = dy where y > 0.
+// The point-wise ops that CuPy would need several passes for, or that are worth more than CuPy's one number a thread:
+// sigmoid, a sum (then ReLU), and the gradient of ReLU, dx = dy where y > 0.
 #include "numbers.cuh"
 
 template <class T>
@@ -9,7 +10,23 @@ __global__ void sigmoid_forward(const T* __restrict__ x, T* __restrict__ y, int 
   y[i] = (T)(((float)x[i] >= 0 ? 1 : e) / (1 + e));
 }
 
-// N neighbours per thread; count is a multiple of N.
+// N neighbours per thread; count is a multiple of N.  y may be a; b is null where nothing is added.
+template <class T, int N>
+__global__ void add_forward(const T* a, const T* __restrict__ b, T* y, int count, bool relu) {
+  int i = (blockIdx.x * blockDim.x + threadIdx.x) * N;
+  if (i >= count) return;
+  auto sum = *(const Pack<T, N>*)(a + i);
+  if (b) {
+    auto added = *(const Pack<T, N>*)(b + i);
+    #pragma unroll
+    for (int k = 0; k < N; k++) sum.at[k] = (T)((float)sum.at[k] + (float)added.at[k]);
+  }
+  #pragma unroll
+  for (int k = 0; k < N; k++)
+    if (relu && (float)sum.at[k] < 0) sum.at[k] = (T)0.0f;  // NaN stays
+  *(Pack<T, N>*)(y + i) = sum;
+}
+
 template <class T, int N>
 __global__ void relu_backward(const T* __restrict__ dy, const T* __restrict__ y, T* __restrict__ dx, int count) {
   int i = (blockIdx.x * blockDim.x + threadIdx.x) * N;

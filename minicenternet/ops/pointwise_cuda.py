@@ -1,4 +1,4 @@
-"""Point-wise ops on a GPU that would take CuPy several passes: launches the kernels of pointwise.cu."""
+"""Point-wise ops on a GPU that would take CuPy longer: launches the kernels of pointwise.cu."""
 
 from __future__ import annotations
 
@@ -12,6 +12,12 @@ def sigmoid(x: Array) -> Array:
     y = get_xp(x).empty(x.shape, x.dtype)
     kernel(FILE, f"sigmoid_forward<{c_type(x.dtype)}>").each(y.size, get_xp(x).ascontiguousarray(x), y, y.size)
     return y
+
+
+def add(a: Array, b: Array | None, y: Array, *, relu: bool = False) -> None:
+    """Write a + b, or a where b is None, through ReLU where asked, to y, which may be a; all of one shape and dtype."""
+    N = neighbours(y.shape[-1], y.dtype) if y.ndim else 1
+    kernel(FILE, f"add_forward<{c_type(y.dtype)}, {N}>").each(y.size // N, a, b, y, y.size, relu)
 
 
 def relu_backward(dy: Array, y: Array) -> Array:
