@@ -18,7 +18,7 @@
 #include "numbers.cuh"
 #include "row_blocks.cuh"
 
-constexpr int AT_ONCE = 8;
+constexpr int AT_ONCE = 8, RESIDENT = 4;  // RESIDENT: blocks that must fit a processor, so that many loads are under way
 
 struct Moments {
   float count, mean, squares;  // squares: the sum of (x - mean)²
@@ -97,6 +97,11 @@ __global__ void batch_norm_running(const float* __restrict__ mean, const float* 
   follow(running_mean[channel], running_var[channel], mean[channel], unbiased, momentum);
 }
 
+// What backward must find again to the last bit, to know where ReLU let y pass: the rounding is said, not left open.
+__device__ __forceinline__ float normalised(float x, float centre, float scale, float shift) {
+  return fmaf(x - centre, scale, shift);
+}
+
 // channels is a multiple of N.
 template <class T, int N>
 __global__ void batch_norm_normalise(const T* __restrict__ x, const T* __restrict__ residual, T* __restrict__ y,
@@ -115,7 +120,7 @@ __global__ void batch_norm_normalise(const T* __restrict__ x, const T* __restric
     if (residual) added = *(const Pack<T, N>*)(residual + i);
     #pragma unroll
     for (int k = 0; k < N; k++) {
-      float value = ((float)in.at[k] - centre[k]) * scale[k] + shift[k];
+      float value = normalised((float)in.at[k], centre[k], scale[k], shift[k]);
       if (residual) value += (float)added.at[k];
       out.at[k] = (T)(relu && value < 0 ? 0.0f : value);
     }
@@ -123,22 +128,28 @@ __global__ void batch_norm_normalise(const T* __restrict__ x, const T* __restric
   }
 }
 
-// y is null where there was no ReLU.
-template <class T, int N>
-__global__ void batch_norm_sums(const T* __restrict__ dy, const T* __restrict__ y, const T* __restrict__ x,
-                                const float* __restrict__ mean, float* __restrict__ sums, float* __restrict__ products,
-                                int rows, int channels, int rows_of_part) {
-  float centre[N], sum[N] = {}, product[N] = {};
+// AGAIN: whether to find again where ReLU let y pass, since no residual was added to what x tells, and x is read anyway.
+// Otherwise y is null where there was no ReLU.
+template <class T, int N, bool AGAIN>
+__global__ void __launch_bounds__(ROW_THREADS, RESIDENT) batch_norm_sums(
+    const T* __restrict__ dy, const T* __restrict__ y, const T* __restrict__ x, const float* __restrict__ mean,
+    const float* __restrict__ variance, const float* __restrict__ weight, const float* __restrict__ bias,
+    float* __restrict__ sums, float* __restrict__ products, int rows, int channels, int rows_of_part, float epsilon) {
+  float centre[N], scale[N], shift[N], sum[N] = {}, product[N] = {};
   spread_over_rows(channels, centre, [&](int c) { return mean[c]; });
+  spread_over_rows(channels, scale, [&](int c) { return weight[c] * rsqrtf(variance[c] + epsilon); });
+  spread_over_rows(channels, shift, [&](int c) { return bias[c]; });
   int channel = first_channel<N>(), first = blockIdx.y * rows_of_part, last = min(rows, first + rows_of_part);
   for (int row = first + threadIdx.y; channel < channels && row < last; row += blockDim.y) {
     int i = row * channels + channel;
     auto in = *(const Pack<T, N>*)(x + i), gradient = *(const Pack<T, N>*)(dy + i);
     Pack<T, N> rectified;
-    if (y) rectified = *(const Pack<T, N>*)(y + i);
+    if (!AGAIN && y) rectified = *(const Pack<T, N>*)(y + i);
     #pragma unroll
     for (int k = 0; k < N; k++) {
-      float g = y == nullptr || (float)rectified.at[k] > 0 ? (float)gradient.at[k] : 0;
+      bool passed = y == nullptr || (float)rectified.at[k] > 0;
+      if (AGAIN) passed = (float)(T)normalised((float)in.at[k], centre[k], scale[k], shift[k]) > 0;
+      float g = passed ? (float)gradient.at[k] : 0;
       sum[k] += g;
       product[k] += g * ((float)in.at[k] - centre[k]);
     }
@@ -165,30 +176,33 @@ __global__ void batch_norm_gradients(const float* __restrict__ sums, const float
   dweight[channel] = all_with_x * rsqrtf(variance[channel] + epsilon);
 }
 
-// dx = gain · g + slope · (x - μ) + shift: the formula above, multiplied out.
+// dx = scale · g + slope · (x - μ) + offset: the formula above, multiplied out.
 // per_row is 1/n while training and 0 with running averages; dresidual is null where there was no residual.
-template <class T, int N>
-__global__ void batch_norm_backward(const T* __restrict__ dy, const T* __restrict__ y, const T* __restrict__ x,
-                                    T* __restrict__ dx, T* __restrict__ dresidual, const float* __restrict__ mean,
-                                    const float* __restrict__ variance, const float* __restrict__ weight,
-                                    const float* __restrict__ dweight, const float* __restrict__ dbias, int rows,
-                                    int channels, int rows_of_part, float epsilon, float per_row) {
+template <class T, int N, bool AGAIN>
+__global__ void __launch_bounds__(ROW_THREADS, RESIDENT) batch_norm_backward(
+    const T* __restrict__ dy, const T* __restrict__ y, const T* __restrict__ x, T* __restrict__ dx,
+    T* __restrict__ dresidual, const float* __restrict__ mean, const float* __restrict__ variance,
+    const float* __restrict__ weight, const float* __restrict__ bias, const float* __restrict__ dweight,
+    const float* __restrict__ dbias, int rows, int channels, int rows_of_part, float epsilon, float per_row) {
   auto inverse = [&](int c) { return rsqrtf(variance[c] + epsilon); };
-  float centre[N], gain[N], slope[N], shift[N];
+  float centre[N], scale[N], shift[N], slope[N], offset[N];
   spread_over_rows(channels, centre, [&](int c) { return mean[c]; });
-  spread_over_rows(channels, gain, [&](int c) { return weight[c] * inverse(c); });
+  spread_over_rows(channels, scale, [&](int c) { return weight[c] * inverse(c); });
+  spread_over_rows(channels, shift, [&](int c) { return bias[c]; });
   spread_over_rows(channels, slope, [&](int c) { return -weight[c] * inverse(c) * inverse(c) * dweight[c] * per_row; });
-  spread_over_rows(channels, shift, [&](int c) { return -weight[c] * inverse(c) * dbias[c] * per_row; });
+  spread_over_rows(channels, offset, [&](int c) { return -weight[c] * inverse(c) * dbias[c] * per_row; });
   int channel = first_channel<N>(), first = blockIdx.y * rows_of_part, last = min(rows, first + rows_of_part);
   for (int row = first + threadIdx.y; channel < channels && row < last; row += blockDim.y) {
     int i = row * channels + channel;
     auto in = *(const Pack<T, N>*)(x + i), g = *(const Pack<T, N>*)(dy + i);
     Pack<T, N> rectified, out;
-    if (y) rectified = *(const Pack<T, N>*)(y + i);
+    if (!AGAIN && y) rectified = *(const Pack<T, N>*)(y + i);
     #pragma unroll
     for (int k = 0; k < N; k++) {
-      if (y && !((float)rectified.at[k] > 0)) g.at[k] = (T)0.0f;
-      out.at[k] = (T)(gain[k] * (float)g.at[k] + slope[k] * ((float)in.at[k] - centre[k]) + shift[k]);
+      bool passed = y == nullptr || (float)rectified.at[k] > 0;
+      if (AGAIN) passed = (float)(T)normalised((float)in.at[k], centre[k], scale[k], shift[k]) > 0;
+      if (!passed) g.at[k] = (T)0.0f;
+      out.at[k] = (T)(scale[k] * (float)g.at[k] + slope[k] * ((float)in.at[k] - centre[k]) + offset[k]);
     }
     *(Pack<T, N>*)(dx + i) = out;
     if (dresidual) *(Pack<T, N>*)(dresidual + i) = g;

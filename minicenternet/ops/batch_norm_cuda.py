@@ -58,24 +58,26 @@ def batch_norm(
     kernel(FILE, f"batch_norm_normalise<{T}, {N}>")(
         grid, block, x, residual, y, mean, variance, weight, bias, rows, channels, rows_of_part, epsilon, relu
     )
-    rectified, has_residual = y if relu else None, residual is not None
+    has_residual = residual is not None
+    rectified, again = (y if relu and has_residual else None), "true" if relu and not has_residual else "false"
 
     def backward(dy):
         dy = xp.ascontiguousarray(dy)
         of_sums, _, rows_of_sum = blocks_of_rows(rows, channels, N)
         sums, products = xp.empty((2, of_sums[1], channels), "float32")
         dweight, dbias = xp.empty((2, channels), "float32")
-        kernel(FILE, f"batch_norm_sums<{T}, {N}>")(
-            of_sums, block, dy, rectified, x, mean, sums, products, rows, channels, rows_of_sum
-        )
+        kernel(FILE, f"batch_norm_sums<{T}, {N}, {again}>")(
+            of_sums, block, dy, rectified, x, mean, variance, weight, bias, sums, products, rows, channels, rows_of_sum,
+            epsilon
+        )  # fmt: skip
         _for_channels("batch_norm_gradients", channels, sums, products, variance, dweight, dbias, channels,
                       of_sums[1], epsilon)  # fmt: skip
         every_dweight, every_dbias = world.sum(xp.stack([dweight, dbias])) if world else (dweight, dbias)
         dx = xp.empty(x.shape, x.dtype)
         dresidual = xp.empty(x.shape, x.dtype) if has_residual else None
-        kernel(FILE, f"batch_norm_backward<{T}, {N}>")(
-            grid, block, dy, rectified, x, dx, dresidual, mean, variance, weight, every_dweight, every_dbias, rows,
-            channels, rows_of_part, epsilon, 1 / all_rows if training else 0.0
+        kernel(FILE, f"batch_norm_backward<{T}, {N}, {again}>")(
+            grid, block, dy, rectified, x, dx, dresidual, mean, variance, weight, bias, every_dweight, every_dbias,
+            rows, channels, rows_of_part, epsilon, 1 / all_rows if training else 0.0
         )  # fmt: skip
         return dx, dweight, dbias, None, None, dresidual
 

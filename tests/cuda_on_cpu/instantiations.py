@@ -44,7 +44,12 @@ INSTANTIATIONS: dict[str, list[str]] = {
         "batch_norm_combine",
         "batch_norm_running",
         "batch_norm_gradients",
-        *for_neighbours("batch_norm_normalise", "batch_norm_sums", "batch_norm_backward"),
+        *for_neighbours("batch_norm_normalise"),
+        *(
+            f"{name[:-1]}, {again}>"
+            for name in for_neighbours("batch_norm_sums", "batch_norm_backward")
+            for again in ("false", "true")
+        ),
     ],
     "ops/conv2d_arrange.cu": [
         *(f"conv2d_arrange<{T}, false>" for T in NEIGHBOURS),
