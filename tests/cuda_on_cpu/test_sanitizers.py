@@ -38,6 +38,9 @@ FAULTS = {
     "a missing barrier in a sum": Fault(
         "focal_loss", "__syncthreads();\n    if", "if", "thread", r"data race .*block_sum\.cuh:\d+"
     ),
+    "a warp that does not wait for the others": Fault(
+        "best_cells", "(distance == 32 && length > 64)", "false", "thread", r"data race .*decode\.cu:\d+"
+    ),
     "two threads of a block that write to one place": Fault(
         "gather_points", "== cell) return;", "== cell) continue;", "thread", r"data race .*gather_points\.cu:\d+"
     ),
