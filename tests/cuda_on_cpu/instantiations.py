@@ -67,7 +67,7 @@ INSTANTIATIONS: dict[str, list[str]] = {
     ),
     "ops/gather_points.cu": for_floats("gather_points_forward", "gather_points_backward"),
     "ops/max_pool2d.cu": for_neighbours("max_pool2d_forward", "max_pool2d_backward"),
-    "ops/pointwise.cu": [*for_floats("sigmoid_forward"), *for_neighbours("add_forward", "relu_backward")],
+    "ops/pointwise.cu": for_neighbours("sigmoid_forward", "add_forward", "relu_backward"),
     "ops/prepare_images.cu": ["prepare_images_warp", *for_floats("prepare_images_colour")],
     "ops/reduce.cu": [*for_neighbours("channel_sum_parts"), "channel_sum_total"],
     "ops/shape.cu": [*for_neighbours("copy_channels"), *for_floats("slice_backward")],
