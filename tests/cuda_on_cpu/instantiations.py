@@ -6,6 +6,7 @@ The stand-in compiles a file's list as one library; NVRTC's test compiles the sa
 from __future__ import annotations
 
 from minicenternet.ops.conv2d_cuda import TILES
+from minicenternet.ops.max_pool2d_cuda import COMPILED
 
 NEIGHBOURS = {"float": 4, "__half": 8, "__nv_bfloat16": 8}  # the types in which numbers are stored, 16 bytes of each
 
@@ -66,7 +67,11 @@ INSTANTIATIONS: dict[str, list[str]] = {
         "deform_conv2d_columns", "deform_conv2d_doffset", "deform_conv2d_corners", "deform_conv2d_dinput"
     ),
     "ops/gather_points.cu": for_floats("gather_points_forward", "gather_points_backward"),
-    "ops/max_pool2d.cu": for_neighbours("max_pool2d_forward", "max_pool2d_backward"),
+    "ops/max_pool2d.cu": [
+        f"{name[:-1]}, {size}, {stride}>"
+        for name in for_neighbours("max_pool2d_forward", "max_pool2d_backward")
+        for size, stride in [*COMPILED, (0, 0)]
+    ],
     "ops/pointwise.cu": for_neighbours("sigmoid_forward", "add_forward", "relu_backward"),
     "ops/prepare_images.cu": ["prepare_images_warp", *for_floats("prepare_images_colour")],
     "ops/reduce.cu": [*for_neighbours("channel_sum_parts"), "channel_sum_total"],
