@@ -108,10 +108,11 @@ __global__ void batch_norm_normalise(const T* __restrict__ x, const T* __restric
                                      const float* __restrict__ mean, const float* __restrict__ variance,
                                      const float* __restrict__ weight, const float* __restrict__ bias, int rows,
                                      int channels, int rows_of_part, float epsilon, bool relu) {
-  float centre[N], scale[N], shift[N];
-  spread_over_rows(channels, centre, [&](int c) { return mean[c]; });
-  spread_over_rows(channels, scale, [&](int c) { return weight[c] * rsqrtf(variance[c] + epsilon); });
-  spread_over_rows(channels, shift, [&](int c) { return bias[c]; });
+  float shared[3][N];
+  spread_over_rows(channels, shared, [&](int c) -> Shared<3> {
+    return {mean[c], weight[c] * rsqrtf(variance[c] + epsilon), bias[c]};
+  });
+  auto& [centre, scale, shift] = shared;
   int channel = first_channel<N>(), first = blockIdx.y * rows_of_part, last = min(rows, first + rows_of_part);
   for (int row = first + threadIdx.y; channel < channels && row < last; row += blockDim.y) {
     int i = row * channels + channel;
@@ -135,10 +136,11 @@ __global__ void __launch_bounds__(ROW_THREADS, RESIDENT) batch_norm_sums(
     const T* __restrict__ dy, const T* __restrict__ y, const T* __restrict__ x, const float* __restrict__ mean,
     const float* __restrict__ variance, const float* __restrict__ weight, const float* __restrict__ bias,
     float* __restrict__ sums, float* __restrict__ products, int rows, int channels, int rows_of_part, float epsilon) {
-  float centre[N], scale[N], shift[N], sum[N] = {}, product[N] = {};
-  spread_over_rows(channels, centre, [&](int c) { return mean[c]; });
-  spread_over_rows(channels, scale, [&](int c) { return weight[c] * rsqrtf(variance[c] + epsilon); });
-  spread_over_rows(channels, shift, [&](int c) { return bias[c]; });
+  float shared[3][N], sum[N] = {}, product[N] = {};
+  spread_over_rows(channels, shared, [&](int c) -> Shared<3> {
+    return {mean[c], weight[c] * rsqrtf(variance[c] + epsilon), bias[c]};
+  });
+  auto& [centre, scale, shift] = shared;
   int channel = first_channel<N>(), first = blockIdx.y * rows_of_part, last = min(rows, first + rows_of_part);
   for (int row = first + threadIdx.y; channel < channels && row < last; row += blockDim.y) {
     int i = row * channels + channel;
@@ -184,13 +186,12 @@ __global__ void __launch_bounds__(ROW_THREADS, RESIDENT) batch_norm_backward(
     T* __restrict__ dresidual, const float* __restrict__ mean, const float* __restrict__ variance,
     const float* __restrict__ weight, const float* __restrict__ bias, const float* __restrict__ dweight,
     const float* __restrict__ dbias, int rows, int channels, int rows_of_part, float epsilon, float per_row) {
-  auto inverse = [&](int c) { return rsqrtf(variance[c] + epsilon); };
-  float centre[N], scale[N], shift[N], slope[N], offset[N];
-  spread_over_rows(channels, centre, [&](int c) { return mean[c]; });
-  spread_over_rows(channels, scale, [&](int c) { return weight[c] * inverse(c); });
-  spread_over_rows(channels, shift, [&](int c) { return bias[c]; });
-  spread_over_rows(channels, slope, [&](int c) { return -weight[c] * inverse(c) * inverse(c) * dweight[c] * per_row; });
-  spread_over_rows(channels, offset, [&](int c) { return -weight[c] * inverse(c) * dbias[c] * per_row; });
+  float shared[5][N];
+  spread_over_rows(channels, shared, [&](int c) -> Shared<5> {
+    float inverse = rsqrtf(variance[c] + epsilon), scale = weight[c] * inverse, share = -scale * per_row;
+    return {mean[c], scale, bias[c], share * dweight[c] * inverse, share * dbias[c]};
+  });
+  auto& [centre, scale, shift, slope, offset] = shared;
   int channel = first_channel<N>(), first = blockIdx.y * rows_of_part, last = min(rows, first + rows_of_part);
   for (int row = first + threadIdx.y; channel < channels && row < last; row += blockDim.y) {
     int i = row * channels + channel;

@@ -6,7 +6,7 @@ from ..backend import Array, c_type, get_xp, kernel, neighbours
 from .reduce_cuda import HEIGHT, LANES, blocks_of_rows
 
 FILE = "ops/batch_norm.cu"
-BLOCKS = 4096  # wanted where no sums are left: several for each place of a large GPU, so that all places end together
+BLOCKS = 2112  # wanted where no sums are left: more than run at once, so that all processors end together
 
 
 def batch_norm(

@@ -19,16 +19,26 @@ __device__ __forceinline__ int own_channel(int channels) {
   return thread_of_block() < width && channel < channels ? channel : -1;
 }
 
-// Give each thread value(channel) of its N channels; each is worked out once in a block.
-template <int N, class Value>
-__device__ __forceinline__ void spread_over_rows(int channels, float (&values)[N], Value value) {
-  __shared__ float all[ROW_THREADS];
+// V numbers that all rows of a channel share.
+template <int V>
+struct Shared {
+  float of[V];
+};
+
+// Give each thread those of its N channels; each is worked out once in a block, and all reads are under way together.
+template <int V, int N, class OfChannel>
+__device__ __forceinline__ void spread_over_rows(int channels, float (&values)[V][N], OfChannel of_channel) {
+  __shared__ float all[V][ROW_THREADS];
   int channel = own_channel<N>(channels);
-  __syncthreads();  // whoever still reads what was spread before
-  if (thread_of_block() < blockDim.x * N) all[thread_of_block()] = channel < 0 ? 0 : value(channel);
+  Shared<V> own = {};
+  if (channel >= 0) own = of_channel(channel);
+  #pragma unroll
+  for (int v = 0; v < V; v++) all[v][thread_of_block()] = own.of[v];
   __syncthreads();
   #pragma unroll
-  for (int k = 0; k < N; k++) values[k] = all[threadIdx.x * N + k];
+  for (int v = 0; v < V; v++)
+    #pragma unroll
+    for (int k = 0; k < N; k++) values[v][k] = all[v][threadIdx.x * N + k];
 }
 
 // Add up what the rows of threads found, from top to bottom; each thread gets the sum of its `own_channel`.
