@@ -114,6 +114,7 @@ __global__ void batch_norm_normalise(const T* __restrict__ x, const T* __restric
   });
   auto& [centre, scale, shift] = shared;
   int channel = first_channel<N>(), first = blockIdx.y * rows_of_part, last = min(rows, first + rows_of_part);
+  #pragma unroll 2
   for (int row = first + threadIdx.y; channel < channels && row < last; row += blockDim.y) {
     int i = row * channels + channel;
     auto in = *(const Pack<T, N>*)(x + i);
