@@ -46,12 +46,18 @@ __device__ __forceinline__ Key best_cell(const T* heatmap, int first, int cells,
     #pragma unroll
     for (int k = 0; k < N; k++) largest[k] = -INFINITY;
     int cell = i / map.classes, y = cell / map.width, x = cell - y * map.width;
-    for (int dy = y > 0 ? -1 : 0; map.only_peaks && dy <= (y + 1 < map.height); dy++)
-      for (int dx = x > 0 ? -1 : 0; dx <= (x + 1 < map.width); dx++) {
-        auto seen = *(const Pack<T, N>*)(heatmap + i + (dy * map.width + dx) * map.classes);
-        #pragma unroll
-        for (int k = 0; k < N; k++) largest[k] = fmaxf(largest[k], (float)seen.at[k]);
+    if (map.only_peaks) {
+      Pack<T, N> seen[9];  // all reads first, so that they are under way together
+      #pragma unroll
+      for (int n = 0; n < 9; n++) {  // beyond a border its own cells are looked at again
+        int row = min(max(y + n / 3 - 1, 0), map.height - 1), column = min(max(x + n % 3 - 1, 0), map.width - 1);
+        seen[n] = *(const Pack<T, N>*)(heatmap + i + ((row - y) * map.width + column - x) * map.classes);
       }
+      #pragma unroll
+      for (int n = 0; n < 9; n++)
+        #pragma unroll
+        for (int k = 0; k < N; k++) largest[k] = fmaxf(largest[k], (float)seen[n].at[k]);
+    }
     #pragma unroll
     for (int k = 0; k < N; k++) {
       float score = (float)own.at[k];
@@ -120,7 +126,7 @@ __device__ __forceinline__ void keep_best(Key* keys, int k, int count, KeyOf key
 
 // A block for each image, of whole warps -> scores float32, labels, y, x, each (B, k)
 template <class T, int N>
-__global__ void __launch_bounds__(CHUNK / 2) top_k_cells(
+__global__ void __launch_bounds__(CHUNK / 2, 1) top_k_cells(
     const T* __restrict__ heatmap, const unsigned long long* __restrict__ tree, float* __restrict__ scores,
     long long* __restrict__ labels, long long* __restrict__ y, long long* __restrict__ x, int trees, int height,
     int width, int classes, int k, bool only_peaks) {
