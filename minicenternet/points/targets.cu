@@ -42,8 +42,8 @@ __global__ void targets_encode(const float* __restrict__ boxes, const long long*
                                float* __restrict__ heatmap, long long* __restrict__ index, float* __restrict__ offset,
                                float* __restrict__ size, float* __restrict__ mask, int slots, int objects, int height,
                                int width, int classes, int tile, float stride, double overlap, bool released) {
-  extern __shared__ Object found[];          // (slots,), behind which is room for
-  float* drawn = (float*)(found + slots);    // (tile, classes)
+  extern __shared__ Object found[];        // (slots,), behind which is room for
+  float* drawn = (float*)(found + slots);  // (tile, classes)
   int image = blockIdx.y, cells = height * width;
   for (int i = threadIdx.x; i < slots; i += blockDim.x) {
     Box box = in_cells(boxes + 4 * (image * slots + i), stride, height, width);
