@@ -50,26 +50,27 @@ def gather_points(cupy, dtype: str) -> None:
 
 
 def pointwise(cupy, dtype: str) -> None:
-    check(cupy, ops.relu, normal(3, 31), dtype=dtype)
-    check(cupy, ops.sigmoid, normal(3, 31), dtype=dtype, scale=4)
-
-
-def add_relu(cupy, dtype: str) -> None:
-    """To the bit: the sum is rounded once, as in two passes."""
-    for channels in (31, 8):
-        x, residual = normal(2, 3, 3, channels).astype(as_dtype(dtype))
-        for given in (None, residual):
-            for relu in (True, False):
-                y = cupy.asarray(x)
-                pointwise_cuda.add_relu(y, None if given is None else cupy.asarray(given), relu)
-                wanted = x if given is None else x + given
-                assert np.array_equal(y.get(), np.where(relu & (wanted < 0), 0, wanted))
+    for channels in (31, 40):
+        check(cupy, ops.sigmoid, normal(9, channels), dtype=dtype, scale=4)
+        check(cupy, ops.relu, normal(9, channels), dtype=dtype)
+        a, b = normal(2, 9, channels).astype(as_dtype(dtype))
+        sum_of_both = cupy.asarray(a)
+        pointwise_cuda.add(sum_of_both, cupy.asarray(b), sum_of_both, relu=True)
+        assert_close(sum_of_both, np.maximum(a.astype(np.float64) + b.astype(np.float64), 0), dtype)
 
 
 def deform_conv2d(cupy, dtype: str) -> None:
     offset = np.random.default_rng(0).integers(-15, 16, (1, 5, 4, 18)) / 8 + 1 / 16  # between pixels, some outside
     check(cupy, ops.deform_conv2d, normal(1, 5, 4, 3), offset, np.abs(normal(1, 5, 4, 9)), normal(2, 3, 3, 3),
           padding=1, dtype=dtype, scale=4)  # fmt: skip
+
+
+def splits(cupy, dtype: str) -> None:
+    for sizes in ((3, 5), (24, 8)):
+        x = normal(2, 9, 7, sum(sizes)).astype(as_dtype(dtype))
+        parts, backward = ops.split.raw(cupy.asarray(x), sizes)
+        assert np.array_equal(np.concatenate([part.get() for part in parts], -1), x)
+        assert np.array_equal(backward(*parts)[0].get(), x)
 
 
 def slices(cupy, dtype: str) -> None:
@@ -83,20 +84,29 @@ def slices(cupy, dtype: str) -> None:
 
 
 def channel_sum(cupy, dtype: str) -> None:
-    x = normal(2, 9, 7, 33).astype(as_dtype(dtype))  # two blocks of channels, two of rows
-    assert_close(reduce.channel_sum(cupy.asarray(x)), x.astype(np.float64).sum((0, 1, 2)), "float32")
+    for channels in (33, 8):  # two blocks of channels, two of rows
+        x = normal(5, 9, 7, channels).astype(as_dtype(dtype))
+        assert_close(reduce.channel_sum(cupy.asarray(x)), x.astype(np.float64).sum((0, 1, 2)), "float32")
 
 
 def focal_loss(cupy, dtype: str) -> None:
-    heatmap = np.maximum(normal(1, 9, 11, 3), 0).clip(0, 1).astype(np.float32)  # two blocks of numbers
-    check(cupy, losses.focal_loss, normal(1, 9, 11, 3), heatmap, dtype=dtype, scale=4)
+    for classes in (3, 24):  # two blocks of numbers
+        heatmap = np.maximum(normal(1, 9, 11, classes), 0).clip(0, 1).astype(np.float32)
+        check(cupy, losses.focal_loss, normal(1, 9, 11, classes), heatmap, dtype=dtype, scale=4)
+
+
+def l1_loss(cupy, dtype: str) -> None:
+    target, mask = normal(3, 50, 2).astype(np.float32), (normal(3, 50) > 0).astype(np.float32)
+    check(cupy, losses.l1_loss, normal(3, 50, 2) + 1, target, mask, dtype=dtype, scale=4)
 
 
 def best_cells(cupy, dtype: str) -> None:
-    arrays = [normal(1, 33, 32, n).astype(as_dtype(dtype)) for n in (2, 2, 2)]  # two blocks of cells
-    on_cpu = [array.astype(np.float32) for array in arrays]
-    for found, expected in zip(decode.decode(*map(cupy.asarray, arrays), 9), decode.decode(*on_cpu, 9), strict=True):
-        assert np.array_equal(found.get(), expected)
+    for width, classes in ((32, 2), (8, 8)):  # two trees
+        arrays = [normal(1, 66, width, n).astype(as_dtype(dtype)) for n in (classes, 2, 2)]
+        on_cpu = [array.astype(np.float32) for array in arrays]
+        found, expected = decode.decode(*map(cupy.asarray, arrays), 9), decode.decode(*on_cpu, 9)
+        for ours, theirs in zip(found, expected, strict=True):
+            assert np.array_equal(ours.get(), theirs)
 
 
 def encode(cupy, dtype: str) -> None:
@@ -151,11 +161,12 @@ EXERCISES: dict[Callable, tuple[str, ...]] = {  # and the dtypes that its kernel
     upsample2d: DTYPES,
     gather_points: DTYPES,
     pointwise: DTYPES,
-    add_relu: DTYPES,
+    splits: DTYPES,
     slices: DTYPES,
     channel_sum: DTYPES,
     deform_conv2d: DTYPES,
     focal_loss: DTYPES,
+    l1_loss: DTYPES,
     best_cells: DTYPES,
     encode: FLOAT32,
     optimisers: FLOAT32,

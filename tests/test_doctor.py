@@ -28,6 +28,7 @@ def fresh_threads():
 
 def test_this_machine_is_usable_and_the_report_says_why(tmp_path):
     findings = doctor.examine(tmp_path)
+    assert [finding for finding in findings if finding.verdict == "problem"] == []
     assert doctor.usable(findings)
     text = doctor.report(findings)
     assert text.splitlines()[-1] == "minicenternet can be used here"

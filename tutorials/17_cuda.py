@@ -661,7 +661,7 @@ assert "data race" in report, "the race between neighbouring cells was not repor
 #
 # ## In the package
 #
-# - `minicenternet.ops.pointwise_cuda.relu_backward` is exercise 1, in `ops/pointwise.cu`.
-# - `minicenternet.points.decode.peaks` is exercise 2; on a GPU the same test is `is_peak` in `points/decode.cu`.
+# - `minicenternet.ops.pointwise_cuda.relu_backward` is exercise 1, in `ops/pointwise.cu`, 16 bytes a thread.
+# - `minicenternet.points.decode.peaks` is exercise 2; on a GPU the same test is in `best_cell` of `points/decode.cu`.
 # - `block_sum` in `ops/block_sum.cuh` is exercise 5, used by the loss and by batch norm.
 # - `minicenternet.backend.kernel` compiles a `.cu` file once and checks what CuPy does not.

@@ -39,8 +39,11 @@ def add_relu(x, residual=None, *, relu=True):
     """
     xp, has_residual = get_xp(x), residual is not None
     y = xp.ascontiguousarray(x)
-    if has_residual or relu:
-        (_add_relu if xp is np else pointwise_cuda.add_relu)(y, residual, relu)
+    if xp is not np:
+        residual = xp.ascontiguousarray(residual) if has_residual else None
+        pointwise_cuda.add(y, residual, y, relu=relu)
+    elif has_residual or relu:
+        _add_relu_in_blocks(y, residual, relu)
 
     def backward(dy):
         dx = dy * (y > 0) if relu else dy
@@ -49,7 +52,7 @@ def add_relu(x, residual=None, *, relu=True):
     return y, backward
 
 
-def _add_relu(y: np.ndarray, residual: np.ndarray | None, relu: bool) -> None:
+def _add_relu_in_blocks(y: np.ndarray, residual: np.ndarray | None, relu: bool) -> None:
     blocks = row_blocks(y)
     residuals = [None] * len(blocks) if residual is None else row_blocks(residual)
     zeros = as_row(np.zeros(y.shape[-1]), y)  # a row of zeros is compared faster than the number 0

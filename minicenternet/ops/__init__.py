@@ -10,7 +10,7 @@ or CuPy code on both.
 The same call gives the same bits on the same device. On a GPU this holds of every op and its gradients:
 
     conv2d, conv_transpose2d, deform_conv2d, batch_norm, max_pool2d, avg_pool2d, upsample2d, gather_points, sigmoid,
-    relu, slice by index arrays, and the losses, targets, decoding and optimisers: by kernels of ours. None adds
+    relu, split, slice by index arrays, and the losses, targets, decoding and optimisers: by kernels of ours. None adds
     atomically; every sum has an order that depends on shapes, or on what is given, and not on which thread comes first
     sum, mean, max, and what works element by element: by CuPy's own kernels, which add nothing atomically either
     matmul, and conv2d where MINICENTERNET_CUDA_CONV=im2col: by cuBLAS, which promises this for one stream of one GPU

@@ -13,10 +13,12 @@
 //
 //   n = n₁ + n₂,   μ = μ₁ + (μ₂ - μ₁) n₂/n,   Σ² = Σ₁² + Σ₂² + (μ₂ - μ₁)² n₁n₂/n
 //
-// in an order that the shape alone decides. A block is 32 channels wide, so that a warp reads side by side, and 8 high.
+// in an order that the shape alone decides. How blocks lie over the rows: see row_blocks.cuh. What all rows share, a
+// thread works out before its first one.
 #include "numbers.cuh"
+#include "row_blocks.cuh"
 
-constexpr int LANES = 32, HEIGHT = 8, AT_ONCE = 8;
+constexpr int AT_ONCE = 8, RESIDENT = 4;  // RESIDENT: blocks that must fit a processor, so that many loads are under way
 
 struct Moments {
   float count, mean, squares;  // squares: the sum of (x - mean)²
@@ -28,27 +30,26 @@ __device__ Moments combined(Moments a, Moments b) {
   return {count, a.mean + apart * share, a.squares + b.squares + apart * apart * a.count * share};
 }
 
-// Combine the 8 of a channel from top to bottom; the result is thread 0's (of threadIdx.y).
-__device__ Moments combined_in_block(Moments own) {
-  __shared__ Moments all[HEIGHT][LANES];
-  all[threadIdx.y][threadIdx.x] = own;
+// Combine what the rows of threads found of a channel from top to bottom; the result is thread 0's (of threadIdx.y).
+__device__ Moments combined_over_rows(Moments own) {
+  __shared__ Moments all[ROW_THREADS];
+  all[threadIdx.y * blockDim.x + threadIdx.x] = own;
   __syncthreads();
-  for (int i = 1; threadIdx.y == 0 && i < HEIGHT; i++) own = combined(own, all[i][threadIdx.x]);
+  for (int y = 1; threadIdx.y == 0 && y < blockDim.y; y++) own = combined(own, all[y * blockDim.x + threadIdx.x]);
   return own;
 }
 
-// Block (i, part): channels 32 i .. 32 i + 31 of the rows of that part.
 template <class T>
 __global__ void batch_norm_statistics(const T* __restrict__ x, float* __restrict__ means, float* __restrict__ squares,
                                       int rows, int channels, int rows_of_part) {
-  int channel = blockIdx.x * LANES + threadIdx.x;
+  int channel = first_channel<1>(), height = blockDim.y;
   int first = blockIdx.y * rows_of_part, last = min(rows, first + rows_of_part);
   Moments moments = {0, 0, 0};
-  for (int row = first + threadIdx.y; channel < channels && row < last; row += HEIGHT * AT_ONCE) {
+  for (int row = first + threadIdx.y; channel < channels && row < last; row += height * AT_ONCE) {
     float values[AT_ONCE], sum = 0, around_mean = 0;
-    int count = min(AT_ONCE, (last - row + HEIGHT - 1) / HEIGHT);
+    int count = min(AT_ONCE, (last - row + height - 1) / height);
     #pragma unroll
-    for (int i = 0; i < AT_ONCE; i++) values[i] = i < count ? (float)x[(row + i * HEIGHT) * channels + channel] : 0;
+    for (int i = 0; i < AT_ONCE; i++) values[i] = i < count ? (float)x[(row + i * height) * channels + channel] : 0;
     #pragma unroll
     for (int i = 0; i < AT_ONCE; i++) sum += values[i];
     float mean = sum / count;
@@ -56,7 +57,7 @@ __global__ void batch_norm_statistics(const T* __restrict__ x, float* __restrict
     for (int i = 0; i < AT_ONCE; i++) around_mean += i < count ? (values[i] - mean) * (values[i] - mean) : 0;
     moments = combined(moments, {(float)count, mean, around_mean});
   }
-  moments = combined_in_block(moments);
+  moments = combined_over_rows(moments);
   if (threadIdx.y == 0 && channel < channels) {
     means[blockIdx.y * channels + channel] = moments.mean;
     squares[blockIdx.y * channels + channel] = moments.squares;
@@ -74,13 +75,13 @@ __global__ void batch_norm_combine(const float* __restrict__ means, const float*
                                    float* __restrict__ mean, float* __restrict__ variance,
                                    float* __restrict__ running_mean, float* __restrict__ running_var, int rows,
                                    int channels, int parts, int rows_of_part, float momentum) {
-  int channel = blockIdx.x * LANES + threadIdx.x;
+  int channel = first_channel<1>();
   Moments moments = {0, 0, 0};
-  for (int part = threadIdx.y; channel < channels && part < parts; part += HEIGHT) {
+  for (int part = threadIdx.y; channel < channels && part < parts; part += blockDim.y) {
     int count = min(rows_of_part, rows - part * rows_of_part), at = part * channels + channel;
     moments = combined(moments, {(float)count, means[at], squares[at]});
   }
-  moments = combined_in_block(moments);
+  moments = combined_over_rows(moments);
   if (threadIdx.y > 0 || channel >= channels) return;
   mean[channel] = moments.mean;
   variance[channel] = moments.squares / rows;
@@ -96,101 +97,116 @@ __global__ void batch_norm_running(const float* __restrict__ mean, const float* 
   follow(running_mean[channel], running_var[channel], mean[channel], unbiased, momentum);
 }
 
-// N neighbours per thread; channels is a multiple of N.
+// What backward must find again to the last bit, to know where ReLU let y pass: the rounding is said, not left open.
+__device__ __forceinline__ float normalised(float x, float centre, float scale, float shift) {
+  return fmaf(x - centre, scale, shift);
+}
+
+// channels is a multiple of N.
 template <class T, int N>
 __global__ void batch_norm_normalise(const T* __restrict__ x, const T* __restrict__ residual, T* __restrict__ y,
                                      const float* __restrict__ mean, const float* __restrict__ variance,
-                                     const float* __restrict__ weight, const float* __restrict__ bias, int count,
-                                     int channels, float epsilon, bool relu) {
-  int i = (blockIdx.x * blockDim.x + threadIdx.x) * N;
-  if (i >= count) return;
-  auto in = *(const Pack<T, N>*)(x + i);
-  Pack<T, N> added, out;
-  if (residual) added = *(const Pack<T, N>*)(residual + i);
-  #pragma unroll
-  for (int k = 0; k < N; k++) {
-    int channel = i % channels + k;
-    float scale = weight[channel] * rsqrtf(variance[channel] + epsilon);
-    float value = ((float)in.at[k] - mean[channel]) * scale + bias[channel];
-    if (residual) value += (float)added.at[k];
-    out.at[k] = (T)(relu && value < 0 ? 0.0f : value);
-  }
-  *(Pack<T, N>*)(y + i) = out;
-}
-
-__device__ float2 summed_in_block(float2 own) {
-  __shared__ float2 all[HEIGHT][LANES];
-  all[threadIdx.y][threadIdx.x] = own;
-  __syncthreads();
-  for (int i = 1; threadIdx.y == 0 && i < HEIGHT; i++) {
-    own.x += all[i][threadIdx.x].x;
-    own.y += all[i][threadIdx.x].y;
-  }
-  return own;
-}
-
-// y is null where there was no ReLU.
-template <class T>
-__global__ void batch_norm_sums(const T* __restrict__ dy, const T* __restrict__ y, const T* __restrict__ x,
-                                const float* __restrict__ mean, float* __restrict__ sums, float* __restrict__ products,
-                                int rows, int channels, int rows_of_part) {
-  int channel = blockIdx.x * LANES + threadIdx.x;
-  int first = blockIdx.y * rows_of_part, last = min(rows, first + rows_of_part);
-  float2 sum = {0, 0};
-  float centre = channel < channels ? mean[channel] : 0;
-  #pragma unroll 4
-  for (int row = first + threadIdx.y; channel < channels && row < last; row += HEIGHT) {
+                                     const float* __restrict__ weight, const float* __restrict__ bias, int rows,
+                                     int channels, int rows_of_part, float epsilon, bool relu) {
+  float shared[3][N];
+  spread_over_rows(channels, shared, [&](int c) -> Shared<3> {
+    return {mean[c], weight[c] * rsqrtf(variance[c] + epsilon), bias[c]};
+  });
+  auto& [centre, scale, shift] = shared;
+  int channel = first_channel<N>(), first = blockIdx.y * rows_of_part, last = min(rows, first + rows_of_part);
+  #pragma unroll 2
+  for (int row = first + threadIdx.y; channel < channels && row < last; row += blockDim.y) {
     int i = row * channels + channel;
-    float g = y == nullptr || (float)y[i] > 0 ? (float)dy[i] : 0;
-    sum.x += g;
-    sum.y += g * ((float)x[i] - centre);
+    auto in = *(const Pack<T, N>*)(x + i);
+    Pack<T, N> added, out;
+    if (residual) added = *(const Pack<T, N>*)(residual + i);
+    #pragma unroll
+    for (int k = 0; k < N; k++) {
+      float value = normalised((float)in.at[k], centre[k], scale[k], shift[k]);
+      if (residual) value += (float)added.at[k];
+      out.at[k] = (T)(relu && value < 0 ? 0.0f : value);
+    }
+    *(Pack<T, N>*)(y + i) = out;
   }
-  sum = summed_in_block(sum);
-  if (threadIdx.y > 0 || channel >= channels) return;
-  sums[blockIdx.y * channels + channel] = sum.x;
-  products[blockIdx.y * channels + channel] = sum.y;
+}
+
+// AGAIN: whether to find again where ReLU let y pass, since no residual was added to what x tells, and x is read anyway.
+// Otherwise y is null where there was no ReLU.
+template <class T, int N, bool AGAIN>
+__global__ void __launch_bounds__(ROW_THREADS, RESIDENT) batch_norm_sums(
+    const T* __restrict__ dy, const T* __restrict__ y, const T* __restrict__ x, const float* __restrict__ mean,
+    const float* __restrict__ variance, const float* __restrict__ weight, const float* __restrict__ bias,
+    float* __restrict__ sums, float* __restrict__ products, int rows, int channels, int rows_of_part, float epsilon) {
+  float shared[3][N], sum[N] = {}, product[N] = {};
+  spread_over_rows(channels, shared, [&](int c) -> Shared<3> {
+    return {mean[c], weight[c] * rsqrtf(variance[c] + epsilon), bias[c]};
+  });
+  auto& [centre, scale, shift] = shared;
+  int channel = first_channel<N>(), first = blockIdx.y * rows_of_part, last = min(rows, first + rows_of_part);
+  for (int row = first + threadIdx.y; channel < channels && row < last; row += blockDim.y) {
+    int i = row * channels + channel;
+    auto in = *(const Pack<T, N>*)(x + i), gradient = *(const Pack<T, N>*)(dy + i);
+    Pack<T, N> rectified;
+    if (!AGAIN && y) rectified = *(const Pack<T, N>*)(y + i);
+    #pragma unroll
+    for (int k = 0; k < N; k++) {
+      bool passed = y == nullptr || (float)rectified.at[k] > 0;
+      if (AGAIN) passed = (float)(T)normalised((float)in.at[k], centre[k], scale[k], shift[k]) > 0;
+      float g = passed ? (float)gradient.at[k] : 0;
+      sum[k] += g;
+      product[k] += g * ((float)in.at[k] - centre[k]);
+    }
+  }
+  float all = sum_over_rows(sum), all_with_x = sum_over_rows(product);
+  int own = own_channel<N>(channels);
+  if (own < 0) return;
+  sums[blockIdx.y * channels + own] = all;
+  products[blockIdx.y * channels + own] = all_with_x;
 }
 
 __global__ void batch_norm_gradients(const float* __restrict__ sums, const float* __restrict__ products,
                                      const float* __restrict__ variance, float* __restrict__ dweight,
                                      float* __restrict__ dbias, int channels, int parts, float epsilon) {
-  int channel = blockIdx.x * LANES + threadIdx.x;
-  float2 sum = {0, 0};
-  for (int part = threadIdx.y; channel < channels && part < parts; part += HEIGHT) {
-    sum.x += sums[part * channels + channel];
-    sum.y += products[part * channels + channel];
+  int channel = first_channel<1>();
+  float sum[1] = {0}, product[1] = {0};
+  for (int part = threadIdx.y; channel < channels && part < parts; part += blockDim.y) {
+    sum[0] += sums[part * channels + channel];
+    product[0] += products[part * channels + channel];
   }
-  sum = summed_in_block(sum);
+  float all = sum_over_rows(sum), all_with_x = sum_over_rows(product);
   if (threadIdx.y > 0 || channel >= channels) return;
-  dbias[channel] = sum.x;
-  dweight[channel] = sum.y * rsqrtf(variance[channel] + epsilon);
+  dbias[channel] = all;
+  dweight[channel] = all_with_x * rsqrtf(variance[channel] + epsilon);
 }
 
+// dx = scale · g + slope · (x - μ) + offset: the formula above, multiplied out.
 // per_row is 1/n while training and 0 with running averages; dresidual is null where there was no residual.
-template <class T, int N>
-__global__ void batch_norm_backward(const T* __restrict__ dy, const T* __restrict__ y, const T* __restrict__ x,
-                                    T* __restrict__ dx, T* __restrict__ dresidual, const float* __restrict__ mean,
-                                    const float* __restrict__ variance, const float* __restrict__ weight,
-                                    const float* __restrict__ dweight, const float* __restrict__ dbias, int count,
-                                    int channels, float epsilon, float per_row) {
-  int i = (blockIdx.x * blockDim.x + threadIdx.x) * N;
-  if (i >= count) return;
-  auto in = *(const Pack<T, N>*)(x + i);
-  auto g = *(const Pack<T, N>*)(dy + i);
-  Pack<T, N> out;
-  if (y != nullptr) {
-    auto rectified = *(const Pack<T, N>*)(y + i);
+template <class T, int N, bool AGAIN>
+__global__ void __launch_bounds__(ROW_THREADS, RESIDENT) batch_norm_backward(
+    const T* __restrict__ dy, const T* __restrict__ y, const T* __restrict__ x, T* __restrict__ dx,
+    T* __restrict__ dresidual, const float* __restrict__ mean, const float* __restrict__ variance,
+    const float* __restrict__ weight, const float* __restrict__ bias, const float* __restrict__ dweight,
+    const float* __restrict__ dbias, int rows, int channels, int rows_of_part, float epsilon, float per_row) {
+  float shared[5][N];
+  spread_over_rows(channels, shared, [&](int c) -> Shared<5> {
+    float inverse = rsqrtf(variance[c] + epsilon), scale = weight[c] * inverse, share = -scale * per_row;
+    return {mean[c], scale, bias[c], share * dweight[c] * inverse, share * dbias[c]};
+  });
+  auto& [centre, scale, shift, slope, offset] = shared;
+  int channel = first_channel<N>(), first = blockIdx.y * rows_of_part, last = min(rows, first + rows_of_part);
+  for (int row = first + threadIdx.y; channel < channels && row < last; row += blockDim.y) {
+    int i = row * channels + channel;
+    auto in = *(const Pack<T, N>*)(x + i), g = *(const Pack<T, N>*)(dy + i);
+    Pack<T, N> rectified, out;
+    if (!AGAIN && y) rectified = *(const Pack<T, N>*)(y + i);
     #pragma unroll
-    for (int k = 0; k < N; k++)
-      if (!((float)rectified.at[k] > 0)) g.at[k] = (T)0.0f;
+    for (int k = 0; k < N; k++) {
+      bool passed = y == nullptr || (float)rectified.at[k] > 0;
+      if (AGAIN) passed = (float)(T)normalised((float)in.at[k], centre[k], scale[k], shift[k]) > 0;
+      if (!passed) g.at[k] = (T)0.0f;
+      out.at[k] = (T)(scale[k] * (float)g.at[k] + slope[k] * ((float)in.at[k] - centre[k]) + offset[k]);
+    }
+    *(Pack<T, N>*)(dx + i) = out;
+    if (dresidual) *(Pack<T, N>*)(dresidual + i) = g;
   }
-  #pragma unroll
-  for (int k = 0; k < N; k++) {
-    int channel = i % channels + k;
-    float inverse = rsqrtf(variance[channel] + epsilon), normalised = ((float)in.at[k] - mean[channel]) * inverse;
-    float through_statistics = (dbias[channel] + normalised * dweight[channel]) * per_row;
-    out.at[k] = (T)(weight[channel] * inverse * ((float)g.at[k] - through_statistics));
-  }
-  *(Pack<T, N>*)(dx + i) = out;
-  if (dresidual) *(Pack<T, N>*)(dresidual + i) = g;
 }

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from ..backend import Array, c_type, get_xp, kernel, neighbours
-from .reduce_cuda import HEIGHT, LANES, parts_of_rows
+from .reduce_cuda import HEIGHT, LANES, blocks_of_rows
 
 FILE = "ops/batch_norm.cu"
+BLOCKS = 2112  # wanted where no sums are left: more than run at once, so that all processors end together
 
 
 def batch_norm(
@@ -31,17 +32,20 @@ def batch_norm(
     x, rows = xp.ascontiguousarray(x), x.size // channels
     residual = None if residual is None else xp.ascontiguousarray(residual)
     N = neighbours(channels, x.dtype)
-    columns, parts, rows_of_part = parts_of_rows(rows, channels)
+    grid, block, rows_of_part = blocks_of_rows(rows, channels, N, BLOCKS)
     mean, variance = running_mean, running_var
     world, all_rows = (world, rows * world.size) if training and world else (None, rows)
     if training and measured:
         mean, variance = measured["mean"], measured["variance"]
     elif training:
-        means, squares = xp.empty((2, parts, channels), "float32")
+        of_parts, one_column, rows_of_one = blocks_of_rows(rows, channels, 1)
+        means, squares = xp.empty((2, of_parts[1], channels), "float32")
         mean, variance = xp.empty((2, channels), "float32")
-        _reduce(f"batch_norm_statistics<{T}>", (columns, parts), x, means, squares, rows, channels, rows_of_part)
-        _reduce("batch_norm_combine", columns, means, squares, mean, variance, running_mean, running_var, rows,
-                channels, parts, rows_of_part, 0.0 if world else momentum)  # fmt: skip
+        kernel(FILE, f"batch_norm_statistics<{T}>")(
+            of_parts, one_column, x, means, squares, rows, channels, rows_of_one
+        )
+        _for_channels("batch_norm_combine", channels, means, squares, mean, variance, running_mean, running_var, rows,
+                      channels, of_parts[1], rows_of_one, 0.0 if world else momentum)  # fmt: skip
     if world:
         means, variances = world.collect(xp.stack([mean, variance])).transpose(1, 0, 2)  # (ranks, C) each
         mean = means.mean(0)
@@ -51,29 +55,34 @@ def batch_norm(
             channels, mean, variance, running_mean, running_var, all_rows, channels, momentum
         )
     y = xp.empty(x.shape, x.dtype)
-    kernel(FILE, f"batch_norm_normalise<{T}, {N}>").each(
-        -(-x.size // N), x, residual, y, mean, variance, weight, bias, x.size, channels, epsilon, relu
+    kernel(FILE, f"batch_norm_normalise<{T}, {N}>")(
+        grid, block, x, residual, y, mean, variance, weight, bias, rows, channels, rows_of_part, epsilon, relu
     )
-    rectified, has_residual = y if relu else None, residual is not None
+    has_residual = residual is not None
+    rectified, again = (y if relu and has_residual else None), "true" if relu and not has_residual else "false"
 
     def backward(dy):
         dy = xp.ascontiguousarray(dy)
-        sums, products = xp.empty((2, parts, channels), "float32")
+        of_sums, _, rows_of_sum = blocks_of_rows(rows, channels, N)
+        sums, products = xp.empty((2, of_sums[1], channels), "float32")
         dweight, dbias = xp.empty((2, channels), "float32")
-        _reduce(f"batch_norm_sums<{T}>", (columns, parts), dy, rectified, x, mean, sums, products, rows, channels,
-                rows_of_part)  # fmt: skip
-        _reduce("batch_norm_gradients", columns, sums, products, variance, dweight, dbias, channels, parts, epsilon)
+        kernel(FILE, f"batch_norm_sums<{T}, {N}, {again}>")(
+            of_sums, block, dy, rectified, x, mean, variance, weight, bias, sums, products, rows, channels, rows_of_sum,
+            epsilon
+        )  # fmt: skip
+        _for_channels("batch_norm_gradients", channels, sums, products, variance, dweight, dbias, channels,
+                      of_sums[1], epsilon)  # fmt: skip
         every_dweight, every_dbias = world.sum(xp.stack([dweight, dbias])) if world else (dweight, dbias)
         dx = xp.empty(x.shape, x.dtype)
         dresidual = xp.empty(x.shape, x.dtype) if has_residual else None
-        kernel(FILE, f"batch_norm_backward<{T}, {N}>").each(
-            -(-x.size // N), dy, rectified, x, dx, dresidual, mean, variance, weight, every_dweight, every_dbias,
-            x.size, channels, epsilon, 1 / all_rows if training else 0.0
+        kernel(FILE, f"batch_norm_backward<{T}, {N}, {again}>")(
+            grid, block, dy, rectified, x, dx, dresidual, mean, variance, weight, bias, every_dweight, every_dbias,
+            rows, channels, rows_of_part, epsilon, 1 / all_rows if training else 0.0
         )  # fmt: skip
         return dx, dweight, dbias, None, None, dresidual
 
     return y, backward
 
 
-def _reduce(expression: str, grid, *arguments: Array | float | None) -> None:
-    kernel(FILE, expression)(grid, (LANES, HEIGHT), *arguments)
+def _for_channels(expression: str, channels: int, *arguments: Array | float | None) -> None:
+    kernel(FILE, expression)(-(-channels // LANES), (LANES, HEIGHT), *arguments)

@@ -1,5 +1,6 @@
 // Convolution: the small kernels around the implicit GEMMs.
 #include "conv2d.cuh"
+#include "numbers.cuh"
 #include "tensor_cores.cuh"
 
 // taps[n, k, l, c] = weight of output n and channel c (of one group) at the tap that (k, l) is in this phase: the depth
@@ -23,14 +24,18 @@ __global__ void conv2d_arrange(const float* __restrict__ weight, T* __restrict__
   taps[g.taps_begin + n] = T(value);
 }
 
-// padded[m, c] = x[m, c] for c < channels, else 0
+// padded[m, c] = x[m, c] for c < channels, else 0; a thread writes 16 bytes of a pixel.
 template <class T>
-__global__ void conv2d_pad_channels(const T* __restrict__ x, T* __restrict__ padded, long long pixels, int channels,
+__global__ void conv2d_pad_channels(const T* __restrict__ x, T* __restrict__ padded, int count, int channels,
                                     int padded_channels) {
-  long long n = (long long)blockIdx.x * blockDim.x + threadIdx.x;
-  if (n >= pixels * padded_channels) return;
-  int c = n % padded_channels;
-  padded[n] = c < channels ? x[n / padded_channels * channels + c] : T(0.f);
+  constexpr int N = 16 / sizeof(T);  // padded_channels is a multiple of it
+  int i = (blockIdx.x * blockDim.x + threadIdx.x) * N;
+  if (i >= count) return;
+  int pixel = i / padded_channels, first = i - pixel * padded_channels;
+  Pack<T, N> wide;
+#pragma unroll
+  for (int k = 0; k < N; k++) wide.at[k] = first + k < channels ? x[pixel * channels + first + k] : T(0.f);
+  *(Pack<T, N>*)(padded + i) = wide;
 }
 
 // dweight[o, c, u, v] = sum over the splits, in their order, of partial[split, o, u, v, c]; `outputs` and `channels`

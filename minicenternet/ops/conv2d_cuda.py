@@ -559,8 +559,8 @@ def _correlate(parts, x, weight, geometry, strides, out, choice, bias, relu, ker
     for grid, (phases, count, tiles, _) in zip(blocks, plan.launches, strict=True):
         shape = tiles * count, groups * outputs
         means, squares = (xp.empty(shape, np.float32) if measured else None for _ in range(2))
-        given = x, taps, bias, out, means, squares, partial, phases, int(relu)
-        run((grid, splits), threads, *given, shared=shared)
+        arguments = x, taps, bias, out, means, squares, partial, phases, int(relu)
+        run((grid, splits), threads, *arguments, shared=shared)
     if partial is not None:
         finish = _helper(f"finish_splits<{c_type(out.dtype)}>")
         finish.each(out.size, partial, bias, out, splits, out.size, groups * outputs, int(relu))
@@ -568,8 +568,8 @@ def _correlate(parts, x, weight, geometry, strides, out, choice, bias, relu, ker
         return
     mean, variance = (xp.empty(groups * outputs, np.float32) for _ in range(2))
     merge = kernel("ops/conv2d_statistics.cu", "conv2d_merge_statistics")
-    blocks = -(-groups * outputs // 32)
-    merge(blocks, (32, 8), means, squares, mean, variance, phases, tiles, bm, groups * outputs)
+    blocks = -(-groups * outputs // 8)
+    merge(blocks, (8, 128), means, squares, mean, variance, phases, tiles, bm, groups * outputs)
     statistics |= {"mean": mean, "variance": variance}
 
 
@@ -639,7 +639,7 @@ def _padded(x: Array, channels: int, choice: Choice) -> tuple[Array, int]:
     if padded == channels:
         return x, channels
     wide = get_xp(x).empty((*x.shape[:3], padded), x.dtype)  # more than one group is not padded: see `can`
-    _helper(f"pad_channels<{c_type(x.dtype)}>").each(wide.size, x, wide, _pixels(x), channels, padded)
+    _helper(f"pad_channels<{c_type(x.dtype)}>").each(wide.size // vector, x, wide, wide.size, channels, padded)
     return wide, padded
 
 

@@ -5,39 +5,61 @@
 //
 //     delta = mean_b - mean_a, mean = mean_a + delta * n_b / n, squares = squares_a + squares_b + delta^2 n_a n_b / n
 //
-// Tile number p of a phase covers up to `tile` of its pixels. Blocks of 32 channels x 8 threads, which first merge
-// every eighth tile each.
+// Tile number p of a phase covers up to `tile` of its pixels. Blocks of 8 channels x 128 threads, few channels so that
+// even 64 make blocks for several processors. A thread reads 8 tiles at a time, each 128 after the other, and takes
+// them around their common mean before it merges them: so many loads are under way at once, for one division. What the
+// threads found is then merged two by two.
+constexpr int CHANNELS = 8, HEIGHT = 128, AT_ONCE = 8;
+
 struct Moments {
   float count, mean, squares;
 
-  __device__ void merge(float n, float other_mean, float other_squares) {
-    if (n == 0.f) return;
-    float total = count + n, delta = other_mean - mean;
-    mean += delta * (n / total);
-    squares += other_squares + delta * delta * (count * (n / total));
+  __device__ void merge(const Moments& other) {
+    if (other.count == 0.f) return;
+    float total = count + other.count, delta = other.mean - mean, share = other.count / total;
+    mean += delta * share;
+    squares += other.squares + delta * delta * (count * share);
     count = total;
   }
 };
 
-__global__ void conv2d_merge_statistics(const float* __restrict__ means, const float* __restrict__ squares,
-                                        float* __restrict__ mean, float* __restrict__ variance, Phases phases,
-                                        int parts_of_phase, int tile, int channels) {
-  __shared__ Moments found[8][32];
-  int c = blockIdx.x * 32 + threadIdx.x;
+__global__ void __launch_bounds__(CHANNELS * HEIGHT) conv2d_merge_statistics(
+    const float* __restrict__ means, const float* __restrict__ squares, float* __restrict__ mean,
+    float* __restrict__ variance, Phases phases, int parts_of_phase, int tile, int channels) {
+  __shared__ Moments found[HEIGHT][CHANNELS];
+  int c = blockIdx.x * CHANNELS + threadIdx.x;
   Moments m = {0.f, 0.f, 0.f};
-  if (c < channels)
-    for (int part = threadIdx.y; part < phases.count * parts_of_phase; part += 8) {
-      int left = phases.of[part / parts_of_phase].pixels() - part % parts_of_phase * tile;
-      size_t at = (size_t)part * channels + c;
-      if (left > 0) m.merge((float)min(left, tile), means[at], squares[at]);
+  for (int phase = 0; c < channels && phase < phases.count; phase++) {
+    int pixels = phases.of[phase].pixels(), tiles = (pixels + tile - 1) / tile;
+    for (int part = threadIdx.y; part < tiles; part += HEIGHT * AT_ONCE) {
+      float count[AT_ONCE], middle[AT_ONCE], around[AT_ONCE];
+#pragma unroll
+      for (int i = 0; i < AT_ONCE; i++) {
+        int p = part + i * HEIGHT;
+        size_t at = (size_t)(phase * parts_of_phase + p) * channels + c;
+        count[i] = p < tiles ? (float)min(tile, pixels - p * tile) : 0.f;
+        middle[i] = p < tiles ? means[at] : 0.f;
+        around[i] = p < tiles ? squares[at] : 0.f;
+      }
+      Moments some = {0.f, 0.f, 0.f};
+#pragma unroll
+      for (int i = 0; i < AT_ONCE; i++) some.count += count[i], some.mean += count[i] * middle[i];
+      some.mean /= some.count;
+#pragma unroll
+      for (int i = 0; i < AT_ONCE; i++) {
+        float delta = middle[i] - some.mean;
+        some.squares += around[i] + count[i] * delta * delta;
+      }
+      m.merge(some);
     }
-  found[threadIdx.y][threadIdx.x] = m;
-  __syncthreads();
-  if (threadIdx.y || c >= channels) return;
-  for (int i = 1; i < 8; i++) {
-    Moments other = found[i][threadIdx.x];
-    m.merge(other.count, other.mean, other.squares);
   }
+  found[threadIdx.y][threadIdx.x] = m;
+  for (int half = HEIGHT / 2; half > 0; half /= 2) {
+    __syncthreads();
+    if (threadIdx.y < half) found[threadIdx.y][threadIdx.x].merge(found[threadIdx.y + half][threadIdx.x]);
+  }
+  if (threadIdx.y || c >= channels) return;
+  m = found[0][threadIdx.x];
   mean[c] = m.mean;
   variance[c] = m.squares / m.count;
 }

@@ -4,20 +4,25 @@
 // ones. A NaN wins at once. Backward: one thread for N channels of an input gathers from the windows that saw it,
 //
 //   dx[b, h, w, c] = sum of dy[b, i, j, c] over those i, j whose winning tap is (h + P - S*i, w + P - S*j)
+//
+// Where K and S are known to the compiler it unrolls the loops, and the loads of a thread are under way together.
 #include "numbers.cuh"
 
-// count: of outputs; channels is a multiple of N.
-template <class T, int N>
+// count: of outputs; channels is a multiple of N.  K, S: size and stride, 0 for those that are given.
+template <class T, int N, int K, int S>
 __global__ void max_pool2d_forward(const T* __restrict__ x, T* __restrict__ y, unsigned char* __restrict__ taps,
                                    int count, int height, int width, int channels, int out_height, int out_width,
                                    int size, int stride, int padding) {
   int i = (blockIdx.x * blockDim.x + threadIdx.x) * N;
   if (i >= count) return;
+  if (K) size = K, stride = S;
   Place out = place_of(i, out_height, out_width, channels);
   float best[N];
   Pack<unsigned char, N> winner;
   bool begun = false;
+  #pragma unroll
   for (int u = 0; u < size; u++)
+    #pragma unroll
     for (int v = 0; v < size; v++) {
       Place in = {out.image, stride * out.y + u - padding, stride * out.x + v - padding, out.channel};
       if (in.y < 0 || in.y >= height || in.x < 0 || in.x >= width) continue;
@@ -39,18 +44,23 @@ __global__ void max_pool2d_forward(const T* __restrict__ x, T* __restrict__ y, u
 }
 
 // count: of inputs.
-template <class T, int N>
+template <class T, int N, int K, int S>
 __global__ void max_pool2d_backward(const T* __restrict__ dy, const unsigned char* __restrict__ taps,
                                     T* __restrict__ dx, int count, int height, int width, int channels, int out_height,
                                     int out_width, int size, int stride, int padding) {
   int i = (blockIdx.x * blockDim.x + threadIdx.x) * N;
   if (i >= count) return;
+  if (K) size = K, stride = S;
   Place in = place_of(i, height, width, channels);
   float sums[N] = {};
-  // The last window that saw row y starts at or above it; the first one ends at or below it.
-  for (int oy = min((in.y + padding) / stride, out_height - 1); oy >= 0 && stride * oy + size > in.y + padding; oy--)
-    for (int ox = min((in.x + padding) / stride, out_width - 1); ox >= 0 && stride * ox + size > in.x + padding; ox--) {
-      int tap = (in.y + padding - stride * oy) * size + in.x + padding - stride * ox;
+  // Of the windows that saw row y, at most K / S rounded up, the last one starts at or above it.
+  int last_y = (in.y + padding) / stride, last_x = (in.x + padding) / stride, most = (size + stride - 1) / stride;
+  #pragma unroll
+  for (int oy = last_y; oy > last_y - most; oy--)
+    #pragma unroll
+    for (int ox = last_x; ox > last_x - most; ox--) {
+      int u = in.y + padding - stride * oy, v = in.x + padding - stride * ox, tap = u * size + v;
+      if (oy < 0 || oy >= out_height || ox < 0 || ox >= out_width || u >= size || v >= size) continue;
       int window = index_of({in.image, oy, ox, in.channel}, out_height, out_width, channels);
       auto winner = *(const Pack<unsigned char, N>*)(taps + window);
       auto gradient = *(const Pack<T, N>*)(dy + window);

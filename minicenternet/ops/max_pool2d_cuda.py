@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..backend import c_type, get_xp, kernel, neighbours
 
 FILE = "ops/max_pool2d.cu"
+COMPILED = ((3, 2), (2, 2))  # sizes and strides that kernels are compiled for, those of the networks here
 
 
 def max_pool2d(x, *, size, stride, padding):
@@ -16,8 +17,9 @@ def max_pool2d(x, *, size, stride, padding):
     geometry = (height, width, channels, *out, size, stride, padding)
     y = xp.empty((batch, *out, channels), x.dtype)
     taps = xp.empty(y.shape, "uint8")
+    K, S = (size, stride) if (size, stride) in COMPILED else (0, 0)
     N = neighbours(channels, x.dtype)
-    kernel(FILE, f"max_pool2d_forward<{c_type(x.dtype)}, {N}>").each(
+    kernel(FILE, f"max_pool2d_forward<{c_type(x.dtype)}, {N}, {K}, {S}>").each(
         -(-y.size // N), xp.ascontiguousarray(x), y, taps, y.size, *geometry
     )
     shape = x.shape
@@ -25,7 +27,7 @@ def max_pool2d(x, *, size, stride, padding):
     def backward(dy):
         dx = xp.empty(shape, dy.dtype)
         N = neighbours(channels, dy.dtype)
-        kernel(FILE, f"max_pool2d_backward<{c_type(dy.dtype)}, {N}>").each(
+        kernel(FILE, f"max_pool2d_backward<{c_type(dy.dtype)}, {N}, {K}, {S}>").each(
             -(-dx.size // N), xp.ascontiguousarray(dy), taps, dx, dx.size, *geometry
         )
         return (dx,)

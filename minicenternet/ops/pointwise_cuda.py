@@ -1,4 +1,4 @@
-"""Point-wise ops on a GPU that would take CuPy several passes: launches the kernels of pointwise.cu."""
+"""Point-wise ops on a GPU that would take CuPy longer: launches the kernels of pointwise.cu."""
 
 from __future__ import annotations
 
@@ -9,21 +9,24 @@ FILE = "ops/pointwise.cu"
 
 def sigmoid(x: Array) -> Array:
     """Return 1 / (1 + e ** -x)."""
-    y = get_xp(x).empty(x.shape, x.dtype)
-    kernel(FILE, f"sigmoid_forward<{c_type(x.dtype)}>").each(y.size, get_xp(x).ascontiguousarray(x), y, y.size)
+    x, y = get_xp(x).ascontiguousarray(x), get_xp(x).empty(x.shape, x.dtype)
+    _for_all("sigmoid_forward", y, x, y, y.size)
     return y
+
+
+def add(a: Array, b: Array | None, y: Array, *, relu: bool = False) -> None:
+    """Write a + b, or a where b is None, through ReLU where asked, to y, which may be a; all of one shape and dtype."""
+    _for_all("add_forward", y, a, b, y, y.size, relu)
 
 
 def relu_backward(dy: Array, y: Array) -> Array:
     """Return dy where y > 0, and 0 elsewhere."""
     xp, dx = get_xp(dy), get_xp(dy).empty(dy.shape, dy.dtype)
-    contiguous = xp.ascontiguousarray
-    kernel(FILE, f"relu_backward<{c_type(dy.dtype)}>").each(dx.size, contiguous(dy), contiguous(y), dx, dx.size)
+    _for_all("relu_backward", dx, xp.ascontiguousarray(dy), xp.ascontiguousarray(y), dx, dx.size)
     return dx
 
 
-def add_relu(y: Array, residual: Array | None, relu: bool) -> None:
-    """Add the residual, where one is given, to y, which is contiguous, and then rectify it if asked, in place."""
-    residual = None if residual is None else get_xp(y).ascontiguousarray(residual, y.dtype)
-    N = neighbours(y.shape[-1], y.dtype)
-    kernel("ops/add_relu.cu", f"add_relu<{c_type(y.dtype)}, {N}>").each(-(-y.size // N), y, residual, y.size, relu)
+def _for_all(name: str, like: Array, *arguments: Array | float | None) -> None:
+    """Launch a kernel for all numbers of an array, each thread for as many neighbours as it may read at once."""
+    N = neighbours(like.shape[-1], like.dtype) if like.ndim > 1 else 1  # a vector may begin anywhere
+    kernel(FILE, f"{name}<{c_type(like.dtype)}, {N}>").each(like.size // N, *arguments)

@@ -3,39 +3,32 @@
 //   channel_sum_parts    of a part of the rows
 //   channel_sum_total    of all parts
 //
-// The shape alone decides in which order. A block is 32 channels wide, so that a warp reads side by side, and 8 high.
+// The shape alone decides in which order.
 #include "numbers.cuh"
+#include "row_blocks.cuh"
 
-constexpr int LANES = 32, HEIGHT = 8;
-
-// Add the 8 of a channel from top to bottom; the result is thread 0's (of threadIdx.y).
-__device__ float summed_in_block(float own) {
-  __shared__ float all[HEIGHT][LANES];
-  all[threadIdx.y][threadIdx.x] = own;
-  __syncthreads();
-  for (int i = 1; threadIdx.y == 0 && i < HEIGHT; i++) own += all[i][threadIdx.x];
-  return own;
-}
-
-// Block (i, part): channels 32 i .. 32 i + 31 of the rows of that part.
-template <class T>
+// channels is a multiple of N.
+template <class T, int N>
 __global__ void channel_sum_parts(const T* __restrict__ x, float* __restrict__ parts, int rows, int channels,
                                   int rows_of_part) {
-  int channel = blockIdx.x * LANES + threadIdx.x;
-  int first = blockIdx.y * rows_of_part, last = min(rows, first + rows_of_part);
-  float sum = 0;
-  #pragma unroll 8
-  for (int row = first + threadIdx.y; channel < channels && row < last; row += HEIGHT)
-    sum += (float)x[row * channels + channel];
-  sum = summed_in_block(sum);
-  if (threadIdx.y == 0 && channel < channels) parts[blockIdx.y * channels + channel] = sum;
+  int channel = first_channel<N>(), first = blockIdx.y * rows_of_part, last = min(rows, first + rows_of_part);
+  float sum[N] = {};
+  #pragma unroll 4
+  for (int row = first + threadIdx.y; channel < channels && row < last; row += blockDim.y) {
+    auto in = *(const Pack<T, N>*)(x + row * channels + channel);
+    #pragma unroll
+    for (int k = 0; k < N; k++) sum[k] += (float)in.at[k];
+  }
+  float all = sum_over_rows(sum);
+  int own = own_channel<N>(channels);
+  if (own >= 0) parts[blockIdx.y * channels + own] = all;
 }
 
 __global__ void channel_sum_total(const float* __restrict__ parts, float* __restrict__ sums, int channels, int count) {
-  int channel = blockIdx.x * LANES + threadIdx.x;
-  float sum = 0;
-  for (int part = threadIdx.y; channel < channels && part < count; part += HEIGHT)
-    sum += parts[part * channels + channel];
-  sum = summed_in_block(sum);
-  if (threadIdx.y == 0 && channel < channels) sums[channel] = sum;
+  int channel = first_channel<1>();
+  float sum[1] = {0};
+  for (int part = threadIdx.y; channel < channels && part < count; part += blockDim.y)
+    sum[0] += parts[part * channels + channel];
+  float all = sum_over_rows(sum);
+  if (threadIdx.y == 0 && channel < channels) sums[channel] = all;
 }

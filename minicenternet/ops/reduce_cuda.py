@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-from ..backend import Array, c_type, get_xp, kernel
+from ..backend import Array, c_type, get_xp, kernel, neighbours
 
 FILE = "ops/reduce.cu"
-LANES, HEIGHT = 32, 8  # of a block: channels and rows
-BLOCKS = 1024  # wanted for a reduction over rows, enough to fill a large GPU; its bits depend on the shape alone
-LEAST_ROWS = 64  # that a part of the rows has
+LANES, HEIGHT = 32, 8  # threads of a block side by side, at most, and above each other, at least
+BLOCKS = 528  # wanted for sums over rows: four for each of an H200's processors, all at once; bits depend on the shape
+LEAST_ROWS = 4  # that a thread has
 
 
-def parts_of_rows(rows: int, channels: int) -> tuple[int, int, int]:
-    """Return how many blocks side by side take the channels, how many parts the rows, and the rows of each part."""
-    columns = -(-channels // LANES)
-    wanted = max(1, BLOCKS // columns)
-    rows_of_part = -(-max(LEAST_ROWS, -(-rows // wanted)) // LEAST_ROWS) * LEAST_ROWS
-    return columns, -(-rows // rows_of_part), rows_of_part
+def blocks_of_rows(rows: int, channels: int, N: int, wanted: int = BLOCKS) -> tuple[tuple, tuple, int]:
+    """Return grid, block and the rows of a part, as row_blocks.cuh has them, for N channels a thread.
+
+    grid: blocks side by side for the channels, then the parts of the rows.  wanted: how many blocks, if rows suffice.
+    """
+    threads = channels // N
+    columns = -(-threads // LANES)
+    width = -(-threads // columns)
+    height = LANES * HEIGHT // width
+    rows_of_part = -(-rows * columns // wanted)
+    rows_of_part = height * max(LEAST_ROWS, -(-rows_of_part // height))
+    return (columns, -(-rows // rows_of_part)), (width, height), rows_of_part
 
 
 def channel_sum(x: Array) -> Array:
     """Return the sum over all but the last axis, float32."""
     xp, channels = get_xp(x), x.shape[-1]
-    x, rows = xp.ascontiguousarray(x), x.size // channels
-    columns, count, rows_of_part = parts_of_rows(rows, channels)
-    parts, sums = xp.empty((count, channels), "float32"), xp.empty(channels, "float32")
-    kernel(FILE, f"channel_sum_parts<{c_type(x.dtype)}>")(
-        (columns, count), (LANES, HEIGHT), x, parts, rows, channels, rows_of_part
-    )
-    kernel(FILE, "channel_sum_total")(columns, (LANES, HEIGHT), parts, sums, channels, count)
+    x, rows, N = xp.ascontiguousarray(x), x.size // channels, neighbours(channels, x.dtype)
+    grid, block, rows_of_part = blocks_of_rows(rows, channels, N)
+    parts, sums = xp.empty((grid[1], channels), "float32"), xp.empty(channels, "float32")
+    kernel(FILE, f"channel_sum_parts<{c_type(x.dtype)}, {N}>")(grid, block, x, parts, rows, channels, rows_of_part)
+    kernel(FILE, "channel_sum_total")(-(-channels // LANES), (LANES, HEIGHT), parts, sums, channels, grid[1])
     return sums

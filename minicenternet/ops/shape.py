@@ -60,17 +60,20 @@ def split(x, sizes):
     """
     if builtins.sum(sizes) != x.shape[-1]:
         raise ValueError(f"split: the sizes {tuple(sizes)} do not add up to the {x.shape[-1]} channels of x {x.shape}")
-    xp, shape, dtype = get_xp(x), x.shape, x.dtype
+    shape, dtype, on_cpu = x.shape, x.dtype, get_xp(x) is np
     ends = list(itertools.accumulate(sizes))
 
     def backward(*parts):
-        dx = empty(shape, dtype) if xp is np else xp.empty(shape, dtype)
+        if not on_cpu:
+            return (shape_cuda.joined(parts, sizes, shape, dtype),)
+        dx = empty(shape, dtype)
         for end, size, dy in zip(ends, sizes, parts, strict=True):
             dx[..., end - size : end] = 0 if dy is None else dy
         return (dx,)
 
-    parts = (x[..., end - size : end] for end, size in zip(ends, sizes, strict=True))
-    return tuple(parts if xp is np else map(xp.ascontiguousarray, parts)), backward
+    if not on_cpu:
+        return shape_cuda.split(x, sizes), backward
+    return tuple(x[..., end - size : end] for end, size in zip(ends, sizes, strict=True)), backward
 
 
 @differentiable

@@ -1,101 +1,157 @@
-// The K best cells of each heatmap, and their boxes, in a tournament: nothing is read back, however often it is played.
+// The K best cells of each heatmap, and their boxes, in a tournament: nothing is read back, however large the map is.
 //
-//   top_k_first    a block sorts CHUNK cells of an image and keeps the best K
-//   top_k_again    a block sorts CHUNK of those that are left and keeps the best K, until K are left
-//   top_k_cells    their scores and places
+//   top_k_groups   the best cell of 64, of 8 such groups, and of 8 of those: a tree over each 4096 cells
+//   top_k_cells    from the roots down: a cell of the best K is in a group whose own best is among the K best of all
+//                  groups, so that of the K best groups all 8 parts are looked at, and no others; then scores and places
 //   decode_boxes   box = (x + dx ∓ w/2, y + dy ∓ h/2) · stride
 //
 // A cell is one 64-bit key that sorts as it should: its score in the upper half, so mapped that larger floats are
 // larger integers, and in the lower half its index, inverted, so that of equal scores the first cell wins. A NaN sorts
-// as best.
+// as best. No cell's key is 0, which stands for none.
 #include "../ops/numbers.cuh"
 
-constexpr int CHUNK = 2048;  // as many keys as two for each of a block's 1024 threads
+constexpr int PARTS = 8, THREADS = 512, CELLS = PARTS * THREADS;  // parts of a group, and cells of a tree
+constexpr int NODES = 1 + 8 + 64;  // of a tree: the root is number 0, the parts of node i are 8 i + 1 .. 8 i + 8
+constexpr int CHUNK = 2048;        // keys that are sorted at once
 typedef unsigned long long Key;
 
-__device__ __forceinline__ Key key_of(float score, unsigned index) {
+__device__ __forceinline__ unsigned rank_of(float score) {
   unsigned bits = __float_as_uint(score);
-  bits = bits >> 31 ? ~bits : bits | 0x80000000u;
-  return (Key)bits << 32 | ~index;
+  return isnan(score) ? ~0u : bits >> 31 ? ~bits : bits | 0x80000000u;
 }
+
+__device__ __forceinline__ Key key_of(unsigned bits, unsigned index) { return (Key)bits << 32 | ~index; }
+
+__device__ __forceinline__ unsigned index_of(Key key) { return ~(unsigned)key; }
 
 __device__ __forceinline__ float score_of(Key key) {
   unsigned bits = key >> 32;
   return __uint_as_float(bits >> 31 ? bits & 0x7fffffffu : ~bits);
 }
 
+struct Map {
+  int height, width, classes;
+  bool only_peaks;  // E8: where one of the 8 neighbours of its class is larger, a cell's score is 0
+
+  __device__ int size() const { return height * width * classes; }
+};
+
+// The best of some cells of a heatmap, N of them read at once; `first`, `cells` and classes are multiples of N.
+template <int N, class T>
+__device__ __forceinline__ Key best_cell(const T* heatmap, int first, int cells, const Map& map) {
+  unsigned best = 0, index = 0;
+  for (int i = first; i < first + cells && i < map.size(); i += N) {
+    auto own = *(const Pack<T, N>*)(heatmap + i);
+    float largest[N];  // of the neighbours
+    #pragma unroll
+    for (int k = 0; k < N; k++) largest[k] = -INFINITY;
+    int cell = i / map.classes, y = cell / map.width, x = cell - y * map.width;
+    if (map.only_peaks) {
+      Pack<T, N> seen[9];  // all reads first, so that they are under way together
+      #pragma unroll
+      for (int n = 0; n < 9; n++) {  // beyond a border its own cells are looked at again
+        int row = min(max(y + n / 3 - 1, 0), map.height - 1), column = min(max(x + n % 3 - 1, 0), map.width - 1);
+        seen[n] = *(const Pack<T, N>*)(heatmap + i + ((row - y) * map.width + column - x) * map.classes);
+      }
+      #pragma unroll
+      for (int n = 0; n < 9; n++)
+        #pragma unroll
+        for (int k = 0; k < N; k++) largest[k] = fmaxf(largest[k], (float)seen[n].at[k]);
+    }
+    #pragma unroll
+    for (int k = 0; k < N; k++) {
+      float score = (float)own.at[k];
+      unsigned rank = rank_of(largest[k] > score ? 0.0f : score + 0.0f);  // -0 becomes 0, which it is equal to
+      if (rank > best) best = rank, index = i + k;
+    }
+  }
+  return best ? key_of(best, index) : 0;
+}
+
+// Block (tree, image) -> tree (B, trees, NODES)
+template <class T, int N>
+__global__ void __launch_bounds__(THREADS) top_k_groups(
+    const T* __restrict__ heatmap, unsigned long long* __restrict__ tree, int height, int width, int classes,
+    bool only_peaks) {
+  __shared__ Key keys[THREADS];
+  Map map = {height, width, classes, only_peaks};
+  int first = (blockIdx.x * THREADS + threadIdx.x) * PARTS;
+  keys[threadIdx.x] = best_cell<N>(heatmap + blockIdx.y * map.size(), first, PARTS, map);
+  tree += (blockIdx.y * gridDim.x + blockIdx.x) * NODES;
+  for (int nodes = THREADS / PARTS, number = NODES - nodes; nodes > 0; nodes /= PARTS, number /= PARTS) {
+    __syncthreads();
+    Key best = 0;
+    for (int i = 0; threadIdx.x < nodes && i < PARTS; i++) {
+      Key key = keys[PARTS * threadIdx.x + i];
+      if (key > best) best = key;
+    }
+    __syncthreads();
+    if (threadIdx.x < nodes) keys[threadIdx.x] = tree[number + threadIdx.x] = best;
+  }
+}
+
 // Bitonic sort (Batcher 1968), largest first: runs of `length`, up and down in turn, are merged to runs twice as long.
-__device__ void sort_chunk(Key (&keys)[CHUNK]) {
-  for (int length = 2; length <= CHUNK; length *= 2)
+// At distances up to 32 the 32 pairs of a warp lie in 64 keys of its own, and it need not wait for the other warps.
+__device__ void sort(Key* keys, int size) {
+  for (int length = 2; length <= size; length *= 2)
     for (int distance = length / 2; distance > 0; distance /= 2) {
-      __syncthreads();
-      int low = threadIdx.x / distance * 2 * distance + threadIdx.x % distance, high = low + distance;
-      bool falling = (low & length) == 0;
-      if ((keys[low] < keys[high]) == falling) {
-        Key key = keys[low];
-        keys[low] = keys[high];
-        keys[high] = key;
+      bool others = distance > 32 || (distance == 32 && length > 64);  // exchanged these keys just before, or will now
+      if (others || length == 2) __syncthreads();
+      else __syncwarp();
+      for (int i = threadIdx.x; i < size / 2; i += blockDim.x) {
+        int low = 2 * i - (i & (distance - 1)), high = low + distance;  // the i-th key whose bit `distance` is 0
+        bool falling = (low & length) == 0;
+        if ((keys[low] < keys[high]) == falling) {
+          Key key = keys[low];
+          keys[low] = keys[high];
+          keys[high] = key;
+        }
       }
     }
   __syncthreads();
 }
 
-__device__ void keep_best(Key (&keys)[CHUNK], Key* __restrict__ best, int k) {
-  sort_chunk(keys);
-  for (int i = threadIdx.x; i < k; i += blockDim.x) best[(blockIdx.y * gridDim.x + blockIdx.x) * k + i] = keys[i];
-}
-
-// E8: whether none of a cell's 8 neighbours, of the same class, is larger.
-template <class T>
-__device__ bool is_peak(const T* heatmap, Place at, int height, int width, int classes) {
-  float score = (float)heatmap[index_of(at, height, width, classes)];
-  for (int y = max(at.y - 1, 0); y <= min(at.y + 1, height - 1); y++)
-    for (int x = max(at.x - 1, 0); x <= min(at.x + 1, width - 1); x++)
-      if ((float)heatmap[index_of({at.image, y, x, at.channel}, height, width, classes)] > score) return false;
-  return true;
-}
-
-// Block (chunk, image).
-template <class T>
-__global__ void __launch_bounds__(CHUNK / 2) top_k_first(
-    const T* __restrict__ heatmap, unsigned long long* __restrict__ best, int height, int width, int classes, int k,
-    bool only_peaks) {
-  __shared__ Key keys[CHUNK];
-  int count = height * width * classes;
-  for (int i = threadIdx.x; i < CHUNK; i += blockDim.x) {
-    int index = blockIdx.x * CHUNK + i;
-    keys[i] = 0;  // less than any cell's
-    if (index >= count) continue;
-    Place at = place_of(blockIdx.y * count + index, height, width, classes);
-    float score = (float)heatmap[blockIdx.y * count + index];
-    if (only_peaks && !is_peak(heatmap, at, height, width, classes)) score = 0;
-    keys[i] = key_of(score + 0.0f, index);  // -0 becomes 0, which it is equal to
+// The best k of key(0) .. key(count - 1) come to be keys[0 .. k), best first; 0 where there are not so many.
+template <class KeyOf>
+__device__ __forceinline__ void keep_best(Key* keys, int k, int count, KeyOf key) {
+  for (int taken = 0, kept = 0; taken < count; kept = k) {
+    int filled = min(CHUNK, kept + count - taken), size = 2;
+    while (size < max(k, filled)) size *= 2;
+    __syncthreads();  // whoever still reads what was kept before
+    for (int i = kept + threadIdx.x; i < size; i += blockDim.x) keys[i] = i < filled ? key(taken + i - kept) : 0;
+    sort(keys, size);
+    taken += filled - kept;
   }
-  keep_best(keys, best, k);
 }
 
-// left (B, count) -> best (B, blocks, k)
-__global__ void __launch_bounds__(CHUNK / 2) top_k_again(
-    const unsigned long long* __restrict__ left, unsigned long long* __restrict__ best, int count, int k) {
+// A block for each image, of whole warps -> scores float32, labels, y, x, each (B, k)
+template <class T, int N>
+__global__ void __launch_bounds__(CHUNK / 2, 1) top_k_cells(
+    const T* __restrict__ heatmap, const unsigned long long* __restrict__ tree, float* __restrict__ scores,
+    long long* __restrict__ labels, long long* __restrict__ y, long long* __restrict__ x, int trees, int height,
+    int width, int classes, int k, bool only_peaks) {
   __shared__ Key keys[CHUNK];
-  for (int i = threadIdx.x; i < CHUNK; i += blockDim.x) {
-    int index = blockIdx.x * CHUNK + i;
-    keys[i] = index < count ? left[blockIdx.y * count + index] : 0;
+  __shared__ Key groups[CHUNK / 2];
+  Map map = {height, width, classes, only_peaks};
+  heatmap += blockIdx.x * map.size();
+  tree += blockIdx.x * trees * NODES;
+  keep_best(keys, k, trees, [&](int i) { return tree[i * NODES]; });
+  for (int cells = CELLS / PARTS, number = 1; cells > 0; cells /= PARTS, number = PARTS * number + 1) {
+    for (int i = threadIdx.x; i < k; i += blockDim.x) groups[i] = keys[i];
+    keep_best(keys, k, PARTS * k, [&](int i) -> Key {
+      if (groups[i / PARTS] == 0) return 0;
+      int group = index_of(groups[i / PARTS]) / (PARTS * cells), first = (group * PARTS + i % PARTS) * cells;
+      if (cells > PARTS) return tree[first / CELLS * NODES + number + first % CELLS / cells];
+      return cells == PARTS ? best_cell<N>(heatmap, first, PARTS, map) : best_cell<1>(heatmap, first, 1, map);
+    });
   }
-  keep_best(keys, best, k);
-}
-
-// keys (B * K,) -> scores float32, labels, y, x
-__global__ void top_k_cells(const unsigned long long* __restrict__ keys, float* __restrict__ scores,
-                            long long* __restrict__ labels, long long* __restrict__ y, long long* __restrict__ x,
-                            int count, int width, int classes) {
-  int i = blockIdx.x * blockDim.x + threadIdx.x;
-  if (i >= count) return;
-  unsigned index = ~(unsigned)keys[i], cell = index / classes;
-  scores[i] = score_of(keys[i]);
-  labels[i] = index % classes;
-  y[i] = cell / width;
-  x[i] = cell % width;
+  for (int i = threadIdx.x; i < k; i += blockDim.x) {
+    int index = index_of(keys[i]), cell = index / classes, at = blockIdx.x * k + i;
+    scores[at] = score_of(keys[i]);
+    labels[at] = index % classes;
+    y[at] = cell / width;
+    x[at] = cell % width;
+  }
 }
 
 // E9. y, x (B, K), offset and size (B, height, width, 2) -> boxes (B, K, 4); in double, as the reference does.

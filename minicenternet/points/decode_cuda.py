@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from ..backend import Array, c_type, get_xp, kernel
+from ..backend import Array, c_type, get_xp, kernel, neighbours
 from ..errors import InputError
 
 FILE = "points/decode.cu"
-CHUNK = 2048  # CHUNK in the kernels: keys that a block sorts
+THREADS, CELLS, NODES = 512, 4096, 73  # as in the kernels: cells of a tree, and its nodes
+MOST = 1024  # cells that are kept
 
 
 def top_k(heatmap: Array, k: int, only_peaks: bool) -> tuple[Array, Array, Array, Array]:
@@ -14,20 +15,20 @@ def top_k(heatmap: Array, k: int, only_peaks: bool) -> tuple[Array, Array, Array
 
     A NaN comes out as the best score.  Raises InputError for k above 1024.
     """
-    if k > CHUNK // 2:
-        raise InputError(f"top_k on a GPU takes k up to {CHUNK // 2}, got {k}")
+    if k > MOST:
+        raise InputError(f"top_k on a GPU takes k up to {MOST}, got {k}")
     xp, (batch, height, width, classes) = get_xp(heatmap), heatmap.shape
-    k, threads = min(k, height * width * classes), CHUNK // 2
-    best = xp.empty((batch, -(-height * width * classes // CHUNK) * k), "uint64")
-    kernel(FILE, f"top_k_first<{c_type(heatmap.dtype)}>")(
-        (best.shape[1] // k, batch), threads, xp.ascontiguousarray(heatmap), best, height, width, classes, k, only_peaks
-    )
-    while best.shape[1] > k:
-        left, best = best, xp.empty((batch, -(-best.shape[1] // CHUNK) * k), "uint64")
-        kernel(FILE, "top_k_again")((best.shape[1] // k, batch), threads, left, best, left.shape[1], k)
+    size = height * width * classes
+    k, trees, heatmap = min(k, size), -(-size // CELLS), xp.ascontiguousarray(heatmap)
+    types = f"<{c_type(heatmap.dtype)}, {neighbours(classes, heatmap.dtype)}>"
+    tree = xp.empty((batch, trees, NODES), "uint64")
+    kernel(FILE, f"top_k_groups{types}")((trees, batch), THREADS, heatmap, tree, height, width, classes, only_peaks)
     scores = xp.empty((batch, k), "float32")
     labels, y, x = xp.empty((3, batch, k), "int64")
-    kernel(FILE, "top_k_cells").each(best.size, best, scores, labels, y, x, best.size, width, classes)
+    kernel(FILE, f"top_k_cells{types}")(
+        batch, THREADS if k <= THREADS // 4 else MOST, heatmap, tree, scores, labels, y, x, trees, height, width,
+        classes, k, only_peaks
+    )  # fmt: skip
     return scores, labels, y, x
 
 

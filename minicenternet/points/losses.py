@@ -89,7 +89,7 @@ def l1_loss(prediction, target, mask, denominator="paper"):
     prediction, target: (B, M, D) in cells, offsets or sizes.  mask: (B, M), 1 for an object, 0 for an empty slot.
     denominator="paper", the default, divides by N, at least 1. "released" divides, as the released code does, by the
     mask summed over all coordinates, D*N + 1e-4: half the loss for D = 2.  Returns a scalar; the gradient is +-1/N, and
-    0 where prediction and target are equal; a prediction of 16 bits is subtracted, and the loss returned, in float32.
+    0 where prediction and target are equal. On a GPU a prediction may have 16 bits; the loss is float32.
     Raises InputError when shapes do not fit or for another denominator.
     """
     if prediction.shape != target.shape or mask.shape != prediction.shape[:-1]:
@@ -99,17 +99,17 @@ def l1_loss(prediction, target, mask, denominator="paper"):
         )
     if denominator not in ("paper", "released"):
         raise InputError(f"l1_loss has no denominator {denominator!r}; choose 'paper' or 'released'")
-    xp, dtype = get_xp(prediction, target, mask), prediction.dtype
-    prediction = prediction.astype(np.float32) if dtype.itemsize == 2 else prediction
+    if get_xp(prediction, target, mask) is not np:
+        return losses_cuda.l1_loss(prediction, target, mask, denominator)
     error, mask = prediction - target, mask[..., None].astype(prediction.dtype)
     if denominator == "paper":
-        divisor = xp.maximum(mask.sum(), 1)
+        divisor = np.maximum(mask.sum(), 1)
     else:
         divisor = mask.sum() * prediction.shape[-1] + 1e-4
-    loss = (xp.abs(error) * mask).sum() / divisor
+    loss = (np.abs(error) * mask).sum() / divisor
 
     def backward(dloss):
-        return (dloss / divisor * (xp.sign(error) * mask)).astype(dtype), None, None
+        return dloss / divisor * (np.sign(error) * mask), None, None
 
     return loss, backward
 

@@ -1,29 +1,50 @@
-"""The focal loss on a GPU: launches the kernels of losses.cu."""
+"""The losses on a GPU: launches the kernels of losses.cu."""
 
 from __future__ import annotations
 
-from ..backend import c_type, get_xp, kernel
+from ..backend import c_type, get_xp, kernel, neighbours
 
 FILE = "points/losses.cu"
-THREADS = 256  # THREADS in the kernels
-BLOCKS = 1024  # at most, for the sum; the bits depend on the shape alone
+THREADS, POINT_THREADS = 256, 1024  # as in the kernels
+BLOCKS = 528  # at most, for the sum: four for each of an H200's processors; the bits depend on the shape alone
 
 
 def focal_loss(logits, heatmap, alpha, beta):
     """Return (loss, backward) like focal_loss.raw: float32, float16 or bfloat16 logits; heatmap and loss float32."""
     xp, T, count = get_xp(logits, heatmap), c_type(logits.dtype), logits.size
     logits, heatmap = xp.ascontiguousarray(logits), xp.ascontiguousarray(heatmap)
-    blocks = min(BLOCKS, -(-count // THREADS))
-    sums = xp.zeros((blocks, 2), "float32")
+    K = neighbours(logits.shape[-1], logits.dtype)
+    blocks = min(BLOCKS, -(-count // (THREADS * K)))
+    sums = xp.empty((blocks, 2), "float32")
     loss, objects = xp.empty((2, 1), "float32")
-    kernel(FILE, f"focal_loss_forward<{T}>")(blocks, THREADS, logits, heatmap, sums, count, alpha, beta)
+    kernel(FILE, f"focal_loss_forward<{T}, {K}>")(blocks, THREADS, logits, heatmap, sums, count, alpha, beta)
     kernel(FILE, "focal_loss_total")(1, THREADS, sums, loss, objects, blocks)
 
     def backward(dloss):
         dlogits = xp.empty(logits.shape, logits.dtype)
-        kernel(FILE, f"focal_loss_backward<{T}>").each(
-            count, logits, heatmap, objects, dloss, dlogits, count, alpha, beta
+        kernel(FILE, f"focal_loss_backward<{T}, {K}>").each(
+            count // K, logits, heatmap, objects, dloss, dlogits, count, alpha, beta
         )
         return dlogits, None
+
+    return loss.reshape(()), backward
+
+
+def l1_loss(prediction, target, mask, denominator):
+    """Return (loss, backward) like l1_loss.raw: float32, float16 or bfloat16 prediction; all else float32."""
+    xp, T, (*_, D) = get_xp(prediction, target, mask), c_type(prediction.dtype), prediction.shape
+    prediction = xp.ascontiguousarray(prediction)
+    target, mask = (xp.ascontiguousarray(array, dtype="float32") for array in (target, mask))
+    loss, divisor = xp.empty((2, 1), "float32")
+    kernel(FILE, f"l1_loss_forward<{T}>")(
+        1, POINT_THREADS, prediction, target, mask, loss, divisor, mask.size, D, denominator == "released"
+    )
+
+    def backward(dloss):
+        dprediction = xp.empty(prediction.shape, prediction.dtype)
+        kernel(FILE, f"l1_loss_backward<{T}>").each(
+            prediction.size, prediction, target, mask, divisor, dloss, dprediction, prediction.size, D
+        )
+        return dprediction, None, None
 
     return loss.reshape(()), backward

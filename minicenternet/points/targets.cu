@@ -1,11 +1,12 @@
 // What a batch of images asks of the network (E1 to E3), in one launch.
 //
 //   boxes (B, M, 4) in pixels, labels (B, M), -1 in an empty slot
-//   -> heatmap (B, height, width, classes), index, offset, size, mask (B, objects)        all zero before
+//   -> heatmap (B, height, width, classes), index, offset, size, mask (B, objects)
 //
-// Block (tile, image). Its threads first work out the image's objects, one each, into shared memory; every block does,
-// since that is cheaper than waiting for another. Then each thread takes one cell of the tile and looks which objects
-// reach it: it alone writes there, so the largest value needs no atomics. The first tile's block also writes the slots.
+// Block (part, image). Its threads first work out the image's objects, one each, into shared memory; every block does,
+// since that is cheaper than waiting for another. Then it draws its tiles of cells, one after another: in shared memory
+// each thread takes one cell and looks which objects reach it; it alone writes there, so the largest value needs no
+// atomics. The tile, which is mostly zeros, is then written once. The first part's block also writes the slots.
 // Geometry is in double, rounded step by step as the NumPy reference rounds: a radius is cut to an integer.
 #include "../ops/numbers.cuh"
 
@@ -36,12 +37,14 @@ __device__ Box in_cells(const float* box, float stride, int height, int width) {
   return {clipped(box[0], width), clipped(box[1], height), clipped(box[2], width), clipped(box[3], height)};
 }
 
+// tile: how many cells are drawn at once, at most a block's threads.
 __global__ void targets_encode(const float* __restrict__ boxes, const long long* __restrict__ labels,
                                float* __restrict__ heatmap, long long* __restrict__ index, float* __restrict__ offset,
                                float* __restrict__ size, float* __restrict__ mask, int slots, int objects, int height,
-                               int width, int classes, float stride, double overlap, bool released) {
-  extern __shared__ Object found[];  // (slots,)
-  int image = blockIdx.y;
+                               int width, int classes, int tile, float stride, double overlap, bool released) {
+  extern __shared__ Object found[];        // (slots,), behind which is room for
+  float* drawn = (float*)(found + slots);  // (tile, classes)
+  int image = blockIdx.y, cells = height * width;
   for (int i = threadIdx.x; i < slots; i += blockDim.x) {
     Box box = in_cells(boxes + 4 * (image * slots + i), stride, height, width);
     long long label = labels[image * slots + i];
@@ -50,6 +53,12 @@ __global__ void targets_encode(const float* __restrict__ boxes, const long long*
     int x = min((int)((box.left + box.right) / 2), width - 1), y = min((int)((box.top + box.bottom) / 2), height - 1);
     found[i] = {x, y, kept ? (int)label : -1, kept ? gaussian_radius(ceil(h), ceil(w), overlap, released) : 0};
   }
+  for (int i = threadIdx.x; i < objects && blockIdx.x == 0; i += blockDim.x) {
+    int at = image * objects + i;  // an empty slot, unless an object is written to it below
+    index[at] = 0;
+    mask[at] = offset[2 * at] = offset[2 * at + 1] = size[2 * at] = size[2 * at + 1] = 0;
+  }
+  for (int i = threadIdx.x; i < tile * classes; i += blockDim.x) drawn[i] = 0;
   __syncthreads();
 
   for (int i = threadIdx.x; i < slots && blockIdx.x == 0; i += blockDim.x) {
@@ -66,17 +75,24 @@ __global__ void targets_encode(const float* __restrict__ boxes, const long long*
     mask[at] = 1;
   }
 
-  int cell = blockIdx.x * blockDim.x + threadIdx.x, y = cell / width, x = cell % width;
-  if (cell >= height * width) return;
-  int drawn = 0;
-  for (int i = 0; i < slots && drawn < objects; i++) {
-    Object object = found[i];
-    if (object.label < 0) continue;
-    drawn++;
-    int dx = x - object.x, dy = y - object.y;
-    if (abs(dx) > object.radius || abs(dy) > object.radius) continue;
-    float sigma = (2 * object.radius + 1) / 6.0f;
-    float* value = &heatmap[(image * height * width + cell) * classes + object.label];
-    *value = fmaxf(*value, expf(-(dx * dx + dy * dy) / (2 * sigma * sigma)));
+  for (int first = blockIdx.x * tile; first < cells; first += gridDim.x * tile) {
+    int left = min(tile, cells - first), y = (first + threadIdx.x) / width, x = (first + threadIdx.x) % width;
+    for (int i = 0, kept = 0; threadIdx.x < left && i < slots && kept < objects; i++) {
+      Object object = found[i];
+      if (object.label < 0) continue;
+      kept++;
+      int dx = x - object.x, dy = y - object.y;
+      if (abs(dx) > object.radius || abs(dy) > object.radius) continue;
+      float sigma = (2 * object.radius + 1) / 6.0f;
+      float* value = &drawn[threadIdx.x * classes + object.label];
+      *value = fmaxf(*value, expf(-(dx * dx + dy * dy) / (2 * sigma * sigma)));
+    }
+    __syncthreads();
+    float* to = heatmap + (image * cells + first) * classes;
+    for (int i = threadIdx.x; i < left * classes; i += blockDim.x) {
+      to[i] = drawn[i];
+      drawn[i] = 0;  // for the next tile
+    }
+    __syncthreads();
   }
 }

@@ -7,7 +7,9 @@ from ..errors import InputError
 from .targets import MAX_OBJECTS, Targets
 
 FILE = "points/targets.cu"
-THREADS = 256
+THREADS = 128  # of a block, and cells that it draws at once, unless there are too many classes for
+TILE_BYTES = 40 << 10  # of shared memory, which leave room for several blocks on a processor
+BLOCKS = 512  # wanted: each works out all objects of an image, and should have several tiles to draw
 OBJECT_BYTES = 16  # sizeof(Object) in the kernel
 
 
@@ -34,14 +36,16 @@ def encode(
         raise InputError(f"gaussian_radius has no form {form!r}; choose 'released' or 'corrected'")
     xp, (batch, slots) = get_xp(boxes, labels), labels.shape
     targets = Targets(
-        heatmap=xp.zeros((batch, height, width, num_classes), "float32"),
-        index=xp.zeros((batch, max_objects), "int64"),
-        offset=xp.zeros((batch, max_objects, 2), "float32"),
-        size=xp.zeros((batch, max_objects, 2), "float32"),
-        mask=xp.zeros((batch, max_objects), "float32"),
+        heatmap=xp.empty((batch, height, width, num_classes), "float32"),
+        index=xp.empty((batch, max_objects), "int64"),
+        offset=xp.empty((batch, max_objects, 2), "float32"),
+        size=xp.empty((batch, max_objects, 2), "float32"),
+        mask=xp.empty((batch, max_objects), "float32"),
     )
+    tile = max(1, min(THREADS, TILE_BYTES // (4 * num_classes)))
+    parts = min(-(-height * width // tile), -(-BLOCKS // max(1, batch)))
     kernel(FILE, "targets_encode")(
-        (-(-height * width // THREADS), batch), THREADS, boxes, labels, *targets, slots, max_objects, height, width,
-        num_classes, stride, min_overlap, form == "released", shared=OBJECT_BYTES * slots
+        (parts, batch), THREADS, boxes, labels, *targets, slots, max_objects, height, width, num_classes, tile,
+        stride, min_overlap, form == "released", shared=OBJECT_BYTES * slots + 4 * tile * num_classes
     )  # fmt: skip
     return targets

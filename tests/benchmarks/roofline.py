@@ -146,7 +146,7 @@ def batch_norm(run: Run, batch: int, precision: str, fused: bool) -> Iterator[Wo
     if not fused:
         yield Work("batch_norm_statistics", run.name, "batch norm", 0, one)
     yield Work("batch_norm_normalise", run.name, "batch norm", 0, (2 + run.residual) * one)
-    rectified = run.layer.relu
+    rectified = run.layer.relu and run.residual  # without a residual y is found again from x
     yield Work("batch_norm_sums", run.name, "batch norm", 0, (2 + rectified) * one)
     yield Work("batch_norm_backward", run.name, "batch norm", 0, (3 + rectified + run.residual) * one)
 
@@ -169,12 +169,12 @@ def step(model: CenterNet, batch: int, precision: str, fused: bool = False) -> l
         else:
             works.append(Work("(maximum)", run.name, "ReLU", 0, x + y))
             works.append(Work("relu_backward", run.name, "ReLU", 0, x + 2 * y))
-    works += [Work("(add)", "", "gradients added", 0, 3 * batch * count * size) for count in added]
+    works += [Work("add_forward", "", "gradients added", 0, 3 * batch * count * size) for count in added]
     heatmap = batch * math.prod(run.output_shape[:3]) * len(model.class_names)
     image, map_bytes = batch * math.prod(model.input_size) * 3, 4 * heatmap
     works.append(Work("prepare_images_warp", "", "preparation", 0, 2 * image))  # of images as large as the input
     works.append(Work("prepare_images_colour", "", "preparation", 0, 5 * image))
-    works.append(Work("targets_encode", "", "preparation", 0, 2 * map_bytes))  # zeros, then each cell's value
+    works.append(Work("targets_encode", "", "preparation", 0, map_bytes))
     works.append(Work("focal_loss_forward", "hm", "loss", 0, heatmap * (size + 4)))
     works.append(Work("focal_loss_backward", "hm", "loss", 0, heatmap * (2 * size + 4)))
     parameters = sum(parameter.size for parameter in model.parameters())

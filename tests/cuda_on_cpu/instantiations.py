@@ -6,6 +6,7 @@ The stand-in compiles a file's list as one library; NVRTC's test compiles the sa
 from __future__ import annotations
 
 from minicenternet.ops.conv2d_cuda import TILES
+from minicenternet.ops.max_pool2d_cuda import COMPILED
 
 NEIGHBOURS = {"float": 4, "__half": 8, "__nv_bfloat16": 8}  # the types in which numbers are stored, 16 bytes of each
 
@@ -38,14 +39,18 @@ def _typed(rung: str, tiles: list[tuple[int, ...]]) -> list[tuple]:
 
 
 INSTANTIATIONS: dict[str, list[str]] = {
-    "ops/add_relu.cu": for_neighbours("add_relu"),
     "ops/avg_pool2d.cu": for_floats("avg_pool2d_forward", "avg_pool2d_backward"),
     "ops/batch_norm.cu": [
-        *for_floats("batch_norm_statistics", "batch_norm_sums"),
+        *for_floats("batch_norm_statistics"),
         "batch_norm_combine",
         "batch_norm_running",
         "batch_norm_gradients",
-        *for_neighbours("batch_norm_normalise", "batch_norm_backward"),
+        *for_neighbours("batch_norm_normalise"),
+        *(
+            f"{name[:-1]}, {again}>"
+            for name in for_neighbours("batch_norm_sums", "batch_norm_backward")
+            for again in ("false", "true")
+        ),
     ],
     "ops/conv2d_arrange.cu": [
         *(f"conv2d_arrange<{T}, false>" for T in NEIGHBOURS),
@@ -62,11 +67,15 @@ INSTANTIATIONS: dict[str, list[str]] = {
         "deform_conv2d_columns", "deform_conv2d_doffset", "deform_conv2d_corners", "deform_conv2d_dinput"
     ),
     "ops/gather_points.cu": for_floats("gather_points_forward", "gather_points_backward"),
-    "ops/max_pool2d.cu": for_neighbours("max_pool2d_forward", "max_pool2d_backward"),
-    "ops/pointwise.cu": for_floats("sigmoid_forward", "relu_backward"),
+    "ops/max_pool2d.cu": [
+        f"{name[:-1]}, {size}, {stride}>"
+        for name in for_neighbours("max_pool2d_forward", "max_pool2d_backward")
+        for size, stride in [*COMPILED, (0, 0)]
+    ],
+    "ops/pointwise.cu": for_neighbours("sigmoid_forward", "add_forward", "relu_backward"),
     "ops/prepare_images.cu": ["prepare_images_warp", *for_floats("prepare_images_colour")],
-    "ops/reduce.cu": [*for_floats("channel_sum_parts"), "channel_sum_total"],
-    "ops/shape.cu": for_floats("slice_backward"),
+    "ops/reduce.cu": [*for_neighbours("channel_sum_parts"), "channel_sum_total"],
+    "ops/shape.cu": [*for_neighbours("copy_channels"), *for_floats("slice_backward")],
     "ops/upsample2d.cu": for_floats(
         "upsample2d_nearest_forward",
         "upsample2d_nearest_backward",
@@ -74,7 +83,11 @@ INSTANTIATIONS: dict[str, list[str]] = {
         "upsample2d_bilinear_backward",
     ),
     "optim.cu": ["sgd_step", "adam_step", "average_step", "gradient_squares", "gradient_norm"],
-    "points/decode.cu": [*for_floats("top_k_first", "decode_boxes"), "top_k_again", "top_k_cells"],
-    "points/losses.cu": [*for_floats("focal_loss_forward", "focal_loss_backward"), "focal_loss_total"],
+    "points/decode.cu": [*for_neighbours("top_k_groups", "top_k_cells"), *for_floats("decode_boxes")],
+    "points/losses.cu": [
+        *for_neighbours("focal_loss_forward", "focal_loss_backward"),
+        "focal_loss_total",
+        *for_floats("l1_loss_forward", "l1_loss_backward"),
+    ],
     "points/targets.cu": ["targets_encode"],
 }

@@ -30,13 +30,16 @@ class Fault(NamedTuple):
 LEAVE = "if (i >= count) return;"
 FAULTS = {
     "a missing barrier, by its result": Fault(
-        "batch_norm", "= own;\n  __syncthreads();", "= own;", "", "AssertionError"
+        "batch_norm", "= values[k];\n  __syncthreads();", "= values[k];", "", "AssertionError"
     ),
     "a missing barrier, as a race": Fault(
-        "batch_norm", "= own;\n  __syncthreads();", "= own;", "thread", r"data race .*batch_norm\.cu:\d+"
+        "batch_norm", "= values[k];\n  __syncthreads();", "= values[k];", "thread", r"data race .*row_blocks\.cuh:\d+"
     ),
     "a missing barrier in a sum": Fault(
         "focal_loss", "__syncthreads();\n    if", "if", "thread", r"data race .*block_sum\.cuh:\d+"
+    ),
+    "a warp that does not wait for the others": Fault(
+        "best_cells", "(distance == 32 && length > 64)", "false", "thread", r"data race .*decode\.cu:\d+"
     ),
     "two threads of a block that write to one place": Fault(
         "gather_points", "== cell) return;", "== cell) continue;", "thread", r"data race .*gather_points\.cu:\d+"

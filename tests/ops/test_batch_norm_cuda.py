@@ -66,3 +66,29 @@ def test_nan_is_not_hidden_by_relu(cupy):
     x = cupy.full((1, 1, 1, 1), np.nan, as_dtype("float16"))
     y, _ = batch_norm.raw(x, ones, ones, ones, ones, relu=True)
     assert_close(y, np.full((1, 1, 1, 1), np.nan), "float16")
+
+
+@pytest.mark.parametrize("channels", [24, 33])
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gradients_pass_exactly_where_y_is_positive(cupy, dtype, residual, channels):
+    """Also where y is found again from x: with dy = 1, dbias counts the positive y; many are tiny, or 0."""
+    rng = np.random.default_rng(3)
+    x = (rng.integers(-2, 3, (2, 19, 13, channels)) * 10.0 ** rng.integers(-9, 1, (2, 19, 13, channels))).astype(
+        as_dtype(dtype)
+    )
+    added = cupy.asarray(-x) if residual else None
+    weight, _, mean, variance = (cupy.asarray(vector) for vector in vectors(rng, channels))
+    zeros = cupy.zeros(channels, np.float32)
+    for bias, training in ((zeros, False), (mean, True), (-mean * weight, False)):
+        y, backward = batch_norm.raw(
+            cupy.asarray(x), weight, bias, zeros.copy(), variance.copy(), added, relu=True, training=training
+        )
+        dx, _, dbias, *_, dresidual = backward(cupy.ones(x.shape, as_dtype(dtype)))
+        positive = y.get().astype(np.float32) > 0
+        assert np.array_equal(dbias.get(), positive.sum((0, 1, 2)))
+        if residual:
+            assert np.array_equal(dresidual.get().astype(np.float32), positive)
+        elif not training:
+            expected = positive * (weight.get() / np.sqrt(variance.get() + 1e-5))
+            assert_close(dx, expected, dtype)

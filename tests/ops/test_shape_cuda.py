@@ -1,9 +1,9 @@
-"""A slice by index arrays on a GPU: an element that was taken often sums in a fixed order, without atomics."""
+"""Splits on a GPU; and slices by index arrays, where an element that was taken often sums in a fixed order."""
 
 import kernels
 import numpy as np
 import pytest
-from on_gpu import DTYPES
+from on_gpu import DTYPES, as_dtype
 
 from minicenternet import ops
 
@@ -41,3 +41,20 @@ def test_the_order_of_threads_does_not_change_a_bit(cupy, monkeypatch):
     assert found[0] == found[1] == found[2]
     if hasattr(cupy, "launches"):
         assert [launch.name for launch in cupy.launches] == ["slice_backward<float>"] * 3
+
+
+@pytest.mark.parametrize("sizes", [(3, 1, 7), (16, 8, 40), (16, 4, 12), (24,), (8, 0, 8)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_split_and_back(cupy, dtype, sizes):
+    """Of channels that a thread moves one by one, and 16 bytes at once; of a view; with a part that was not used."""
+    x = np.random.default_rng(3).standard_normal((2, 5, 9, sum(sizes))).astype(as_dtype(dtype))
+    on_gpu, ends = cupy.asarray(x), np.cumsum(sizes)
+    for given, expected in ((on_gpu, x), (on_gpu[:, ::2], x[:, ::2])):
+        parts, backward = ops.split.raw(given, sizes)
+        for part, end, size in zip(parts, ends, sizes, strict=True):
+            assert np.array_equal(part.get(), expected[..., end - size : end]) and part.flags.c_contiguous
+        assert np.array_equal(backward(*parts)[0].get(), expected)
+        if len(parts) > 1:
+            without = expected.copy()
+            without[..., : sizes[0]] = 0
+            assert np.array_equal(backward(None, *parts[1:])[0].get(), without)

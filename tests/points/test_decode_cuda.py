@@ -47,16 +47,44 @@ def test_zeros_of_both_signs_are_equal(cupy):
         assert np.array_equal(getattr(found, name).get(), getattr(expected, name)), name
 
 
-def test_several_rounds(cupy):
-    """9 blocks of the first round leave 9000 keys, 5 of the second 5000, 3 then 3000, 2 then 2000, 1 at last 1000."""
-    heatmap = np.random.default_rng(8).random((1, 96, 96, 2), np.float32)
-    assert np.array_equal(top_k(cupy.asarray(heatmap), 1000).scores.get(), top_k(heatmap, 1000).scores)
+@pytest.mark.parametrize("classes", [3, 4, 8])
+@pytest.mark.parametrize("k", [100, 700])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_several_trees(cupy, dtype, k, classes):
+    """Four trees or more; equal scores in all of them; 8 k numbers are more than are sorted at once."""
+    rng = np.random.default_rng(8)
+    heatmap = (rng.integers(0, 2000, (2, 82, 83, classes)) / 2048).astype(as_dtype(dtype))
+    heatmap[1, 1:] *= np.float32(rng.random(heatmap[1, 1:].shape) < 0.01)  # one image of mostly zeros
+    offset, size = maps((*heatmap.shape[:3], 2), dtype)[1:]
+    for found, expected in (
+        (decode(*map(cupy.asarray, (heatmap, offset, size)), k), decode(*map(np.float32, (heatmap, offset, size)), k)),
+        (top_k(cupy.asarray(heatmap), k), top_k(heatmap.astype(np.float32), k)),
+    ):
+        for name in expected._fields:
+            assert np.array_equal(getattr(found, name).get(), getattr(expected, name)), name
 
 
-def test_nan_comes_out_on_top(cupy):
+@pytest.mark.parametrize("where", [0, 4095, 4096, 9000, -1])
+def test_the_best_k_may_all_be_neighbours(cupy, where):
+    """A run of the best, across the borders of groups and trees: one group holds several of them."""
+    heatmap = np.random.default_rng(8).uniform(0, 0.5, 12001).astype(np.float32)
+    heatmap[where] = 1
+    for step in (-3, -2, -1, 1, 2, 3):
+        heatmap[(where + step) % 12001] = 1 - abs(step) / 8
+    heatmap = heatmap.reshape(1, 12001, 1, 1)
+    for k in (1, 5, 7):
+        expected, found = top_k(heatmap, k), top_k(cupy.asarray(heatmap), k)
+        for name in expected._fields:
+            assert np.array_equal(getattr(found, name).get(), getattr(expected, name)), name
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_nan_comes_out_on_top(cupy, sign):
     heatmap = np.random.default_rng(8).random((1, 9, 9, 2), np.float32)
-    heatmap[0, 4, 4, 1] = np.nan
-    assert np.isnan(top_k(cupy.asarray(heatmap), 5).scores.get()[0, 0])
+    heatmap[0, 4, 4, 1] = np.copysign(np.nan, sign)
+    for found in (top_k(cupy.asarray(heatmap), 5), decode(*[cupy.asarray(heatmap)] * 3, 5)):
+        assert np.isnan(found.scores.get()[0, 0]) and np.isfinite(found.scores.get()[0, 1:]).all()
+        assert found.labels.get()[0, 0] == 1
 
 
 def test_empty_and_too_many(cupy):

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
-from on_gpu import DTYPES, SHAPES, check, nothing_read
+from on_gpu import DTYPES, SHAPES, as_dtype, check, nothing_read
 
 from minicenternet.autograd import Tensor
-from minicenternet.points.losses import detection_loss, focal_loss
+from minicenternet.points.losses import detection_loss, focal_loss, l1_loss
 from minicenternet.points.targets import Targets, encode
 
 
@@ -47,6 +47,18 @@ def test_a_large_map_keeps_its_digits(cupy):
     rng = np.random.default_rng(0)
     logits, target = rng.normal(0, 3, (1, 300, 300, 4)), heatmap(rng, (1, 300, 300, 4))
     check(cupy, focal_loss, logits, target, dtype="float32", scale=4)
+
+
+@pytest.mark.parametrize("denominator", ["paper", "released"])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 7, 2), (9, 128, 2), (0, 5, 2)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_l1_loss_equals_the_cpu(cupy, dtype, shape, denominator):
+    rng = np.random.default_rng(2)
+    prediction, target = rng.normal(0, 3, shape), rng.normal(0, 3, shape).astype(np.float32)
+    target.flat[::5] = prediction.astype(as_dtype(dtype)).flat[::5]  # no error, no gradient
+    mask = (rng.random(shape[:2]) < 0.3).astype(np.float32)
+    for of in (mask, 0 * mask):
+        check(cupy, l1_loss, prediction, Constant(target), Constant(of), denominator, dtype=dtype, scale=2)
 
 
 def test_the_whole_loss_reads_nothing_on_the_host(cupy):

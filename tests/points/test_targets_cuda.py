@@ -38,7 +38,7 @@ def assert_equal(found, expected):
 
 
 @pytest.mark.parametrize("form", ["released", "corrected"])
-@pytest.mark.parametrize("height, width, classes", [(1, 1, 1), (31, 33, 3), (3, 127, 2)])
+@pytest.mark.parametrize("height, width, classes", [(1, 1, 1), (31, 33, 3), (3, 127, 2), (9, 8, 201)])
 def test_equals_the_cpu_image_by_image(cupy, height, width, classes, form):
     rng = np.random.default_rng(9)
     images = list(random_images(rng, 3, 40, 4 * max(height, width), classes))
@@ -58,6 +58,19 @@ def test_more_objects_than_slots(cupy):
     found = targets_cuda.encode(cupy.asarray(boxes), cupy.asarray(labels), 3, 31, 33, max_objects=7)
     one_by_one = [targets.encode(boxes[i], labels[i], 3, 31, 33, max_objects=7) for i in range(2)]
     assert_equal(found, targets.Targets(*(np.stack(fields) for fields in zip(*one_by_one, strict=True))))
+
+
+def test_a_block_draws_several_tiles(cupy, monkeypatch):
+    """What one tile was given does not show in the next one, and no tile is left out."""
+    rng = np.random.default_rng(2)
+    corners = rng.uniform(0, 100, (2, 20, 2))
+    boxes = np.concatenate([corners, corners + rng.uniform(5, 60, (2, 20, 2))], axis=2).astype(np.float32)
+    labels = rng.integers(0, 3, (2, 20))
+    one_by_one = [targets.encode(boxes[i], labels[i], 3, 31, 33) for i in range(2)]
+    expected = targets.Targets(*(np.stack(fields) for fields in zip(*one_by_one, strict=True)))
+    for blocks in (1, 5, 10**6):
+        monkeypatch.setattr(targets_cuda, "BLOCKS", blocks)
+        assert_equal(targets_cuda.encode(cupy.asarray(boxes), cupy.asarray(labels), 3, 31, 33), expected)
 
 
 def test_boxes_of_every_size_have_the_cpus_radius(cupy):
