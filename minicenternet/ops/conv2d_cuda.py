@@ -72,12 +72,14 @@ TILES = {
             "small": [(64, 64, 32, 32, 32, 4)],
             "narrow": [(128, 32, 16, 32, 32, 4)],
             "medium": [(128, 64, 32, 32, 32, 3)],
+            "wide": [(128, 192, 32, 64, 48, 3)],
             "large": [(128, 128, 32, 64, 64, 3), (128, 256, 32, 64, 64, 3)],
         },
         "dweight": {
             "small": [(64, 64, 32, 32, 32, 3)],
             "narrow": [(32, 128, 32, 32, 32, 3)],
             "medium": [(64, 256, 16, 64, 64, 4)],
+            "wide": [(64, 256, 16, 64, 64, 4)],
             "large": [(128, 128, 32, 64, 64, 3), (256, 128, 32, 64, 64, 3)],
         },
     },
@@ -203,10 +205,11 @@ def weight_gradient(
 
 
 def shape_class(kind: str, groups: int, channels: int, outputs: int, pixels: int) -> str:
-    """Return "grouped", "narrow", "small", "medium" or "large"; channels, outputs: of one group, pixels: of the result.
+    """Return the class of a shape; channels, outputs: of one group, pixels: all of the result.
 
     grouped: groups of too few channels to fill a tile.  narrow: up to 32 outputs.  small: too few 128 x 128 tiles to
-    give each processor of a large GPU one.  medium: up to 64 outputs.
+    give each processor of a large GPU one.  medium: up to 64 outputs.  wide: 129 to 192, as of three heads at once.
+    large: all others.
     """
     if groups > 1 and min(channels, outputs) < 16:
         return "grouped"
@@ -214,7 +217,9 @@ def shape_class(kind: str, groups: int, channels: int, outputs: int, pixels: int
         return "narrow"
     if kind == "correlate" and -(-pixels // 128) * -(-outputs // 128) * groups < BLOCKS // 2:
         return "small"
-    return "medium" if outputs <= 64 else "large"
+    if outputs <= 64:
+        return "medium"
+    return "wide" if 128 < outputs <= 192 else "large"
 
 
 @functools.cache
@@ -283,8 +288,8 @@ def candidates(rung: str, kind: str, shape: str) -> list[Choice]:
         return [Choice(rung)]
     tiles = TILES[rung][kind]
     meant = tiles.get(shape, tiles["small"])
-    others = [tile for some in tiles.values() for tile in some if tile not in meant]
-    return [Choice(rung, tile) for tile in meant + others]
+    every = meant + [tile for some in tiles.values() for tile in some]
+    return [Choice(rung, tile) for tile in dict.fromkeys(every)]
 
 
 # --- what the kernels are given --------------------------------------------------------------------------------------

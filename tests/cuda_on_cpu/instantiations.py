@@ -23,12 +23,13 @@ def for_neighbours(*names: str) -> list[str]:
 
 def for_tiles(rung: str) -> list[str]:
     """Return both kernels of a rung of the convolution for each of its tiles."""
-    return [
+    names = (
         f"conv2d_{rung}_{kind}<{', '.join(map(str, tile))}>"
         for kind, tiles in TILES[rung].items()
         for some in tiles.values()
         for tile in _typed(rung, some)
-    ]
+    )
+    return list(dict.fromkeys(names))  # a tile can be meant for several classes of shape
 
 
 def _typed(rung: str, tiles: list[tuple[int, ...]]) -> list[tuple]:

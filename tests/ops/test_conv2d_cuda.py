@@ -164,7 +164,7 @@ def test_equals_the_definition(cupy, rung, precision, name):
 
 
 @pytest.mark.parametrize("rung, precision", [on for on in ON if on[0] in conv2d_cuda.TILES])
-@pytest.mark.parametrize("tile", ["narrow", "large"])
+@pytest.mark.parametrize("tile", ["narrow", "medium", "wide", "large"])
 def test_other_tiles(cupy, rung, precision, tile):
     layer = Layer(cupy, precision, (3, 3), size=(15, 11), channels=36, outputs=40, padding=1)
     layer.check(layer.run(*layer.choices(rung, tile)))
@@ -532,7 +532,7 @@ def test_the_table_has_a_choice_that_can_be_used_for_every_class():
         f"{precision} {kind} {shape}"
         for precision in conv2d_cuda.PRECISIONS
         for kind in ("correlate", "dweight")
-        for shape in ("grouped", "narrow", "small", "medium", "large")
+        for shape in ("grouped", "narrow", "small", "medium", "wide", "large")
         if (kind, shape) != ("dweight", "small")  # whose pixels are shared among blocks, however many there are
     ]
     assert list(choices) == names
@@ -549,6 +549,7 @@ def test_shape_classes():
     assert conv2d_cuda.shape_class("correlate", 1, 512, 512, 256) == "small"
     assert conv2d_cuda.shape_class("correlate", 1, 64, 64, 32 * 128 * 128) == "medium"
     assert conv2d_cuda.shape_class("correlate", 1, 64, 65, 32 * 128 * 128) == "large"
+    assert conv2d_cuda.shape_class("correlate", 1, 256, 192, 32 * 128 * 128) == "wide"
     assert conv2d_cuda.shape_class("dweight", 1, 64, 64, 10**6) == "medium"
     assert conv2d_cuda.shape_class("dweight", 1, 512, 512, 10**4) == "large"
 
