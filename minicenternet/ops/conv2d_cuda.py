@@ -11,7 +11,8 @@ one for each phase (pixels that share i mod S see the same taps), so that nothin
 `precision` says what is multiplied; sums are float32 throughout:
 
     float32   x, weight, y float32; multiplied as they are           naive, im2col, tiled
-    tf32      x, weight, y float32; rounded to 10 bits of mantissa   tensor_cores (and those above, which do not round)
+    tf32      x, weight, y float32; rounded to 10 bits of mantissa   tensor_cores (and those above, which do not round),
+              (for the weight gradient cut off)
     bf16      x, weight, y bfloat16 (needs ml_dtypes)                tensor_cores, naive
     fp16      x, weight, y float16                                   tensor_cores, naive
 

@@ -7,8 +7,9 @@
 //                                  multiply k=0  ...                     the depth ahead of the multiplications
 //
 // A block's tile is BM pixels x BN outputs, a warp's WM x WN of it; BK columns of the implicit matrix are a step.
-// T: float is rounded to tf32, __half and __nv_bfloat16 are taken as they are; sums are float32. Rows of a tile in
-// shared memory are 16 bytes longer than their BK numbers: the 8 rows that an ldmatrix reads lie in different banks.
+// T: float is rounded to tf32 (in the weight gradient cut off), __half and __nv_bfloat16 are taken as they are; sums are
+// float32. Rows of a tile in shared memory are 16 bytes longer than their BK numbers: the 8 rows that an ldmatrix reads
+// lie in different banks.
 // Tensor cores are fast: what is done for each copy of 16 bytes must be a few additions and comparisons.
 // The launch bounds leave a thread 128 registers, so that 16 warps of 32 x 32 sums fit a processor; 64 x 64 sums take 8.
 // A copy is 16 bytes: channels must be a multiple of 4 (float) or 8 (the others), and the arrays aligned likewise.
@@ -165,28 +166,47 @@ __global__ void __launch_bounds__(BM / WM * (BN / WN) * 32, WARPS<WM, WN> / (BM 
                                           (float*)(tile + BM * LINE<BN>));
 }
 
-// A fragment of 16 numbers of the depth (tf32: 8) from a tile whose rows are the depth: a lane's two numbers of a word
-// lie in two rows, which ldmatrix_transposed puts together; tf32 has one number a word. `first`: the tile's row and
-// column where the fragment begins, IS_B: it is a B twice 8 columns wide, in which words 1 and 2 have changed places.
-template <class T, bool IS_B>
-__device__ __forceinline__ void load_transposed(uint32_t (&words)[4], const uint32_t* tile, int row, int column,
-                                                int L) {
+// The fragments of 16 columns (A) or twice 8 (B, in which words 1 and 2 have changed places) from a tile whose rows are
+// the depth, 16 of them (tf32: 8) from `row` on. 16 bits: a lane's two numbers of a word lie in two rows, which
+// ldmatrix_transposed puts together. tf32: a word is a number, and of A a lane reads two at once that lie side by side:
+// they count as columns lane / 4 and 8 + lane / 4 of the fragment (`output_of_row`).
+template <class T, bool IS_B, int FRAGMENTS>
+__device__ __forceinline__ void load_transposed(uint32_t (&words)[FRAGMENTS][4], const uint32_t* tile, int row,
+                                                int column, int L) {
   const int lane = threadIdx.x % 32;
   if (sizeof(T) == 2) {
-    const T* numbers = (const T*)tile;
     int down = IS_B ? lane / 8 % 2 : lane / 16, right = IS_B ? lane / 16 : lane / 8 % 2;  // of the matrix of 8 x 8
-    ldmatrix_transposed(words, numbers + (row + down * 8 + lane % 8) * 2 * L + column + right * 8);
-  } else {
+    const T* numbers = (const T*)tile + (row + down * 8 + lane % 8) * 2 * L + column + right * 8;
 #pragma unroll
-    for (int q = 0; q < 4; q++) {
-      int down = IS_B ? q % 2 : q / 2, right = IS_B ? q / 2 : q % 2;
-      words[q] = tile[(row + lane % 4 + down * 4) * L + column + lane / 4 + right * 8];
+    for (int i = 0; i < FRAGMENTS; i++) ldmatrix_transposed(words[i], numbers + 16 * i);
+    return;
+  }
+#pragma unroll
+  for (int down = 0; down < 2; down++) {
+    const uint32_t* from = tile + (row + lane % 4 + 4 * down) * L + column + (IS_B ? lane / 4 : lane / 4 * 2);
+#pragma unroll
+    for (int i = 0; i < FRAGMENTS; i++) {
+      if (IS_B) {
+        words[i][down] = from[16 * i], words[i][2 + down] = from[16 * i + 8];
+      } else {
+        const auto two = *(const Pack<uint32_t, 2>*)(from + 16 * i);
+        words[i][2 * down] = two.at[0], words[i][2 * down + 1] = two.at[1];
+      }
     }
   }
 }
 
+// Return which output row i of a warp's sums is, as load_transposed has brought them; the columns are in order.
+template <class T>
+__device__ __forceinline__ int output_of_row(int i) {
+  const int lane = threadIdx.x % 32;
+  return sizeof(T) == 2 ? 8 * i + lane / 4 : i / 2 * 16 + lane / 4 * 2 + i % 2;
+}
+
 // partial[split, group, o, d] = sum over the split's pixels m of dy[m, o] * implicit[m, d]. There are far more pixels
-// than weights: `splits` blocks share them for each tile, and conv2d_sum_splits adds what they found.
+// than weights: `splits` blocks share them for each tile, and conv2d_sum_splits adds what they found. float is cut off to
+// tf32 here, which the tensor cores do by themselves: to round both sides would take twice the instructions of the
+// multiplications.
 // Blocks: x the outputs, y the depth, z = group * splits + split.
 template <class T, int BM, int BN, int BK, int WM, int WN, int STAGES>
 __global__ void __launch_bounds__(BM / WM * (BN / WN) * 32, WARPS<WM, WN> / (BM / WM * (BN / WN)))
@@ -217,19 +237,20 @@ __global__ void __launch_bounds__(BM / WM * (BN / WN) * 32, WARPS<WM, WN> / (BM 
   };
   auto copy = [&](int step) {  // called for step = 0, 1, 2, ...
     if (step < steps) {
+      int at_x[BK / X_ROWS];  // found first, so that the copies do not wait for one another's loads
+#pragma unroll
+      for (int i = 0; i < BK / X_ROWS; i++) at_x[i] = rows[step % 2][x_r + i * X_ROWS].at(away, g);
       uint32_t* to_dy = tiles_dy + (step % STAGES * BK + dy_r) * DYL + (o - o0) / CHUNK * 4;
       uint32_t* to_x = tiles_x + (step % STAGES * BK + x_r) * XL + (d - d0) / CHUNK * 4;
-      int m = begin + step * BK + dy_r;
+      const unsigned m = begin + step * BK + dy_r, channels = g.groups * g.outputs;
+      const unsigned at = m * channels + group * g.outputs + o;  // may be beyond the array's end, and is not used then
 #pragma unroll
-      for (int i = 0; i < BK / DY_ROWS; i++, m += DY_ROWS) {
-        bool inside = m < end && o < g.outputs;
-        cp_async(to_dy + i * DY_ROWS * DYL, dy + (inside ? (m * g.groups + group) * g.outputs + o : 0), inside);
+      for (int i = 0; i < BK / DY_ROWS; i++) {
+        bool inside = m + i * DY_ROWS < end && o < g.outputs;
+        cp_async(to_dy + i * DY_ROWS * DYL, dy + (inside ? at + i * DY_ROWS * channels : 0), inside);
       }
 #pragma unroll
-      for (int i = 0; i < BK / X_ROWS; i++) {
-        int at = rows[step % 2][x_r + i * X_ROWS].at(away, g);
-        cp_async(to_x + i * X_ROWS * XL, x + max(at, 0), at >= 0);
-      }
+      for (int i = 0; i < BK / X_ROWS; i++) cp_async(to_x + i * X_ROWS * XL, x + max(at_x[i], 0), at_x[i] >= 0);
     }
     cp_async_commit();
   };
@@ -246,10 +267,8 @@ __global__ void __launch_bounds__(BM / WM * (BN / WN) * 32, WARPS<WM, WN> / (BM 
   auto load = [&](int step, int k, int to) {
     const uint32_t* tile_dy = tiles_dy + step % STAGES * BK * DYL;
     const uint32_t* tile_x = tiles_x + step % STAGES * BK * XL;
-#pragma unroll
-    for (int i = 0; i < WM / 16; i++) load_transposed<T, false>(a[to][i], tile_dy, k, wm + 16 * i, DYL);
-#pragma unroll
-    for (int j = 0; j < WN / 16; j++) load_transposed<T, true>(b[to][j], tile_x, k, wn + 16 * j, XL);
+    load_transposed<T, false>(a[to], tile_dy, k, wm, DYL);
+    load_transposed<T, true>(b[to], tile_x, k, wn, XL);
   };
   float sum[WM / 8][WN / 4] = {};
   cp_async_wait<STAGES - 2>();
@@ -268,19 +287,18 @@ __global__ void __launch_bounds__(BM / WM * (BN / WN) * 32, WARPS<WM, WN> / (BM 
         __syncthreads();
         load(step + 1, 0, 1 - now);
       }
-#pragma unroll
-      for (int i = 0; i < WM / 16; i++) to_operand<T>(a[now][i]);
-#pragma unroll
-      for (int j = 0; j < WN / 16; j++) to_operand<T>(b[now][j]);
       multiply<T>(sum, a[now], b[now]);
     }
   }
   float* to = partial + ((size_t)split * g.groups + group) * g.outputs * depth;
 #pragma unroll
-  for (int i = 0; i < WM / 8; i++)
+  for (int i = 0; i < WM / 8; i++) {
+    int row = o0 + wm + output_of_row<T>(i);
+    if (row >= g.outputs) continue;
 #pragma unroll
-    for (int j = 0; j < WN / 4; j++) {
-      int row = o0 + wm + 8 * i + lane / 4, col = d0 + wn + j / 2 * 8 + lane % 4 * 2 + j % 2;
-      if (row < g.outputs && col < depth) to[(size_t)row * depth + col] = sum[i][j];
+    for (int j = 0; j < WN / 4; j += 2) {  // the depth is a multiple of what a copy takes, and so is even
+      int col = d0 + wn + 4 * j + lane % 4 * 2;
+      if (col < depth) *(Pack<float, 2>*)(to + (size_t)row * depth + col) = {sum[i][j], sum[i][j + 1]};
     }
+  }
 }
