@@ -16,6 +16,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 from cuda_on_cpu.instantiations import INSTANTIATIONS
+from on_gpu import elsewhere
 
 from minicenternet import backend
 from minicenternet.errors import InputError
@@ -178,6 +179,17 @@ def test_the_rule_finds_a_rung_for_every_layer(cupy, precision, name):
     if precision == "tf32" and layer.geometry.groups > 1:  # on a rung that does not round
         layer.precision = "float32"
     layer.check(found)
+
+
+@pytest.mark.parametrize("rung, precision", ON)
+def test_maps_that_begin_anywhere(cupy, monkeypatch, rung, precision):
+    """Copies of 16 bytes do not: a map that lies in the middle of another array is moved before."""
+    layer = Layer(cupy, precision, (3, 3), channels=16, outputs=8, padding=1)
+    choices = layer.choices(rung)
+    expected, device = layer.run(*choices), layer.device
+    monkeypatch.setattr(layer, "device", lambda: [elsewhere(cupy, array) for array in device()])
+    for found, wanted in zip(layer.run(*choices), expected, strict=True):
+        assert np.array_equal(found.get(), wanted.get())
 
 
 # --- what follows in the same kernel ---------------------------------------------------------------------------------
