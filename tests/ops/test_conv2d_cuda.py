@@ -476,6 +476,19 @@ def test_a_planted_fault_is_found(cupy, plant, name):
         correlate(cupy, rung)
 
 
+def test_a_ring_that_is_too_small_is_found(cupy, plant, monkeypatch):
+    """Where copies land at once, which they do in reverse order: as late as they may, nothing is to be seen."""
+    if not hasattr(cupy, "launches"):
+        pytest.skip("faults are for the simulator")
+    monkeypatch.setenv("CUDA_ON_CPU_ORDER", "reverse")
+    correlate(cupy, "tensor_cores")
+    plant("tensor_cores", "step % STAGES *", "step % (STAGES - 1) *")
+    with pytest.raises(AssertionError, match="Not equal to tolerance"):
+        correlate(cupy, "tensor_cores")
+    monkeypatch.setenv("CUDA_ON_CPU_ORDER", "forward")
+    correlate(cupy, "tensor_cores")
+
+
 def test_copies_of_16_bytes_to_memory_aligned_to_4_are_found(cupy, plant):
     if not hasattr(cupy, "launches"):
         pytest.skip("faults are for the simulator")
