@@ -32,7 +32,7 @@ from operator import attrgetter
 
 import numpy as np
 
-from .backend import Array, c_type, get_xp, kernel, neighbours, to_cpu
+from .backend import Array, c_type, contiguous, get_xp, kernel, neighbours, to_cpu
 from .memory import SMALLEST, empty
 from .strips import row_blocks
 from .threads import one_blas_thread, parallel_for
@@ -186,10 +186,13 @@ def _go_back(root: Tensor, gradient: Array, ready: Callable[[Tensor], None] | No
 def _sum(a: Array, b: Array, into_first: bool) -> Array:
     """Return a + b; large arrays on all threads, or 16 bytes a thread on a GPU, written over a if `into_first`."""
     xp = get_xp(a, b)
+    if xp is not np and a.dtype == np.float64:  # for which no kernel is made
+        return a + b
     if a.nbytes < SMALLEST or a.dtype != b.dtype or not (a.flags.c_contiguous and b.flags.c_contiguous):
         return a + b
     if xp is not np:
-        total, N = a if into_first else xp.empty(a.shape, a.dtype), neighbours(a.shape[-1], a.dtype)
+        a, b, N = contiguous(a), contiguous(b), neighbours(a.size, a.dtype)
+        total = a if into_first else xp.empty(a.shape, a.dtype)
         kernel("ops/pointwise.cu", f"add_forward<{c_type(a.dtype)}, {N}>").each(a.size // N, a, b, total, a.size, False)
         return total
     total = a if into_first else empty(a.shape, a.dtype)

@@ -171,6 +171,7 @@ SCALARS = {  # of each dtype its NumPy scalar, and those numbers; a bfloat16 is 
 }
 LARGEST = 2**31 - 4096  # kernels count elements in an int, also those that the last block has too many
 FREE_SHARED = 48 << 10  # bytes of shared memory that need no asking for
+WIDEST = 16  # bytes that a thread reads at once, and at a multiple of which they must begin
 
 _INCLUDE = re.compile(r'^#include "([^"]+)"$', re.MULTILINE)
 
@@ -194,8 +195,20 @@ def c_type(dtype: np.dtype) -> str:
 
 
 def neighbours(channels: int, dtype: np.dtype) -> int:
-    """Return how many neighbouring channels a thread may read and write at once: 16 bytes of them where that fits."""
-    return 16 // dtype.itemsize if channels * dtype.itemsize % 16 == 0 else 1
+    """Return how many neighbouring channels a thread may read and write at once: 16 bytes of them where that fits.
+
+    Of arrays that `contiguous` returned, or that were just made.
+    """
+    return WIDEST // dtype.itemsize if channels * dtype.itemsize % WIDEST == 0 else 1
+
+
+def contiguous(array: Array, dtype: np.dtype | str | None = None) -> Array:
+    """Return an array on the GPU in C order, where kernels can read 16 bytes at once; a copy only where it must be one.
+
+    A view may be contiguous and yet begin at no multiple of 16 bytes: a GPU that reads there is of no more use.
+    """
+    array = get_xp(array).ascontiguousarray(array, dtype)
+    return array.copy() if array.data.ptr % WIDEST else array
 
 
 def kernel(file: str, expression: str) -> Kernel:

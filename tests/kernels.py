@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from on_gpu import DTYPES, as_dtype, assert_close, check
+from on_gpu import DTYPES, as_dtype, assert_close, check, elsewhere
 
 from minicenternet import ops
 from minicenternet.backend import to_cpu
@@ -68,9 +68,10 @@ def deform_conv2d(cupy, dtype: str) -> None:
 def splits(cupy, dtype: str) -> None:
     for sizes in ((3, 5), (24, 8)):
         x = normal(2, 9, 7, sum(sizes)).astype(as_dtype(dtype))
-        parts, backward = ops.split.raw(cupy.asarray(x), sizes)
-        assert np.array_equal(np.concatenate([part.get() for part in parts], -1), x)
-        assert np.array_equal(backward(*parts)[0].get(), x)
+        for given in (cupy.asarray(x), elsewhere(cupy, cupy.asarray(x))):
+            parts, backward = ops.split.raw(given, sizes)
+            assert np.array_equal(np.concatenate([part.get() for part in parts], -1), x)
+            assert np.array_equal(backward(*[elsewhere(cupy, part) for part in parts])[0].get(), x)
 
 
 def slices(cupy, dtype: str) -> None:
@@ -86,7 +87,8 @@ def slices(cupy, dtype: str) -> None:
 def channel_sum(cupy, dtype: str) -> None:
     for channels in (33, 8):  # two blocks of channels, two of rows
         x = normal(5, 9, 7, channels).astype(as_dtype(dtype))
-        assert_close(reduce.channel_sum(cupy.asarray(x)), x.astype(np.float64).sum((0, 1, 2)), "float32")
+        for given in (cupy.asarray(x), elsewhere(cupy, cupy.asarray(x))):
+            assert_close(reduce.channel_sum(given), x.astype(np.float64).sum((0, 1, 2)), "float32")
 
 
 def focal_loss(cupy, dtype: str) -> None:
@@ -104,9 +106,10 @@ def best_cells(cupy, dtype: str) -> None:
     for width, classes in ((32, 2), (8, 8)):  # two trees
         arrays = [normal(1, 66, width, n).astype(as_dtype(dtype)) for n in (classes, 2, 2)]
         on_cpu = [array.astype(np.float32) for array in arrays]
-        found, expected = decode.decode(*map(cupy.asarray, arrays), 9), decode.decode(*on_cpu, 9)
-        for ours, theirs in zip(found, expected, strict=True):
-            assert np.array_equal(ours.get(), theirs)
+        on_gpu = [cupy.asarray(array) for array in arrays]
+        for given in (on_gpu, [elsewhere(cupy, array) for array in on_gpu]):
+            for ours, theirs in zip(decode.decode(*given, 9), decode.decode(*on_cpu, 9), strict=True):
+                assert np.array_equal(ours.get(), theirs)
 
 
 def encode(cupy, dtype: str) -> None:

@@ -67,12 +67,20 @@ def assert_close(actual, expected: np.ndarray, dtype: str, what: str = "", scale
     )
 
 
+def elsewhere(cupy, array):
+    """Return an array on the GPU with the same numbers, contiguous, that begins at no multiple of 16 bytes."""
+    memory = cupy.empty(array.size + 1, array.dtype)
+    memory[1:] = array.reshape(-1)
+    return memory[1:].reshape(array.shape)
+
+
 def check(cupy, op: Callable, *arguments, dtype: str, scale: float = 1, seed: int = 0, **options) -> None:
     """Raise AssertionError unless op.raw(*arguments, **options) and its gradients are the same on both devices.
 
     arguments: float64 arrays are given to the GPU as `dtype`, float32 and integer arrays as they are (and float32 ones
     to the CPU as float64); all else is passed on. Also required: the same bits in a second run, the arguments
-    untouched, no value read on the host, and the same gradients for a dy that is not contiguous.
+    untouched, no value read on the host, the same gradients for a dy that is not contiguous, and the same bits wherever
+    the arrays begin.
     """
     on_gpu, on_cpu = [], []
     for argument in arguments:
@@ -109,3 +117,9 @@ def check(cupy, op: Callable, *arguments, dtype: str, scale: float = 1, seed: in
         y, backward = op.raw(*copies, **options)
         for gradient, other in zip(backward(apart[..., ::2]), gradients, strict=True):
             assert gradient is None or np.array_equal(gradient.get(), other.get()), "gradients depend on dy's strides"
+
+    moved = [elsewhere(cupy, array) if hasattr(array, "shape") else array for array in on_gpu]
+    y_of_moved, backward = op.raw(*moved, **options)
+    assert np.array_equal(y_of_moved.get(), y.get(), equal_nan=True), "the result depends on where the arrays begin"
+    for gradient, other in zip(backward(elsewhere(cupy, dy_on_gpu)), gradients, strict=True):
+        assert gradient is None or np.array_equal(gradient.get(), other.get()), "gradients depend on where dy begins"

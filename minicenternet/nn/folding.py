@@ -13,7 +13,7 @@ from collections import Counter
 import numpy as np
 
 from ..autograd import Tensor, differentiable
-from ..backend import Array, get_xp
+from ..backend import Array, contiguous, get_xp
 from ..ops import pointwise_cuda
 from ..strips import as_row, row_blocks
 from ..threads import parallel_for
@@ -37,11 +37,10 @@ def add_relu(x, residual=None, *, relu=True):
 
     For an x that nobody else reads, such as the output of a convolution: a new array would cost more than the sum.
     """
-    xp, has_residual = get_xp(x), residual is not None
-    y = xp.ascontiguousarray(x)
-    if xp is not np:
-        residual = xp.ascontiguousarray(residual) if has_residual else None
-        pointwise_cuda.add(y, residual, y, relu=relu)
+    on_cpu, has_residual = get_xp(x) is np, residual is not None
+    y = np.ascontiguousarray(x) if on_cpu else contiguous(x)
+    if not on_cpu:
+        pointwise_cuda.add(y, contiguous(residual) if has_residual else None, y, relu=relu)
     elif has_residual or relu:
         _add_relu_in_blocks(y, residual, relu)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..backend import Array, c_type, get_xp, kernel, neighbours
+from ..backend import Array, c_type, contiguous, get_xp, kernel, neighbours
 from .reduce_cuda import HEIGHT, LANES, blocks_of_rows
 
 FILE = "ops/batch_norm.cu"
@@ -29,8 +29,8 @@ def batch_norm(
     world: as there; its ranks have maps of one size.
     """
     xp, T, channels = get_xp(x), c_type(x.dtype), x.shape[-1]
-    x, rows = xp.ascontiguousarray(x), x.size // channels
-    residual = None if residual is None else xp.ascontiguousarray(residual)
+    x, rows = contiguous(x), x.size // channels
+    residual = None if residual is None else contiguous(residual)
     N = neighbours(channels, x.dtype)
     grid, block, rows_of_part = blocks_of_rows(rows, channels, N, BLOCKS)
     mean, variance = running_mean, running_var
@@ -62,7 +62,7 @@ def batch_norm(
     rectified, again = (y if relu and has_residual else None), "true" if relu and not has_residual else "false"
 
     def backward(dy):
-        dy = xp.ascontiguousarray(dy)
+        dy = contiguous(dy)
         of_sums, _, rows_of_sum = blocks_of_rows(rows, channels, N)
         sums, products = xp.empty((2, of_sums[1], channels), "float32")
         dweight, dbias = xp.empty((2, channels), "float32")

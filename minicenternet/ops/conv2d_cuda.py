@@ -39,7 +39,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..backend import Array, c_type, current_gpu, get_xp, is_capturing, kernel, to_gpu
+from ..backend import Array, c_type, contiguous, current_gpu, get_xp, is_capturing, kernel, to_gpu
 from ..errors import InputError
 from ..files import replacing
 from .geometry import Geometry, gradient_correlations
@@ -445,8 +445,8 @@ def _bfloat16() -> np.dtype:
 
 
 def _stored(array: Array, precision: str) -> Array:
-    """Return the array as kernels read it: contiguous, in the dtype of the precision."""
-    return get_xp(array).ascontiguousarray(array, storage(precision))
+    """Return the array as kernels read it, also 16 bytes at once: contiguous, in the dtype of the precision."""
+    return contiguous(array, storage(precision))
 
 
 def _kept(kernels: dict | None, weight: Array, form: tuple, make: Callable[[], Array]) -> Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..backend import c_type, get_xp, kernel, neighbours
+from ..backend import c_type, contiguous, get_xp, kernel, neighbours
 
 FILE = "ops/max_pool2d.cu"
 COMPILED = ((3, 2), (2, 2))  # sizes and strides that kernels are compiled for, those of the networks here
@@ -20,7 +20,7 @@ def max_pool2d(x, *, size, stride, padding):
     K, S = (size, stride) if (size, stride) in COMPILED else (0, 0)
     N = neighbours(channels, x.dtype)
     kernel(FILE, f"max_pool2d_forward<{c_type(x.dtype)}, {N}, {K}, {S}>").each(
-        -(-y.size // N), xp.ascontiguousarray(x), y, taps, y.size, *geometry
+        -(-y.size // N), contiguous(x), y, taps, y.size, *geometry
     )
     shape = x.shape
 
@@ -28,7 +28,7 @@ def max_pool2d(x, *, size, stride, padding):
         dx = xp.empty(shape, dy.dtype)
         N = neighbours(channels, dy.dtype)
         kernel(FILE, f"max_pool2d_backward<{c_type(dy.dtype)}, {N}, {K}, {S}>").each(
-            -(-dx.size // N), xp.ascontiguousarray(dy), taps, dx, dx.size, *geometry
+            -(-dx.size // N), contiguous(dy), taps, dx, dx.size, *geometry
         )
         return (dx,)
 

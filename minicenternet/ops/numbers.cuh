@@ -8,9 +8,9 @@
 #define NAN __int_as_float(0x7fffffff)
 #endif
 
-// N numbers that lie side by side, read and written in one instruction: 16 bytes are what a thread moves best.
+// N numbers that lie side by side, read and written in one instruction, 16 bytes at most: what a thread moves best.
 template <class T, int N>
-struct __align__(N * sizeof(T)) Pack {
+struct __align__(N * sizeof(T) < 16 ? N * sizeof(T) : 16) Pack {
   T at[N];
 };
 

@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
-from ..backend import Array, c_type, get_xp, kernel, neighbours
+from ..backend import Array, c_type, contiguous, get_xp, kernel, neighbours
 
 FILE = "ops/pointwise.cu"
 
 
 def sigmoid(x: Array) -> Array:
     """Return 1 / (1 + e ** -x)."""
-    x, y = get_xp(x).ascontiguousarray(x), get_xp(x).empty(x.shape, x.dtype)
+    x, y = contiguous(x), get_xp(x).empty(x.shape, x.dtype)
     _for_all("sigmoid_forward", y, x, y, y.size)
     return y
 
 
 def add(a: Array, b: Array | None, y: Array, *, relu: bool = False) -> None:
-    """Write a + b, or a where b is None, through ReLU where asked, to y, which may be a; all of one shape and dtype."""
+    """Write a + b, or a where b is None, through ReLU where asked, to y, which may be a.
+
+    All are of one shape and dtype, and as `contiguous` returns them.
+    """
     _for_all("add_forward", y, a, b, y, y.size, relu)
 
 
 def relu_backward(dy: Array, y: Array) -> Array:
     """Return dy where y > 0, and 0 elsewhere."""
-    xp, dx = get_xp(dy), get_xp(dy).empty(dy.shape, dy.dtype)
-    _for_all("relu_backward", dx, xp.ascontiguousarray(dy), xp.ascontiguousarray(y), dx, dx.size)
+    dx = get_xp(dy).empty(dy.shape, dy.dtype)
+    _for_all("relu_backward", dx, contiguous(dy), contiguous(y), dx, dx.size)
     return dx
 
 
 def _for_all(name: str, like: Array, *arguments: Array | float | None) -> None:
     """Launch a kernel for all numbers of an array, each thread for as many neighbours as it may read at once."""
-    N = neighbours(like.shape[-1], like.dtype) if like.ndim > 1 else 1  # a vector may begin anywhere
+    N = neighbours(like.size, like.dtype)
     kernel(FILE, f"{name}<{c_type(like.dtype)}, {N}>").each(like.size // N, *arguments)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..backend import Array, c_type, get_xp, kernel, neighbours
+from ..backend import Array, c_type, contiguous, get_xp, kernel, neighbours
 
 FILE = "ops/reduce.cu"
 LANES, HEIGHT = 32, 8  # threads of a block side by side, at most, and above each other, at least
@@ -27,7 +27,7 @@ def blocks_of_rows(rows: int, channels: int, N: int, wanted: int = BLOCKS) -> tu
 def channel_sum(x: Array) -> Array:
     """Return the sum over all but the last axis, float32."""
     xp, channels = get_xp(x), x.shape[-1]
-    x, rows, N = xp.ascontiguousarray(x), x.size // channels, neighbours(channels, x.dtype)
+    x, rows, N = contiguous(x), x.size // channels, neighbours(channels, x.dtype)
     grid, block, rows_of_part = blocks_of_rows(rows, channels, N)
     parts, sums = xp.empty((grid[1], channels), "float32"), xp.empty(channels, "float32")
     kernel(FILE, f"channel_sum_parts<{c_type(x.dtype)}, {N}>")(grid, block, x, parts, rows, channels, rows_of_part)

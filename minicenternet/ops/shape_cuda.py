@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Sequence
 
-from ..backend import Array, c_type, get_xp, kernel, neighbours
+from ..backend import Array, c_type, contiguous, get_xp, kernel, neighbours
 
 FILE = "ops/shape.cu"
 
@@ -14,7 +14,7 @@ FILE = "ops/shape.cu"
 def split(x: Array, sizes: Sequence[int]) -> tuple[Array, ...]:
     """Return arrays (..., size) of their own, one for each of `sizes`, of the channels of x (..., C) in turn."""
     xp, parts = get_xp(x), []
-    x = xp.ascontiguousarray(x)
+    x = contiguous(x)
     for end, size in zip(itertools.accumulate(sizes), sizes, strict=True):
         parts.append(xp.empty((*x.shape[:-1], size), x.dtype))
         _copy_channels(x, end - size, parts[-1], 0, size)
@@ -27,7 +27,7 @@ def joined(parts: Sequence[Array | None], sizes: Sequence[int], shape: tuple[int
     x = xp.zeros(shape, dtype) if any(part is None for part in parts) else xp.empty(shape, dtype)
     for end, size, part in zip(itertools.accumulate(sizes), sizes, parts, strict=True):
         if part is not None:
-            _copy_channels(xp.ascontiguousarray(part), 0, x, end - size, size)
+            _copy_channels(contiguous(part), 0, x, end - size, size)
     return x
 
 

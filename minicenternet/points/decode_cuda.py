@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..backend import Array, c_type, get_xp, kernel, neighbours
+from ..backend import Array, c_type, contiguous, get_xp, kernel, neighbours
 from ..errors import InputError
 
 FILE = "points/decode.cu"
@@ -19,7 +19,7 @@ def top_k(heatmap: Array, k: int, only_peaks: bool) -> tuple[Array, Array, Array
         raise InputError(f"top_k on a GPU takes k up to {MOST}, got {k}")
     xp, (batch, height, width, classes) = get_xp(heatmap), heatmap.shape
     size = height * width * classes
-    k, trees, heatmap = min(k, size), -(-size // CELLS), xp.ascontiguousarray(heatmap)
+    k, trees, heatmap = min(k, size), -(-size // CELLS), contiguous(heatmap)
     types = f"<{c_type(heatmap.dtype)}, {neighbours(classes, heatmap.dtype)}>"
     tree = xp.empty((batch, trees, NODES), "uint64")
     kernel(FILE, f"top_k_groups{types}")((trees, batch), THREADS, heatmap, tree, height, width, classes, only_peaks)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..backend import c_type, get_xp, kernel, neighbours
+from ..backend import c_type, contiguous, get_xp, kernel, neighbours
 
 FILE = "points/losses.cu"
 THREADS, POINT_THREADS = 256, 1024  # as in the kernels
@@ -12,7 +12,7 @@ BLOCKS = 528  # at most, for the sum: four for each of an H200's processors; the
 def focal_loss(logits, heatmap, alpha, beta):
     """Return (loss, backward) like focal_loss.raw: float32, float16 or bfloat16 logits; heatmap and loss float32."""
     xp, T, count = get_xp(logits, heatmap), c_type(logits.dtype), logits.size
-    logits, heatmap = xp.ascontiguousarray(logits), xp.ascontiguousarray(heatmap)
+    logits, heatmap = contiguous(logits), contiguous(heatmap)
     K = neighbours(logits.shape[-1], logits.dtype)
     blocks = min(BLOCKS, -(-count // (THREADS * K)))
     sums = xp.empty((blocks, 2), "float32")

@@ -100,7 +100,7 @@ def convolutions(
                         run()
                         found = profiled(lambda run=run: [run() for _ in range(CALLS)])
                         parts = [launch.seconds for launch in found if "conv2d_tensor" in launch.name]
-                        parts += [launch.seconds for launch in found if "sum_splits" in launch.name]
+                        parts += [launch.seconds for launch in found if "_splits" in launch.name]  # their sum
                         times[choice] = sum(parts) / CALLS
             yield f"{which}, {shape}: {x_shape} by {weight_shape}, stride {geometry.stride[0]}", times
 

@@ -31,9 +31,12 @@ def test_kernels_are_summed_and_the_longest_comes_first():
     assert len(gpu_profile.by_kernel([Launch(str(i), i) for i in range(99)], 1).splitlines()) == 1 + gpu_profile.MOST
 
 
-def test_every_tile_of_every_pass_is_timed(cupy):
+@pytest.mark.parametrize("shared", [False, True])
+def test_every_tile_of_every_pass_is_timed(cupy, monkeypatch, shared):
+    """shared: the depth of a tile, among blocks that each take one step at least."""
     if not hasattr(cupy, "launches"):
         pytest.skip("CuPy itself does not list its launches")
+    monkeypatch.setattr(conv2d_cuda, "LEAST_STEPS", 1 if shared else 10**6)
 
     def profiled(run):
         cupy.launches.clear()
@@ -46,7 +49,7 @@ def test_every_tile_of_every_pass_is_timed(cupy):
         kind = "dweight" if name.startswith("dweight") else "correlate"
         tiles = {tile for some in conv2d_cuda.TILES["tensor_cores"][kind].values() for tile in some}
         assert {choice.tile for choice in times} == tiles
-        assert set(times.values()) == {1.0 if kind == "dweight" else 0.5}  # with the sum of the splits
+        assert set(times.values()) == {1.0 if kind == "dweight" or shared else 0.5}  # with the sum of the splits
 
 
 def test_the_profiler_is_read_in_order(torch):

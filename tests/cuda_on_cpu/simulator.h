@@ -321,7 +321,7 @@ UNCHECKED inline void collective(void* argument, void (*execute)(void**), int li
   warp_barrier(ALL_LANES, line);
 }
 
-// ---- asynchronous copies (cp.async): the data lands when they are waited for, and not before ------------------------
+// ---- asynchronous copies (cp.async): the data lands when it is waited for and not before; in reverse order at once ---
 
 __attribute__((noinline)) inline void copy_words(unsigned* to, const unsigned* from, unsigned words, unsigned valid) {
   for (unsigned i = 0; i < words; i++) to[i] = i < valid ? from[i] : 0;  // instrumented: the sanitizers see the access
@@ -332,6 +332,7 @@ UNCHECKED inline void async_copy(void* to, const void* from, unsigned bytes, uns
   Fiber& fiber = *current;
   bool aligned = ((uintptr_t)to | (valid ? (uintptr_t)from : 0)) % bytes == 0;
   if (!aligned) fail("line %d: cp.async needs %u-byte alignment", line, bytes);
+  if (order == 1) return copy_words((unsigned*)to, (const unsigned*)from, bytes / 4, valid / 4);
   if (fiber.copy_count == MAX_COPIES) return fail("line %d: %u copies wait; is wait_group missing?", line, MAX_COPIES);
   fiber.copies[fiber.copy_count++] = {to, from, bytes, valid, fiber.copy_group};
 }

@@ -3,7 +3,8 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
-// A copy lands when it is waited for and not earlier: who reads too soon finds the NaN of fresh shared memory.
+// A copy lands when it is waited for and not earlier: who reads too soon finds the NaN of fresh shared memory. In reverse
+// order of threads it lands at once: who still reads what was there finds what comes next.
 inline void cp_async(void* shared, const void* global, bool inside, int line = __builtin_LINE()) {
   simulator::async_copy(shared, global, 16, inside ? 16 : 0, line);
 }

@@ -16,6 +16,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 from cuda_on_cpu.instantiations import INSTANTIATIONS
+from on_gpu import elsewhere
 
 from minicenternet import backend
 from minicenternet.errors import InputError
@@ -182,6 +183,17 @@ def test_the_rule_finds_a_rung_for_every_layer(cupy, precision, name):
     if precision == "tf32" and layer.geometry.groups > 1:  # on a rung that does not round
         layer.precision = "float32"
     layer.check(found)
+
+
+@pytest.mark.parametrize("rung, precision", ON)
+def test_maps_that_begin_anywhere(cupy, monkeypatch, rung, precision):
+    """Copies of 16 bytes do not: a map that lies in the middle of another array is moved before."""
+    layer = Layer(cupy, precision, (3, 3), channels=16, outputs=8, padding=1)
+    choices = layer.choices(rung)
+    expected, device = layer.run(*choices), layer.device
+    monkeypatch.setattr(layer, "device", lambda: [elsewhere(cupy, array) for array in device()])
+    for found, wanted in zip(layer.run(*choices), expected, strict=True):
+        assert np.array_equal(found.get(), wanted.get())
 
 
 # --- what follows in the same kernel ---------------------------------------------------------------------------------
@@ -466,6 +478,19 @@ def test_a_planted_fault_is_found(cupy, plant, name):
     plant(rung, text, fault)
     with pytest.raises(AssertionError, match="Not equal to tolerance"):
         correlate(cupy, rung)
+
+
+def test_a_ring_that_is_too_small_is_found(cupy, plant, monkeypatch):
+    """Where copies land at once, which they do in reverse order: as late as they may, nothing is to be seen."""
+    if not hasattr(cupy, "launches"):
+        pytest.skip("faults are for the simulator")
+    monkeypatch.setenv("CUDA_ON_CPU_ORDER", "reverse")
+    correlate(cupy, "tensor_cores")
+    plant("tensor_cores", "step % STAGES *", "step % (STAGES - 1) *")
+    with pytest.raises(AssertionError, match="Not equal to tolerance"):
+        correlate(cupy, "tensor_cores")
+    monkeypatch.setenv("CUDA_ON_CPU_ORDER", "forward")
+    correlate(cupy, "tensor_cores")
 
 
 def test_copies_of_16_bytes_to_memory_aligned_to_4_are_found(cupy, plant):

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from on_gpu import DTYPES, EMPTY, as_dtype, check
+from on_gpu import DTYPES, EMPTY, as_dtype, check, elsewhere
 
 from minicenternet.autograd import Tensor
 from minicenternet.memory import SMALLEST
@@ -38,13 +38,21 @@ def test_a_sum_through_relu(cupy, dtype, shape):
 
 
 @pytest.mark.parametrize("shape", [(3,), (5, 7, SMALLEST // 128 + 1), (SMALLEST // 16, 8)])
-def test_gradients_of_several_uses_add_up(cupy, shape):
+@pytest.mark.parametrize("moved", [False, True])
+def test_gradients_of_several_uses_add_up(cupy, shape, moved):
     """Those of large arrays by a kernel, the second sum written over the first, never over what came from an op."""
     x = Tensor(cupy.ones(shape, np.float32), requires_grad=True)
     inner = x + 0.0
     total = inner * 2.0 + inner * 3.0 + inner
     dy = cupy.asarray(np.random.default_rng(5).standard_normal(shape).astype(np.float32))
     before = dy.get()
-    total.backward(dy)
+    total.backward(elsewhere(cupy, dy) if moved else dy)
     np.testing.assert_allclose(x.grad.get(), 6 * before, rtol=1e-6)
     assert np.array_equal(dy.get(), before)
+
+
+def test_large_gradients_in_float64_add_up(cupy):
+    """Which no kernel of ours takes."""
+    x = Tensor(cupy.ones(SMALLEST // 8, np.float64), requires_grad=True)
+    (x * 2.0 + x).backward(cupy.ones(SMALLEST // 8, np.float64))
+    assert np.array_equal(x.grad.get(), np.full(x.shape, 3.0))
