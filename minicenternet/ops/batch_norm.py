@@ -16,7 +16,6 @@ much larger than σ², μ is subtracted before anything is multiplied, so that i
 
 from __future__ import annotations
 
-import functools
 import math
 
 import numpy as np
@@ -24,12 +23,11 @@ import numpy as np
 from ..autograd import differentiable
 from ..backend import get_xp
 from ..memory import empty
-from ..strips import as_row, row_blocks
+from ..strips import SMALL, as_row, row_blocks
 from ..threads import parallel_for
 from . import batch_norm_cuda
-from .reduce import channel_sum
+from .reduce import channel_sum, ones
 
-SMALL = 1 << 14  # numbers of maps on which the formulas as they are take less time than blocks
 CANCELS = 16  # μ²/σ² above which μ is subtracted first; below it, rounding costs at most 4 bits
 SUMMED = 1 << 10  # numbers of a row whose columns are added up
 
@@ -179,17 +177,10 @@ def _sums(a: np.ndarray, b: np.ndarray, channels: int) -> np.ndarray:
     columns = channels * math.gcd(a.size // channels, max(1, SUMMED // channels))
     a, b = a.reshape(-1, columns), b.reshape(-1, columns)
     rows = np.empty((2, columns), np.result_type(a, b))
-    np.matmul(_ones(len(a), a.dtype), a, out=rows[0])
+    np.matmul(ones(len(a), a.dtype), a, out=rows[0])
     np.einsum("rk,rk->k", a, b, out=rows[1])
     pixels = rows.reshape(2, -1, channels)
-    return _ones(pixels.shape[1], rows.dtype) @ pixels
-
-
-@functools.lru_cache(maxsize=16)
-def _ones(count: int, dtype: np.dtype) -> np.ndarray:
-    ones = np.ones(count, dtype)
-    ones.flags.writeable = False
-    return ones
+    return ones(pixels.shape[1], rows.dtype) @ pixels
 
 
 def _normalise(

@@ -31,9 +31,9 @@ from ..autograd import differentiable
 from ..backend import Array, get_xp
 from ..errors import InputError
 from ..memory import empty
-from ..strips import WORTH_SHARING, Strip, cut, room, run, strided, strips
+from ..strips import PLANS, WORTH_SHARING, Strip, cut, room, run, strided, strips
 from . import conv2d_cuda, winograd
-from .geometry import Correlation, Geometry, Window, forward_correlation, gradient_correlations
+from .geometry import Correlation, Geometry, Window, forward_correlation, gradient_correlations, seen_by
 from .rectify import Finish, bias_relu, finished, through_relu
 from .reduce import channel_sum
 
@@ -70,7 +70,7 @@ def conv2d(
     """
     geometry = Geometry.of(stride, padding, dilation, groups)
     conv2d_cuda.check_precision(x, weight, precision)
-    _check(x, weight, bias, geometry)
+    _check(x.shape, weight.shape, None if bias is None else bias.shape, geometry)
     y = forward(x, weight, geometry, bias, relu, kernels, precision, statistics)
     rectified = y if relu else None
 
@@ -87,21 +87,22 @@ def conv2d(
     return y, backward
 
 
-def _check(x, weight, bias, geometry) -> None:
-    if x.ndim != 4 or weight.ndim != 4:
-        raise ValueError(f"conv2d needs x (B, H, W, C) and weight (O, C/groups, KH, KW), got {x.shape}, {weight.shape}")
-    channels, outputs, groups = x.shape[3], weight.shape[0], geometry.groups
-    if channels != weight.shape[1] * groups or outputs % groups:
+@functools.lru_cache(PLANS)  # what fits once does so the next time
+def _check(x: tuple, weight: tuple, bias: tuple | None, geometry: Geometry) -> None:
+    if len(x) != 4 or len(weight) != 4:
+        raise ValueError(f"conv2d needs x (B, H, W, C) and weight (O, C/groups, KH, KW), got {x}, {weight}")
+    channels, outputs, groups = x[3], weight[0], geometry.groups
+    if channels != weight[1] * groups or outputs % groups:
         raise ValueError(
-            f"x has {channels} channels; weight {weight.shape} with groups={groups} expects {weight.shape[1] * groups}"
+            f"x has {channels} channels; weight {weight} with groups={groups} expects {weight[1] * groups}"
             f" and a multiple of {groups} outputs"
         )
-    if bias is not None and bias.shape != (outputs,):
-        raise ValueError(f"bias has shape {bias.shape}, expected ({outputs},)")
-    if min(geometry.output_size(*x.shape[1:3], weight.shape[2:])) < 1:
+    if bias is not None and bias != (outputs,):
+        raise ValueError(f"bias has shape {bias}, expected ({outputs},)")
+    if min(geometry.output_size(*x[1:3], weight[2:])) < 1:
         raise ValueError(
-            f"the kernel {weight.shape[2:]} with dilation {geometry.dilation} is larger than the padded map:"
-            f" {x.shape[1:3]} with padding {geometry.padding}"
+            f"the kernel {weight[2:]} with dilation {geometry.dilation} is larger than the padded map:"
+            f" {x[1:3]} with padding {geometry.padding}"
         )
 
 
@@ -179,6 +180,7 @@ def wanted_method() -> str:
     return wanted
 
 
+@functools.lru_cache(PLANS)
 def folding(windows: tuple[Window, Window], groups: int, channels: int, shape: tuple[int, ...]) -> int:
     """The rule: return 0 for "direct", or how many pixels along each side Winograd takes as one (1, or 2 at stride 2).
 
@@ -276,7 +278,7 @@ def weight_gradient(
                 total += product
 
     run([functools.partial(sum_part, *part) for part in zip(parts, sums, strict=False)])
-    dweight = sums.sum(0).reshape(groups, *kernel, channels, outputs // groups)
+    dweight = (sums.sum(0) if len(sums) > 1 else sums[0]).reshape(groups, *kernel, channels, outputs // groups)
     return np.ascontiguousarray(dweight.transpose(0, 4, 3, 1, 2)).reshape(outputs, channels, *kernel)
 
 
@@ -292,14 +294,21 @@ def _correlate(
 ) -> list[Callable[[dict], None]]:
     """Return the jobs that write the plan's correlation of x to out (B, OH, OW, O), possibly a strided view."""
     fold = folding(plan.windows, plan.groups, min(x.shape[3], out.shape[3]), out.shape)
-    kernels, key = {} if kernels is None else kernels, (fold, *plan.taps)
-    if key not in kernels:
-        kernels[key] = winograd.transformed_weight(weight, plan, fold) if fold else _matrices(weight, plan)
-    kernel = kernels[key]
+    kernel = _kernel(weight, plan, fold, kernels)
     if fold:
         return winograd.jobs(x, kernel, plan, fold, out, finish)
     pieces = strips(out.shape, kernel.shape[1] * plan.groups * x.itemsize, STRIP_BYTES)
     return [functools.partial(_direct_strip, x, kernel, plan, finish, out, piece) for piece in pieces]
+
+
+def _kernel(weight: np.ndarray, plan: Correlation, fold: int, kernels: dict | None) -> np.ndarray:
+    """Return what the plan's correlation multiplies by, out of `kernels` where it is kept there."""
+    if kernels is None:
+        return winograd.transformed_weight(weight, plan, fold) if fold else _matrices(weight, plan)
+    key = (fold, *plan.taps)
+    if key not in kernels:
+        kernels[key] = _kernel(weight, plan, fold, None)
+    return kernels[key]
 
 
 def _direct_strip(x, matrices, plan: Correlation, finish: Finish | None, out, piece: Strip, scratch: dict) -> None:
@@ -330,16 +339,11 @@ def _matrices(weight: np.ndarray, plan: Correlation) -> np.ndarray:
 
 def _columns(images, windows, groups: int, first: int, last: int, width: int, scratch: dict) -> np.ndarray:
     """Return (G, images*rows*width, KH*KW*C/G): for the output rows first..last, everything that each output sees."""
-    (y, x), (batch, _, _, channels) = windows, images.shape
-    height_seen = y.stride * (last - first - 1) + y.step * (y.taps - 1) + 1
-    width_seen = x.stride * (width - 1) + x.step * (x.taps - 1) + 1
+    (y, x), (batch, _, _, channels), rows = windows, images.shape, last - first
+    height_seen, width_seen, shape, strides = seen_by(windows, groups, (batch, rows, width, channels), images.itemsize)
     seen = cut(images, y.start + y.stride * first, x.start, height_seen, width_seen)
     if groups == y.taps == x.taps == 1:  # the pixels themselves
         return seen[:, :: y.stride, :: x.stride].reshape(1, -1, channels)
-    seen = np.ascontiguousarray(seen)  # a cut without a border is a view of the map
-    image, row, column, channel = seen.strides
-    shape = (groups, batch, last - first, width, y.taps, x.taps, channels // groups)
-    strides = (channel * shape[-1], image, row * y.stride, column * x.stride, row * y.step, column * x.step, channel)
     columns = room(scratch, "columns", shape, images.dtype)
-    columns[...] = strided(seen, shape, strides)
-    return columns.reshape(groups, batch * (last - first) * width, -1)
+    columns[...] = strided(np.ascontiguousarray(seen), shape, strides)  # a cut without a border is a view of the map
+    return columns.reshape(groups, batch * rows * width, -1)
