@@ -149,8 +149,9 @@ def _go_back(root: Tensor, gradient: Array, ready: Callable[[Tensor], None] | No
     tensors, outputs, used = _oldest_first([root]), [], False  # used: whether one of the outputs has a gradient
     while tensors:
         tensor = tensors.pop()  # off the list, so that its data is freed as soon as the pass is done with it
-        gradient, node = gradients.pop(id(tensor), None), tensor.node
-        sums.discard(id(tensor))  # the next Tensor that a checkpoint makes may get this id
+        key, node = id(tensor), tensor.node
+        gradient = gradients.pop(key, None)
+        sums.discard(key)  # the next Tensor that a checkpoint makes may get this id
         if node is None:  # a leaf
             if gradient is not None and tensor.requires_grad:  # not so if a checkpoint gave its constant back
                 tensor.grad = gradient if tensor.grad is None else tensor.grad + gradient
@@ -186,9 +187,9 @@ def _go_back(root: Tensor, gradient: Array, ready: Callable[[Tensor], None] | No
 
 def _sum(a: Array, b: Array, into_first: bool) -> Array:
     """Return a + b; large arrays on all threads, or 16 bytes a thread on a GPU, written over a if `into_first`."""
-    xp = get_xp(a, b)
     if a.nbytes < SMALLEST or a.dtype != b.dtype or not (a.flags.c_contiguous and b.flags.c_contiguous):
         return a + b
+    xp = get_xp(a, b)
     if xp is not np:
         total, N = a if into_first else xp.empty(a.shape, a.dtype), neighbours(a.shape[-1], a.dtype)
         kernel("ops/pointwise.cu", f"add_forward<{c_type(a.dtype)}, {N}>").each(a.size // N, a, b, total, a.size, False)
@@ -302,10 +303,10 @@ def differentiable(function: Callable) -> Callable:
                 arrays.append(argument)
                 inputs.append(None)
         y, backward = function(*arrays, **options)
-        results = tuple(map(Tensor, y)) if isinstance(y, tuple) else (Tensor(y),)
+        results = [Tensor(part) for part in y] if isinstance(y, tuple) else [Tensor(y)]
         if asked and _state.recording:
             _record(Node(function.__name__, backward, inputs, len(results)), results)
-        return results if isinstance(y, tuple) else results[0]
+        return tuple(results) if isinstance(y, tuple) else results[0]
 
     op.raw = function
     return op

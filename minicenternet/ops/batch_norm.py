@@ -16,6 +16,7 @@ much larger than σ², μ is subtracted before anything is multiplied, so that i
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -23,7 +24,7 @@ import numpy as np
 from ..autograd import differentiable
 from ..backend import get_xp
 from ..memory import empty
-from ..strips import SMALL, as_row, row_blocks
+from ..strips import PLANS, SMALL, as_row, row_blocks
 from ..threads import parallel_for
 from . import batch_norm_cuda
 from .reduce import channel_sum, ones
@@ -60,7 +61,8 @@ def batch_norm(
     Raises ValueError when shapes do not fit, or when training on a single value per channel (its variance is 0).
     """
     count = x.size // x.shape[-1]
-    _check(x, residual, training, weight=weight, bias=bias, running_mean=running_mean, running_var=running_var)
+    vectors = weight.shape, bias.shape, running_mean.shape, running_var.shape
+    _check(x.shape, None if residual is None else residual.shape, training, vectors)
     if get_xp(x, weight) is not np:
         return batch_norm_cuda.batch_norm(
             x, weight, bias, running_mean, running_var, residual,
@@ -97,15 +99,16 @@ def batch_norm(
     return y, backward
 
 
-def _check(x, residual, training: bool, **vectors) -> None:
-    channels = x.shape[-1]
-    for name, value in vectors.items():
-        if value.shape != (channels,):
-            raise ValueError(f"batch_norm: x has {channels} channels, {name} has shape {value.shape}")
-    if residual is not None and residual.shape != x.shape:
-        raise ValueError(f"batch_norm: x has shape {x.shape}, residual {residual.shape}; they must be equal")
-    if training and x.size // channels < 2:
-        raise ValueError(f"batch_norm cannot train on one value per channel, got x of shape {x.shape}")
+@functools.lru_cache(PLANS)  # what fits once does so the next time
+def _check(x: tuple, residual: tuple | None, training: bool, vectors: tuple[tuple, ...]) -> None:
+    channels = x[-1]
+    for name, shape in zip(("weight", "bias", "running_mean", "running_var"), vectors, strict=True):
+        if shape != (channels,):
+            raise ValueError(f"batch_norm: x has {channels} channels, {name} has shape {shape}")
+    if residual is not None and residual != x:
+        raise ValueError(f"batch_norm: x has shape {x}, residual {residual}; they must be equal")
+    if training and math.prod(x) // channels < 2:
+        raise ValueError(f"batch_norm cannot train on one value per channel, got x of shape {x}")
 
 
 def _definition(x, weight, bias, mean, variance, residual, relu: bool, training: bool, epsilon: float):
@@ -131,11 +134,10 @@ def _definition(x, weight, bias, mean, variance, residual, relu: bool, training:
 def statistics(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the mean and the (biased) variance of each channel, in x's dtype."""
     if x.size <= SMALL:
-        count = x.size // x.shape[-1]
-        mean = channel_sum(x) / count
-        centred = x - mean
-        rest = channel_sum(centred) / count  # what rounding left of the mean
-        return mean + rest, channel_sum(centred * centred) / count - rest * rest
+        count, exact = x.size // x.shape[-1], x.astype(np.float64)
+        mean = channel_sum(exact) / count
+        centred = exact - mean
+        return mean.astype(x.dtype), (channel_sum(centred * centred) / count).astype(x.dtype)
     channels, blocks = x.shape[-1], row_blocks(x)
     counts = np.array([block.size // channels for block in blocks], np.float64)[:, None]
     means, squares = np.empty((2, len(blocks), channels))

@@ -9,12 +9,14 @@ reach into it, so that no two strips write to the same row.
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from ..autograd import differentiable
 from ..backend import get_xp
 from ..memory import empty
-from ..strips import BLOCK, Strip, strips
+from ..strips import BLOCK, PLANS, Strip, strips
 from ..threads import parallel_for
 from . import max_pool2d_cuda
 
@@ -33,17 +35,7 @@ def max_pool2d(x, *, size=3, stride=2, padding=1):
     batch, height, width, channels = x.shape
     out_height, out_width = ((n + 2 * padding - size) // stride + 1 for n in (height, width))
 
-    def seen(tap: int, first: int, last: int, low: int, high: int) -> tuple[slice, slice]:
-        """Of outputs first .. last, counted from first, those whose tap is an input low .. high; these inputs."""
-        shift = tap - padding
-        start, stop = max(first, -((shift - low) // stride)), min(last, (high - 1 - shift) // stride + 1)
-        if start >= stop:
-            return slice(0, 0), slice(0, 0)
-        inputs = slice(stride * start + shift, stride * (stop - 1) + shift + 1, stride)
-        return slice(start - first, stop - first), inputs
-
-    of_each_tap = [(v, *seen(v, 0, out_width, 0, width)) for v in range(size)]
-    columns_seen = [(v, columns, inputs) for v, columns, inputs in of_each_tap if columns.stop]  # not the border alone
+    columns_seen = _columns_seen(width, out_width, size, stride, padding)
     y = empty((batch, out_height, out_width, channels), x.dtype)
 
     def forward(strip: Strip) -> None:
@@ -52,8 +44,9 @@ def max_pool2d(x, *, size=3, stride=2, padding=1):
         tall = empty((len(best), last - first, width, channels), x.dtype)  # the best of each column of the windows
         tall[...], best[...] = -np.inf, -np.inf
         for u in range(size):
-            rows, inputs = seen(u, first, last, 0, height)
-            np.maximum(tall[:, rows], x[images, inputs], out=tall[:, rows])
+            rows, inputs = _seen(u - padding, stride, first, last, 0, height)
+            if rows.stop:
+                np.maximum(tall[:, rows], x[images, inputs], out=tall[:, rows])
         for _, columns, inputs in columns_seen:
             np.maximum(best[:, :, columns], tall[:, :, inputs], out=best[:, :, columns])
 
@@ -65,14 +58,14 @@ def max_pool2d(x, *, size=3, stride=2, padding=1):
             first = max(0, -((size - 1 - padding - low) // stride))  # the windows that reach into low .. high
             last = min(out_height, (high - 1 + padding) // stride + 1)
             best, sent = y[images, first:last], dy[images, first:last]
-            waiting = np.ones(best.shape, bool)  # windows whose maximum was not met yet
-            chosen, share = np.empty(best.shape, bool), empty(best.shape, dy.dtype)
-            dx[images, low:high] = 0
+            waiting, chosen = np.empty((2, *best.shape), bool)
+            waiting[...], dx[images, low:high] = True, 0  # waiting: windows whose maximum was not met yet
+            share = empty(best.shape, dy.dtype)
             for u in range(size):
-                rows, in_rows = seen(u, first, last, 0, height)
+                rows, in_rows = _seen(u - padding, stride, first, last, 0, height)
                 if not rows.stop:
                     continue
-                own, in_own = seen(u, first, last, low, high)  # of these rows, those that are to be written here
+                own, in_own = _seen(u - padding, stride, first, last, low, high)  # those that are to be written here
                 for v, columns, in_columns in columns_seen:
                     now, later = chosen[:, rows, columns], waiting[:, rows, columns]
                     np.equal(x[images, in_rows, in_columns], best[:, rows, columns], out=now)
@@ -89,3 +82,23 @@ def max_pool2d(x, *, size=3, stride=2, padding=1):
 
     parallel_for(forward, strips((batch, out_height, out_width), channels, BLOCK))
     return y, backward
+
+
+@functools.lru_cache(PLANS)
+def _columns_seen(width: int, out_width: int, size: int, stride: int, padding: int) -> list[tuple[int, slice, slice]]:
+    """Return (tap, outputs, inputs) along a row, see `_seen`, for the taps that see more than the border."""
+    of_each_tap = [(v, *_seen(v - padding, stride, 0, out_width, 0, width)) for v in range(size)]
+    return [(v, outputs, inputs) for v, outputs, inputs in of_each_tap if outputs.stop]
+
+
+@functools.lru_cache(PLANS)
+def _seen(shift: int, stride: int, first: int, last: int, low: int, high: int) -> tuple[slice, slice]:
+    """Of outputs first .. last, counted from first, those that see an input low .. high; and these inputs.
+
+    Output i sees input stride * i + shift.
+    """
+    start, stop = max(first, -((shift - low) // stride)), min(last, (high - 1 - shift) // stride + 1)
+    if start >= stop:
+        return slice(0, 0), slice(0, 0)
+    inputs = slice(stride * start + shift, stride * (stop - 1) + shift + 1, stride)
+    return slice(start - first, stop - first), inputs
