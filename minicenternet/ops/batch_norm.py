@@ -25,7 +25,7 @@ from ..autograd import differentiable
 from ..backend import get_xp
 from ..memory import empty
 from ..strips import PLANS, SMALL, as_row, row_blocks
-from ..threads import parallel_for
+from ..threads import one_blas_thread, parallel_for
 from . import batch_norm_cuda
 from .reduce import channel_sum, ones
 
@@ -134,10 +134,12 @@ def _definition(x, weight, bias, mean, variance, residual, relu: bool, training:
 def statistics(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the mean and the (biased) variance of each channel, in x's dtype."""
     if x.size <= SMALL:
-        count, exact = x.size // x.shape[-1], x.astype(np.float64)
-        mean = channel_sum(exact) / count
-        centred = exact - mean
-        return mean.astype(x.dtype), (channel_sum(centred * centred) / count).astype(x.dtype)
+        pixels = x.reshape(-1, x.shape[-1]).astype(np.float64)
+        share = _shares(len(pixels))
+        with one_blas_thread():
+            mean = share.dot(pixels)
+            centred = pixels - mean
+            return mean.astype(x.dtype), share.dot(centred * centred).astype(x.dtype)
     channels, blocks = x.shape[-1], row_blocks(x)
     counts = np.array([block.size // channels for block in blocks], np.float64)[:, None]
     means, squares = np.empty((2, len(blocks), channels))
@@ -155,6 +157,12 @@ def statistics(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     parallel_for(measure, range(len(blocks)))
     mean, variance = _combined(counts, means, squares) if len(blocks) > 1 else (means[0], squares[0] / counts[0])
     return mean.astype(x.dtype), variance.astype(x.dtype)
+
+
+@functools.lru_cache
+def _shares(count: int) -> np.ndarray:
+    """Return a vector of `count` numbers 1 / count: its product with as many pixels is their mean."""
+    return np.full(count, 1 / count)
 
 
 def _combined(counts: np.ndarray, means: np.ndarray, squares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

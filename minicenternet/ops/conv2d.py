@@ -265,10 +265,10 @@ def weight_gradient(
         return winograd.weight_gradient(x, dy, windows, fold)
     channels, outputs, taps = x.shape[3] // groups, dy.shape[3], math.prod(kernel)
     pieces = strips(dy.shape, taps * x.shape[3] * x.itemsize, max(STRIP_BYTES, 1024 * taps * x.shape[3] * x.itemsize))
-    parts = [pieces[i::WEIGHT_PARTS] for i in range(min(WEIGHT_PARTS, len(pieces)))]
-    sums = np.zeros((max(1, len(parts)), groups, taps * channels, outputs // groups), x.dtype)
+    parts = min(WEIGHT_PARTS, len(pieces))
+    sums = np.zeros((max(1, parts), groups, taps * channels, outputs // groups), x.dtype)
 
-    def sum_part(strips_of_part: list[Strip], total: np.ndarray, scratch: dict) -> None:
+    def sum_part(strips_of_part: tuple[Strip, ...], total: np.ndarray, scratch: dict) -> None:
         for i, (images, first, last) in enumerate(strips_of_part):
             columns = _columns(x[images], windows, groups, first, last, dy.shape[2], scratch)
             strip = dy[images, first:last].reshape(-1, groups, outputs // groups)
@@ -277,8 +277,8 @@ def weight_gradient(
             if i:  # the first one is there already
                 total += product
 
-    run([functools.partial(sum_part, *part) for part in zip(parts, sums, strict=False)])
-    dweight = (sums.sum(0) if len(sums) > 1 else sums[0]).reshape(groups, *kernel, channels, outputs // groups)
+    run([functools.partial(sum_part, pieces[i::WEIGHT_PARTS], sums[i]) for i in range(parts)])
+    dweight = (sums.sum(0) if parts > 1 else sums[0]).reshape(groups, *kernel, channels, outputs // groups)
     return np.ascontiguousarray(dweight.transpose(0, 4, 3, 1, 2)).reshape(outputs, channels, *kernel)
 
 

@@ -34,8 +34,8 @@ def max_pool2d(x, *, size=3, stride=2, padding=1):
         return max_pool2d_cuda.max_pool2d(x, size=size, stride=stride, padding=padding)
     batch, height, width, channels = x.shape
     out_height, out_width = ((n + 2 * padding - size) // stride + 1 for n in (height, width))
-
-    columns_seen = _columns_seen(width, out_width, size, stride, padding)
+    window = size, stride, padding
+    columns_seen = _taps_that_see(window, 0, out_width, width)
     y = empty((batch, out_height, out_width, channels), x.dtype)
 
     def forward(strip: Strip) -> None:
@@ -43,10 +43,8 @@ def max_pool2d(x, *, size=3, stride=2, padding=1):
         best = y[images, first:last]
         tall = empty((len(best), last - first, width, channels), x.dtype)  # the best of each column of the windows
         tall[...], best[...] = -np.inf, -np.inf
-        for u in range(size):
-            rows, inputs = _seen(u - padding, stride, first, last, 0, height)
-            if rows.stop:
-                np.maximum(tall[:, rows], x[images, inputs], out=tall[:, rows])
+        for _, rows, inputs in _taps_that_see(window, first, last, height):
+            np.maximum(tall[:, rows], x[images, inputs], out=tall[:, rows])
         for _, columns, inputs in columns_seen:
             np.maximum(best[:, :, columns], tall[:, :, inputs], out=best[:, :, columns])
 
@@ -61,10 +59,7 @@ def max_pool2d(x, *, size=3, stride=2, padding=1):
             waiting, chosen = np.empty((2, *best.shape), bool)
             waiting[...], dx[images, low:high] = True, 0  # waiting: windows whose maximum was not met yet
             share = empty(best.shape, dy.dtype)
-            for u in range(size):
-                rows, in_rows = _seen(u - padding, stride, first, last, 0, height)
-                if not rows.stop:
-                    continue
+            for u, rows, in_rows in _taps_that_see(window, first, last, height):
                 own, in_own = _seen(u - padding, stride, first, last, low, high)  # those that are to be written here
                 for v, columns, in_columns in columns_seen:
                     now, later = chosen[:, rows, columns], waiting[:, rows, columns]
@@ -85,10 +80,14 @@ def max_pool2d(x, *, size=3, stride=2, padding=1):
 
 
 @functools.lru_cache(PLANS)
-def _columns_seen(width: int, out_width: int, size: int, stride: int, padding: int) -> list[tuple[int, slice, slice]]:
-    """Return (tap, outputs, inputs) along a row, see `_seen`, for the taps that see more than the border."""
-    of_each_tap = [(v, *_seen(v - padding, stride, 0, out_width, 0, width)) for v in range(size)]
-    return [(v, outputs, inputs) for v, outputs, inputs in of_each_tap if outputs.stop]
+def _taps_that_see(window: tuple[int, int, int], first: int, last: int, length: int) -> list[tuple[int, slice, slice]]:
+    """Return (tap, outputs, inputs), see `_seen`, for the taps that do not see the border alone, along one axis.
+
+    window: size, stride, padding.  first, last: of the outputs.  length: of the map.
+    """
+    size, stride, padding = window
+    of_each_tap = [(tap, *_seen(tap - padding, stride, first, last, 0, length)) for tap in range(size)]
+    return [(tap, outputs, inputs) for tap, outputs, inputs in of_each_tap if outputs.stop]
 
 
 @functools.lru_cache(PLANS)
