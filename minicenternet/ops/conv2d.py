@@ -13,9 +13,10 @@ Three array functions are the whole story, and conv_transpose2d is the same thre
 
 `reference_*`, one matrix product per kernel tap, is the definition. The fast forms work strip by strip, each strip
 sized to the caches: "direct" gathers a strip's columns and multiplies once (im2col), "winograd" (winograd.py) needs
-2.56 to 4 times fewer multiplications, and does both gradients by one transform of dy (`gradients_together`). `folding`
-is the rule that picks; MINICENTERNET_CONV=reference | direct | winograd takes one wherever it can. In float32 their
-largest error is below 1e-5 of the largest output. On a GPU the same three are in conv2d_cuda.py.
+2.56 to 4 times fewer multiplications, and does both gradients by one transform of dy, as "direct" does by the same
+columns on small maps (`gradients_together`). `folding` is the rule that picks; MINICENTERNET_CONV=reference | direct |
+winograd takes one wherever it can. In float32 their largest error is below 1e-5 of the largest output. On a GPU the
+same three are in conv2d_cuda.py.
 """
 
 from __future__ import annotations
@@ -31,9 +32,10 @@ from ..autograd import differentiable
 from ..backend import Array, get_xp
 from ..errors import InputError
 from ..memory import empty
-from ..strips import PLANS, WORTH_SHARING, Strip, cut, room, run, strided, strips
+from ..strips import PLANS, WORTH_SHARING, Strip, room, run, strips
+from ..threads import one_blas_thread
 from . import conv2d_cuda, winograd
-from .geometry import Correlation, Geometry, Window, forward_correlation, gradient_correlations, seen_by
+from .geometry import Correlation, Geometry, Window, columns_of, forward_correlation, gradient_correlations
 from .rectify import Finish, bias_relu, finished, through_relu
 from .reduce import channel_sum
 
@@ -270,7 +272,7 @@ def weight_gradient(
 
     def sum_part(strips_of_part: tuple[Strip, ...], total: np.ndarray, scratch: dict) -> None:
         for i, (images, first, last) in enumerate(strips_of_part):
-            columns = _columns(x[images], windows, groups, first, last, dy.shape[2], scratch)
+            columns = columns_of(x[images], windows, groups, first, last, dy.shape[2], scratch)
             strip = dy[images, first:last].reshape(-1, groups, outputs // groups)
             product = room(scratch, "product", total.shape, x.dtype) if i else total
             np.matmul(columns.swapaxes(1, 2), strip.swapaxes(0, 1), out=product)
@@ -283,10 +285,26 @@ def weight_gradient(
 
 
 def gradients_together(x: Array, dy: Array, weight: Array, plan: Correlation) -> tuple[Array, Array] | None:
-    """Return dx, the plan's correlation of dy, and dweight where Winograd finds the two together, else None."""
-    on_cpu = get_xp(x, dy) is np
-    fold = folding(plan.windows, plan.groups, min(x.shape[3], dy.shape[3]), x.shape) if on_cpu else 0
-    return winograd.gradients(x, dy, weight, plan, fold) if fold else None
+    """Return dx, the plan's correlation of dy, and dweight where one look at dy gives the two together, else None."""
+    if get_xp(x, dy) is not np or wanted_method() == "reference":
+        return None
+    fold = folding(plan.windows, plan.groups, min(x.shape[3], dy.shape[3]), x.shape)
+    if fold:
+        return winograd.gradients(x, dy, weight, plan, fold)
+    seen_bytes = math.prod(weight.shape[2:]) * math.prod(x.shape[:3]) * dy.shape[3] * x.itemsize
+    fits = plan.groups == 1 and 0 < seen_bytes <= WORTH_SHARING * STRIP_BYTES
+    return _gradients_of_one_strip(x, dy, weight, plan) if fits else None
+
+
+def _gradients_of_one_strip(x: np.ndarray, dy: np.ndarray, weight: np.ndarray, plan: Correlation):
+    """Both gradients of a small map without groups: the columns of dy times the weight, and times x."""
+    columns = columns_of(dy, plan.windows, 1, 0, x.shape[1], x.shape[2], {})[0]  # (pixels of x, KH*KW * dy's channels)
+    with one_blas_thread():
+        dx = columns @ plan.matrices(weight)[0]
+        products = columns.T @ x.reshape(-1, x.shape[3])
+    dweight, axes = np.empty(weight.shape, x.dtype), (2, 3, 0, 1) if plan.adjoint else (3, 2, 0, 1)
+    plan.picked(dweight)[...] = products.reshape(*weight.shape[2:], -1, x.shape[3]).transpose(axes)
+    return dx.reshape(x.shape), dweight
 
 
 def _correlate(
@@ -304,7 +322,7 @@ def _correlate(
 def _kernel(weight: np.ndarray, plan: Correlation, fold: int, kernels: dict | None) -> np.ndarray:
     """Return what the plan's correlation multiplies by, out of `kernels` where it is kept there."""
     if kernels is None:
-        return winograd.transformed_weight(weight, plan, fold) if fold else _matrices(weight, plan)
+        return winograd.transformed_weight(weight, plan, fold) if fold else plan.matrices(weight)
     key = (fold, *plan.taps)
     if key not in kernels:
         kernels[key] = _kernel(weight, plan, fold, None)
@@ -314,7 +332,7 @@ def _kernel(weight: np.ndarray, plan: Correlation, fold: int, kernels: dict | No
 def _direct_strip(x, matrices, plan: Correlation, finish: Finish | None, out, piece: Strip, scratch: dict) -> None:
     """Gather what the strip's outputs see as columns, and multiply."""
     (images, first, last), groups, outputs = piece, plan.groups, out.shape[3]
-    columns = _columns(x[images], plan.windows, groups, first, last, out.shape[2], scratch)
+    columns = columns_of(x[images], plan.windows, groups, first, last, out.shape[2], scratch)
     target = out[images, first:last]
     whole = target.flags.c_contiguous
     pixels = target.reshape(-1, outputs) if whole else room(scratch, "pixels", (columns.shape[1], outputs), x.dtype)
@@ -325,25 +343,3 @@ def _direct_strip(x, matrices, plan: Correlation, finish: Finish | None, out, pi
     finished(pixels, finish)
     if not whole:
         target[...] = pixels.reshape(target.shape)
-
-
-def _matrices(weight: np.ndarray, plan: Correlation) -> np.ndarray:
-    """Return the plan's taps as (G, taps * inputs/G, outputs/G); channels are read in the order of their memory."""
-    (outputs, channels, *kernel), groups = weight.shape, plan.groups
-    taps = plan.picked(weight.reshape(groups, outputs // groups, channels, *kernel))
-    if plan.adjoint:
-        return np.ascontiguousarray(taps.transpose(0, 3, 4, 1, 2)).reshape(groups, -1, channels)
-    rows = np.ascontiguousarray(taps.transpose(0, 1, 3, 4, 2))  # (G, O/G, taps, C/G)
-    return rows.reshape(groups, outputs // groups, -1).swapaxes(1, 2)
-
-
-def _columns(images, windows, groups: int, first: int, last: int, width: int, scratch: dict) -> np.ndarray:
-    """Return (G, images*rows*width, KH*KW*C/G): for the output rows first..last, everything that each output sees."""
-    (y, x), (batch, _, _, channels), rows = windows, images.shape, last - first
-    height_seen, width_seen, shape, strides = seen_by(windows, groups, (batch, rows, width, channels), images.itemsize)
-    seen = cut(images, y.start + y.stride * first, x.start, height_seen, width_seen)
-    if groups == y.taps == x.taps == 1:  # the pixels themselves
-        return seen[:, :: y.stride, :: x.stride].reshape(1, -1, channels)
-    columns = room(scratch, "columns", shape, images.dtype)
-    columns[...] = strided(np.ascontiguousarray(seen), shape, strides)  # a cut without a border is a view of the map
-    return columns.reshape(groups, batch * rows * width, -1)

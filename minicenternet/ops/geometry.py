@@ -10,8 +10,10 @@ import functools
 import math
 from typing import NamedTuple
 
+import numpy as np
+
 from ..backend import Array
-from ..strips import PLANS
+from ..strips import PLANS, cut, room, strided
 
 
 class Geometry(NamedTuple):
@@ -67,6 +69,15 @@ class Correlation(NamedTuple):
         """Return the plan's taps of kernels (..., KH, KW): a view."""
         return kernels[_index(self.taps)]
 
+    def matrices(self, weight: np.ndarray) -> np.ndarray:
+        """Return the taps as (G, taps * inputs/G, outputs/G); channels are read in the order of their memory."""
+        (outputs, channels, *kernel), groups = weight.shape, self.groups
+        taps = self.picked(weight.reshape(groups, outputs // groups, channels, *kernel))
+        if self.adjoint:
+            return np.ascontiguousarray(taps.transpose(0, 3, 4, 1, 2)).reshape(groups, -1, channels)
+        rows = np.ascontiguousarray(taps.transpose(0, 1, 3, 4, 2))  # (G, O/G, taps, C/G)
+        return rows.reshape(groups, outputs // groups, -1).swapaxes(1, 2)
+
 
 @functools.lru_cache
 def _index(taps: tuple[range, range]) -> tuple:
@@ -109,8 +120,28 @@ def _phases(axis: int, kernel: int, geometry: Geometry) -> list[tuple[int, range
     return found
 
 
+def columns_of(
+    images: np.ndarray,
+    windows: tuple[Window, Window],
+    groups: int,
+    first: int,
+    last: int,
+    width: int,
+    scratch: dict,
+) -> np.ndarray:
+    """Return (G, images*rows*width, KH*KW*C/G): for the output rows first..last, everything that each output sees."""
+    (y, x), (batch, _, _, channels), rows = windows, images.shape, last - first
+    height_seen, width_seen, shape, strides = _seen_by(windows, groups, (batch, rows, width, channels), images.itemsize)
+    seen = cut(images, y.start + y.stride * first, x.start, height_seen, width_seen)
+    if groups == y.taps == x.taps == 1:  # the pixels themselves
+        return seen[:, :: y.stride, :: x.stride].reshape(1, -1, channels)
+    columns = room(scratch, "columns", shape, images.dtype)
+    columns[...] = strided(np.ascontiguousarray(seen), shape, strides)  # a cut without a border is a view of the map
+    return columns.reshape(groups, batch * rows * width, -1)
+
+
 @functools.lru_cache(PLANS)
-def seen_by(windows: tuple[Window, Window], groups: int, outputs: tuple[int, int, int, int], itemsize: int) -> tuple:
+def _seen_by(windows: tuple[Window, Window], groups: int, outputs: tuple[int, int, int, int], itemsize: int) -> tuple:
     """Return what outputs (B, OH, OW) see of a map of C channels, as (rows, columns, shape, strides).
 
     outputs: (B, OH, OW, C).  rows, columns: of the part of the map from the first to the last pixel seen.
