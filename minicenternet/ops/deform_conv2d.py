@@ -33,7 +33,7 @@ import numpy as np
 
 from ..autograd import differentiable
 from ..backend import Array, beside, get_xp
-from ..strips import PLANS, cut
+from ..strips import PLANS, WORTH_SHARING, cut
 from ..threads import parallel_for
 from . import deform_conv2d_cuda
 from .conv2d_cuda import check_precision
@@ -217,29 +217,38 @@ def reference_gradients(
 # --- the same in strips ----------------------------------------------------------------------------------------------
 
 
-def _strip_rows(mask: np.ndarray, channels: int) -> int:
-    """Return how many output rows make a strip."""
-    return max(1, STRIP_BYTES // (mask.shape[2] * mask.shape[3] * channels * mask.itemsize))
+def _strip_size(mask: np.ndarray, channels: int) -> tuple[int, int]:
+    """Return how many images, and how many output rows of each, make a strip: several small images, or a part of one.
+
+    All images at once where they hardly fill it, and else no more than leave PARTS strips for the threads to share.
+    """
+    (batch, height, width, taps), pixel_bytes = mask.shape, channels * mask.itemsize
+    rows = max(1, STRIP_BYTES // (width * taps * pixel_bytes))
+    if batch * height <= WORTH_SHARING * rows:
+        return max(1, batch), height
+    return max(1, min(rows // height, -(-batch // PARTS))), min(rows, height)
 
 
 def _look_around(size, offset, mask, kernel, geometry, first_row):
-    """Return where the n = rows * OW * KH*KW points of a strip lie.
+    """Return where the n = images * rows * OW * KH*KW points of a strip lie.
 
-    size: (H + 2, W + 2) of a bordered image; offset, mask (1, rows, OW, ...).  near: the Neighbours;  corner (n,): the
-    upper left one's index in the image's pixels;  shares (n, 4), the mask's factor included.
+    size: (H + 2, W + 2) of a bordered image; offset, mask (images, rows, OW, ...).  near: the Neighbours;
+    corner (n,): the upper left one's index in the strip's images' pixels;  shares (n, 4), the mask's factor included.
     """
     height, width = size
     near = Neighbours.of(sample_positions(offset, kernel, geometry, first_row), height - 2, width - 2)
-    corner = (near.top * width + near.left).ravel()
-    return near, corner, (near.shares() * mask[..., None]).reshape(-1, 4)
+    corner = near.top * width + near.left
+    if len(offset) > 1:
+        corner += height * width * np.arange(len(offset)).reshape(-1, 1, 1, 1)
+    return near, corner.ravel(), (near.shares() * mask[..., None]).reshape(-1, 4)
 
 
-def _gather_in_parts(image: np.ndarray, corner: np.ndarray):
+def _gather_in_parts(images: np.ndarray, corner: np.ndarray):
     """Yield (points, values), slices of the n points and what is in their neighbours, (points, 4, C), in one buffer."""
-    _, width, channels = image.shape
-    pixels, four = image.reshape(-1, channels), _four(width)
-    size = max(1, GATHERED_BYTES // (4 * channels * image.itemsize))
-    buffer = np.empty((min(size, len(corner)), 4, channels), image.dtype)
+    *_, width, channels = images.shape
+    pixels, four = images.reshape(-1, channels), _four(width)
+    size = max(1, GATHERED_BYTES // (4 * channels * images.itemsize))
+    buffer = np.empty((min(size, len(corner)), 4, channels), images.dtype)
     for first in range(0, len(corner), size):
         points = slice(first, min(first + size, len(corner)))
         values = buffer[: points.stop - first]
@@ -255,19 +264,20 @@ def _four(width: int) -> np.ndarray:
 
 def forward(x: np.ndarray, offset: np.ndarray, mask: np.ndarray, weight: np.ndarray, geometry: Geometry) -> np.ndarray:
     """Return y (B, OH, OW, O)."""
-    images, matrix, rows, kernel = _bordered(x), _matrix(weight), _strip_rows(mask, x.shape[3]), weight.shape[2:]
+    images, matrix, kernel = _bordered(x), _matrix(weight), weight.shape[2:]
+    together, rows = _strip_size(mask, x.shape[3])
     y = np.empty((*mask.shape[:3], len(weight)), x.dtype)
 
     def strip(job: tuple[int, int]) -> None:
         b, first = job
-        part = np.s_[b : b + 1, first : first + rows]
+        part = np.s_[b : b + together, first : first + rows]
         _, corner, shares = _look_around(images.shape[1:3], offset[part], mask[part], kernel, geometry, first)
         columns = np.empty((len(corner), 1, x.shape[3]), x.dtype)
-        for points, values in _gather_in_parts(images[b], corner):
+        for points, values in _gather_in_parts(images[b : b + together], corner):
             np.matmul(shares[points, None], values, out=columns[points])
         np.matmul(columns.reshape(-1, len(matrix)), matrix, out=y[part].reshape(-1, len(weight)))
 
-    parallel_for(strip, itertools.product(range(len(x)), range(0, y.shape[1], rows)))
+    parallel_for(strip, itertools.product(range(0, len(x), together), range(0, y.shape[1], rows)))
     return y
 
 
@@ -279,31 +289,30 @@ def gradients(
     An image's strips are split among `splits` partial sums of dx, all strips among `parts` partial sums of dweight.
     """
     (batch, _, width, channels), (outputs, _, *kernel) = x.shape, weight.shape
-    images, matrix, rows = _bordered(x), _matrix(weight), _strip_rows(mask, channels)
+    images, matrix, (together, rows) = _bordered(x), _matrix(weight), _strip_size(mask, channels)
     splits = min(-(-PARTS // max(batch, 1)), -(-mask.shape[1] // rows))
-    parts = min(PARTS, batch * splits)
+    split_images = list(itertools.product(range(0, batch, together), range(splits)))
+    parts = min(PARTS, len(split_images))
     dx, dweight = np.zeros((splits, *images.shape), x.dtype), np.zeros((parts, *matrix.shape), x.dtype)
     doffset, dmask = np.empty(offset.shape, x.dtype), np.empty(mask.shape, x.dtype)
 
     def strip(b: int, first: int, dx: np.ndarray, dweight: np.ndarray) -> None:
-        part = np.s_[b : b + 1, first : first + rows]
+        part = np.s_[b : b + together, first : first + rows]
         near, corner, shares = _look_around(images.shape[1:3], offset[part], mask[part], kernel, geometry, first)
         dy_rows = dy[part].reshape(-1, outputs)
         dcolumns = (dy_rows @ matrix.T).reshape(-1, channels)  # (n, C)
         columns, agreement = np.empty((len(corner), 1, channels), x.dtype), np.empty((len(corner), 4, 1), x.dtype)
-        for points, values in _gather_in_parts(images[b], corner):
+        for points, values in _gather_in_parts(images[b : b + together], corner):
             np.matmul(shares[points, None], values, out=columns[points])
             np.matmul(values, dcolumns[points, :, None], out=agreement[points])
         dweight += columns.reshape(-1, len(matrix)).T @ dy_rows
         doffset[part], dmask[part] = near.gradients(agreement.reshape(*near.down.shape, 4), mask[part])
         _scatter(dx.reshape(-1, channels), corner, shares, dcolumns, _four(width + 2))
 
-    split_images = list(itertools.product(range(batch), range(splits)))
-
     def sum_part(i: int) -> None:
         for b, split in split_images[i::parts]:
             for first in range(split * rows, mask.shape[1], splits * rows):
-                strip(b, first, dx[split, b], dweight[i])
+                strip(b, first, dx[split, b : b + together], dweight[i])
 
     parallel_for(sum_part, range(parts))
     dweight = dweight.sum(0).reshape(*kernel, channels, outputs).transpose(3, 2, 0, 1)
