@@ -146,11 +146,12 @@ class Tensor:
 def _go_back(root: Tensor, gradient: Array, ready: Callable[[Tensor], None] | None) -> None:
     """Run the closures from root backwards, adding up the gradients of each Tensor's uses."""
     gradients, sums = {id(root): gradient}, set()  # sums: those of which the array was made here, read by nobody else
-    tensors, outputs = _oldest_first([root]), []
+    tensors, outputs, used = _oldest_first([root]), [], False  # used: whether one of the outputs has a gradient
     while tensors:
         tensor = tensors.pop()  # off the list, so that its data is freed as soon as the pass is done with it
-        gradient, node = gradients.pop(id(tensor), None), tensor.node
-        sums.discard(id(tensor))  # the next Tensor that a checkpoint makes may get this id
+        key, node = id(tensor), tensor.node
+        gradient = gradients.pop(key, None)
+        sums.discard(key)  # the next Tensor that a checkpoint makes may get this id
         if node is None:  # a leaf
             if gradient is not None and tensor.requires_grad:  # not so if a checkpoint gave its constant back
                 tensor.grad = gradient if tensor.grad is None else tensor.grad + gradient
@@ -163,13 +164,14 @@ def _go_back(root: Tensor, gradient: Array, ready: Callable[[Tensor], None] | No
                 "compute the loss again, or add losses and call backward once"
             )
         outputs = outputs or [None] * node.outputs
-        outputs[tensor.output] = gradient
+        outputs[tensor.output], used = gradient, used or gradient is not None
         if tensors and tensors[-1].node is node:  # the op's other outputs follow
             continue
         backward, inputs, again, parts, outputs = node.backward, node.inputs, node.again, outputs, []
         node.backward, node.inputs, node.again = None, [], None
-        if all(part is None for part in parts):  # every use had a gradient of None
+        if not used:  # every use had a gradient of None
             continue
+        used = False
         if again:
             inputs = again()
             tensors = _oldest_first([*tensors, *inputs])  # what was just made is the youngest, so that it comes next
@@ -185,10 +187,10 @@ def _go_back(root: Tensor, gradient: Array, ready: Callable[[Tensor], None] | No
 
 def _sum(a: Array, b: Array, into_first: bool) -> Array:
     """Return a + b; large arrays on all threads, or 16 bytes a thread on a GPU, written over a if `into_first`."""
+    if a.nbytes < SMALLEST or a.dtype != b.dtype or not (a.flags.c_contiguous and b.flags.c_contiguous):
+        return a + b
     xp = get_xp(a, b)
     if xp is not np and a.dtype == np.float64:  # for which no kernel is made
-        return a + b
-    if a.nbytes < SMALLEST or a.dtype != b.dtype or not (a.flags.c_contiguous and b.flags.c_contiguous):
         return a + b
     if xp is not np:
         a, b, N = contiguous(a), contiguous(b), neighbours(a.size, a.dtype)
@@ -207,22 +209,24 @@ def _oldest_first(roots: list[Tensor]) -> list[Tensor]:
     A leaf stands just before the oldest op that uses it, so that its gradient is complete as early as can be: before a
     checkpoint that did not run again yet, which may use any.
     """
-    made, stack = {}, list(roots)  # made: by an op; leaves are placed afterwards
+    made, stack = {}, list(roots)  # made: a set that keeps the order, of those by an op; leaves are placed afterwards
     while stack:
         tensor = stack.pop()
-        if tensor.node and id(tensor) not in made:
-            made[id(tensor)] = tensor
+        if tensor.node and tensor not in made:
+            made[tensor] = None
             stack += [parent for parent in tensor.node.inputs if parent is not None and parent.node]
-    oldest_first, ordered = sorted(made.values(), key=_by_order), {}
-    checkpoint = next((tensor for tensor in oldest_first if tensor.node.again), None)  # the oldest may use any leaf
+    oldest_first, ordered, checkpoint = sorted(made, key=_by_order), {}, None  # ordered: such a set, too
     for tensor in oldest_first:
-        for user in oldest_first if tensor is checkpoint else (tensor,):
+        users = (tensor,)
+        if tensor.node.again and checkpoint is None:  # the oldest checkpoint may use any leaf
+            checkpoint, users = tensor, oldest_first
+        for user in users:
             for parent in user.node.inputs:
                 if parent is not None and parent.node is None:
-                    ordered.setdefault(id(parent), parent)
-        ordered[id(tensor)] = tensor
-    unused = {id(root): root for root in roots if id(root) not in ordered}
-    return [*unused.values(), *ordered.values()]
+                    ordered.setdefault(parent)
+        ordered[tensor] = None
+    unused = dict.fromkeys(root for root in roots if root not in ordered)
+    return [*unused, *ordered]
 
 
 @contextmanager
@@ -292,14 +296,20 @@ def differentiable(function: Callable) -> Callable:
         for name, value in options.items():
             if isinstance(value, Tensor):
                 raise TypeError(f"{function.__name__}: {name} is a Tensor; give it by position, keywords are options")
-        arrays = [a.data if isinstance(a, Tensor) else a for a in arguments]
+        arrays, inputs, asked = [], [], False  # plain loops, as every op comes by here
+        for argument in arguments:
+            if isinstance(argument, Tensor):
+                arrays.append(argument.data)
+                inputs.append(argument if argument.requires_grad else None)
+                asked = asked or argument.requires_grad
+            else:
+                arrays.append(argument)
+                inputs.append(None)
         y, backward = function(*arrays, **options)
-        results = tuple(map(Tensor, y)) if isinstance(y, tuple) else (Tensor(y),)
-        if _state.recording:
-            inputs = [a if isinstance(a, Tensor) and a.requires_grad else None for a in arguments]
-            if inputs.count(None) < len(inputs):
-                _record(Node(function.__name__, backward, inputs, len(results)), results)
-        return results if isinstance(y, tuple) else results[0]
+        results = [Tensor(part) for part in y] if isinstance(y, tuple) else [Tensor(y)]
+        if asked and _state.recording:
+            _record(Node(function.__name__, backward, inputs, len(results)), results)
+        return tuple(results) if isinstance(y, tuple) else results[0]
 
     op.raw = function
     return op

@@ -31,11 +31,14 @@ from .threads import one_blas_thread, parallel_for, per_thread
 BLOCK = 1 << 18  # numbers in a block of point-wise work with several temporaries, which stay in the caches
 ROW = 1 << 14  # numbers in a row of a block, see row_blocks
 ROWS_BLOCK = 1 << 19  # numbers in a block of rows: few temporaries, and so long that threads rarely meet in Python
+SMALL = 1 << 14  # numbers of a map on which formulas as they are take less time than blocks
 WORTH_SHARING = 1 / 4  # of a strip; less is not worth waking another thread for
+PLANS = 1024  # what is kept of each kind of plan: more than the layers of any network here
 Strip = tuple[slice, int, int]  # images, first row, last row
 
 
-def strips(shape: tuple[int, ...], pixel_bytes: int, strip_bytes: int, at_least: int = 4) -> list[Strip]:
+@functools.lru_cache(PLANS)
+def strips(shape: tuple[int, ...], pixel_bytes: int, strip_bytes: int, at_least: int = 4) -> tuple[Strip, ...]:
     """Cut (B, H, W, ...) into (images, first row, last row) whose work, pixel_bytes each pixel, fills strip_bytes.
 
     Small maps are taken several at a time, yet in `at_least` so many strips, for the threads to share; what fits a
@@ -44,15 +47,15 @@ def strips(shape: tuple[int, ...], pixel_bytes: int, strip_bytes: int, at_least:
     batch, height, width = shape[:3]
     fitting = max(1, strip_bytes // max(1, width * pixel_bytes))  # rows
     if batch * height <= WORTH_SHARING * fitting:
-        return [(slice(0, batch), 0, height)] if batch and height else []
+        return ((slice(0, batch), 0, height),) if batch and height else ()
     fitting = min(fitting, -(-batch * height // 2))
     rows = -(-height // -(-height // fitting))  # the same number in each strip of an image, but for the last
     images = max(1, min(fitting // height, -(-batch // at_least)))
-    return [
+    return tuple(
         (slice(b, min(b + images, batch)), first, min(first + rows, height))
         for b in range(0, batch, images)
         for first in range(0, height, rows)
-    ]
+    )
 
 
 def row_blocks(x: np.ndarray) -> list[np.ndarray]:
@@ -90,11 +93,12 @@ def cut(images: Array, top: int, left: int, height: int, width: int, border: flo
 
     The padding of a convolution is written here, into a strip that stays in cache.
     """
-    inner = images[:, max(top, 0) : max(top + height, 0), max(left, 0) : max(left + width, 0)]
+    first, start = max(top, 0), max(left, 0)
+    inner = images[:, first : max(top + height, 0), start : max(left + width, 0)]
     batch, rows, columns, channels = inner.shape
     if rows == height and columns == width:
         return inner
-    shape, xp, row, column = (batch, height, width, channels), get_xp(images), max(-top, 0), max(-left, 0)
+    shape, xp, row, column = (batch, height, width, channels), get_xp(images), first - top, start - left
     whole = empty(shape, images.dtype) if xp is np else xp.empty(shape, images.dtype)
     whole.fill(border)  # all of it, the quickest on small maps, and hardly slower where a strip just fits the cache
     whole[:, row : row + rows, column : column + columns] = inner
@@ -124,7 +128,7 @@ def run(jobs: list[Callable[[dict], None]], shared: bool = True) -> None:
 
 def room(scratch: dict, name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """Return the scratch array of that name in that shape; its content is arbitrary."""
-    size = math.prod(shape)
-    if name not in scratch or scratch[name].size < size:
-        scratch[name] = empty((size,), dtype)
-    return scratch[name][:size].reshape(shape)
+    size, kept = math.prod(shape), scratch.get(name)
+    if kept is None or kept.size < size:
+        kept = scratch[name] = empty((size,), dtype)
+    return kept[:size].reshape(shape)

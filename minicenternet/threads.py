@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -25,9 +25,9 @@ T = TypeVar("T")
 
 
 class _Inside(threading.local):
-    """Whether this thread is running a job, so that nested calls stay in it."""
+    """Whether this thread is running a job, so that nested calls stay in it, and whether it holds BLAS already."""
 
-    job = False
+    job, one_blas_thread = False, False
 
 
 _inside = _Inside()
@@ -88,19 +88,29 @@ def _set_blas_threads(counts: list[int]) -> None:
 class one_blas_thread:
     """Inside, BLAS calls use one thread; the first user thread to enter saves the setting, the last one restores it.
 
-    Ops hold it for as long as they run; a training step or a prediction holds it throughout, which is cheaper.
+    Ops hold it for as long as they run; a training step or a prediction holds it throughout, which is cheaper: for a
+    thread that holds it already, entering is next to nothing.
     """
+
+    __slots__ = ("nested",)
 
     def __enter__(self) -> None:
         global _holders
+        self.nested = _inside.one_blas_thread
+        if self.nested:
+            return
         with _hold_lock:
             if _holders == 0:
                 _before[:] = [library.num_threads for library in _blas_libraries()]
                 _set_blas_threads([1] * len(_before))
             _holders += 1
+        _inside.one_blas_thread = True
 
     def __exit__(self, *_) -> None:
         global _holders
+        if self.nested:
+            return
+        _inside.one_blas_thread = False
         with _hold_lock:
             _holders -= 1
             if _holders == 0:
@@ -131,24 +141,13 @@ def parallel_for(function: Callable[[object], None], jobs: Iterable) -> None:
             function(job)
         return
     remaining = iter(jobs)  # next() on a list iterator is atomic
-
-    def work() -> None:
-        _inside.job = True
-        try:
-            for job in remaining:
-                function(job)
-        except BaseException:
-            remaining.__setstate__(len(jobs))  # nobody starts another job
-            raise
-        finally:
-            _inside.job = False
-
     with one_blas_thread():
         if len(jobs) == 1:
-            return work()
-        helpers = [_pool().submit(work) for _ in range(min(thread_count(), len(jobs)) - 1)]
+            return _work(function, remaining, 1)
+        count = min(thread_count(), len(jobs))
+        helpers = [_pool().submit(_work, function, remaining, len(jobs)) for _ in range(count - 1)]
         try:
-            work()
+            _work(function, remaining, len(jobs))
         finally:
             results = [helper.exception() for helper in helpers if not helper.cancel()]
             failures = [result for result in results if result is not None]
@@ -157,3 +156,16 @@ def parallel_for(function: Callable[[object], None], jobs: Iterable) -> None:
             raise failures[0]
     finally:  # the exception knows this frame: were it to know the exception, only the collector could free the two
         del helpers, results, failures
+
+
+def _work(function: Callable[[object], None], remaining: Iterator, end: int) -> None:
+    """Do jobs in this thread as long as any remain of the `end` that there were."""
+    _inside.job = True
+    try:
+        for job in remaining:
+            function(job)
+    except BaseException:
+        remaining.__setstate__(end)  # nobody starts another job
+        raise
+    finally:
+        _inside.job = False

@@ -95,11 +95,15 @@ def use_threads(monkeypatch):
 def use_convolution(monkeypatch):
     """A function that sets MINICENTERNET_CONV, "" for the rule, for the rest of the test, as often as wanted."""
 
-    wanted_method = importlib.import_module("minicenternet.ops.conv2d").wanted_method
+    module = importlib.import_module("minicenternet.ops.conv2d")
+
+    def forget() -> None:
+        for cache in (module.wanted_method, module.folding):
+            cache.cache_clear()
 
     def use(method: str) -> None:
         monkeypatch.setenv("MINICENTERNET_CONV", method)
-        wanted_method.cache_clear()
+        forget()
 
     yield use
-    wanted_method.cache_clear()
+    forget()

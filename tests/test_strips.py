@@ -27,10 +27,10 @@ def test_every_row_is_in_one_strip(batch, height, strip_bytes):
 
 def test_small_maps_are_shared_unless_all_fit_a_quarter_of_a_strip():
     whole = 8 * 2 * 5 * 4  # bytes
-    assert strips((8, 2, 5), 4, 4 * whole) == [(slice(0, 8), 0, 2)]
+    assert strips((8, 2, 5), 4, 4 * whole) == ((slice(0, 8), 0, 2),)
     for strip_bytes in (4 * whole - 1, whole, whole - 1):
-        assert strips((8, 2, 5), 4, strip_bytes) == [(slice(b, b + 2), 0, 2) for b in (0, 2, 4, 6)]
-    assert strips((1, 8, 5), 4, 8 * 5 * 4) == [(slice(0, 1), 0, 4), (slice(0, 1), 4, 8)]
+        assert strips((8, 2, 5), 4, strip_bytes) == tuple((slice(b, b + 2), 0, 2) for b in (0, 2, 4, 6))
+    assert strips((1, 8, 5), 4, 8 * 5 * 4) == ((slice(0, 1), 0, 4), (slice(0, 1), 4, 8))
 
 
 @pytest.mark.parametrize("row, pixels", [(1, 1), (3, 1), (4, 2), (16, 8), (100, 32), (1000, 256)])

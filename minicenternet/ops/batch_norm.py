@@ -24,12 +24,11 @@ import numpy as np
 from ..autograd import differentiable
 from ..backend import get_xp
 from ..memory import empty
-from ..strips import as_row, row_blocks
-from ..threads import parallel_for
+from ..strips import PLANS, SMALL, as_row, row_blocks
+from ..threads import one_blas_thread, parallel_for
 from . import batch_norm_cuda
-from .reduce import channel_sum
+from .reduce import channel_sum, ones
 
-SMALL = 1 << 14  # numbers of maps on which the formulas as they are take less time than blocks
 CANCELS = 16  # μ²/σ² above which μ is subtracted first; below it, rounding costs at most 4 bits
 SUMMED = 1 << 10  # numbers of a row whose columns are added up
 
@@ -62,7 +61,8 @@ def batch_norm(
     Raises ValueError when shapes do not fit, or when training on a single value per channel (its variance is 0).
     """
     count = x.size // x.shape[-1]
-    _check(x, residual, training, weight=weight, bias=bias, running_mean=running_mean, running_var=running_var)
+    vectors = weight.shape, bias.shape, running_mean.shape, running_var.shape
+    _check(x.shape, None if residual is None else residual.shape, training, vectors)
     if get_xp(x, weight) is not np:
         return batch_norm_cuda.batch_norm(
             x, weight, bias, running_mean, running_var, residual,
@@ -99,15 +99,16 @@ def batch_norm(
     return y, backward
 
 
-def _check(x, residual, training: bool, **vectors) -> None:
-    channels = x.shape[-1]
-    for name, value in vectors.items():
-        if value.shape != (channels,):
-            raise ValueError(f"batch_norm: x has {channels} channels, {name} has shape {value.shape}")
-    if residual is not None and residual.shape != x.shape:
-        raise ValueError(f"batch_norm: x has shape {x.shape}, residual {residual.shape}; they must be equal")
-    if training and x.size // channels < 2:
-        raise ValueError(f"batch_norm cannot train on one value per channel, got x of shape {x.shape}")
+@functools.lru_cache(PLANS)  # what fits once does so the next time
+def _check(x: tuple, residual: tuple | None, training: bool, vectors: tuple[tuple, ...]) -> None:
+    channels = x[-1]
+    for name, shape in zip(("weight", "bias", "running_mean", "running_var"), vectors, strict=True):
+        if shape != (channels,):
+            raise ValueError(f"batch_norm: x has {channels} channels, {name} has shape {shape}")
+    if residual is not None and residual != x:
+        raise ValueError(f"batch_norm: x has shape {x}, residual {residual}; they must be equal")
+    if training and math.prod(x) // channels < 2:
+        raise ValueError(f"batch_norm cannot train on one value per channel, got x of shape {x}")
 
 
 def _definition(x, weight, bias, mean, variance, residual, relu: bool, training: bool, epsilon: float):
@@ -133,11 +134,12 @@ def _definition(x, weight, bias, mean, variance, residual, relu: bool, training:
 def statistics(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the mean and the (biased) variance of each channel, in x's dtype."""
     if x.size <= SMALL:
-        count = x.size // x.shape[-1]
-        mean = channel_sum(x) / count
-        centred = x - mean
-        rest = channel_sum(centred) / count  # what rounding left of the mean
-        return mean + rest, channel_sum(centred * centred) / count - rest * rest
+        pixels = x.reshape(-1, x.shape[-1]).astype(np.float64)
+        share = _shares(len(pixels))
+        with one_blas_thread():
+            mean = share.dot(pixels)
+            centred = pixels - mean
+            return mean.astype(x.dtype), share.dot(centred * centred).astype(x.dtype)
     channels, blocks = x.shape[-1], row_blocks(x)
     counts = np.array([block.size // channels for block in blocks], np.float64)[:, None]
     means, squares = np.empty((2, len(blocks), channels))
@@ -155,6 +157,12 @@ def statistics(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     parallel_for(measure, range(len(blocks)))
     mean, variance = _combined(counts, means, squares) if len(blocks) > 1 else (means[0], squares[0] / counts[0])
     return mean.astype(x.dtype), variance.astype(x.dtype)
+
+
+@functools.lru_cache
+def _shares(count: int) -> np.ndarray:
+    """Return a vector of `count` numbers 1 / count: its product with as many pixels is their mean."""
+    return np.full(count, 1 / count)
 
 
 def _combined(counts: np.ndarray, means: np.ndarray, squares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -179,17 +187,10 @@ def _sums(a: np.ndarray, b: np.ndarray, channels: int) -> np.ndarray:
     columns = channels * math.gcd(a.size // channels, max(1, SUMMED // channels))
     a, b = a.reshape(-1, columns), b.reshape(-1, columns)
     rows = np.empty((2, columns), np.result_type(a, b))
-    np.matmul(_ones(len(a), a.dtype), a, out=rows[0])
+    np.matmul(ones(len(a), a.dtype), a, out=rows[0])
     np.einsum("rk,rk->k", a, b, out=rows[1])
     pixels = rows.reshape(2, -1, channels)
-    return _ones(pixels.shape[1], rows.dtype) @ pixels
-
-
-@functools.lru_cache(maxsize=16)
-def _ones(count: int, dtype: np.dtype) -> np.ndarray:
-    ones = np.ones(count, dtype)
-    ones.flags.writeable = False
-    return ones
+    return ones(pixels.shape[1], rows.dtype) @ pixels
 
 
 def _normalise(

@@ -13,9 +13,10 @@ Three array functions are the whole story, and conv_transpose2d is the same thre
 
 `reference_*`, one matrix product per kernel tap, is the definition. The fast forms work strip by strip, each strip
 sized to the caches: "direct" gathers a strip's columns and multiplies once (im2col), "winograd" (winograd.py) needs
-2.56 to 4 times fewer multiplications, and does both gradients by one transform of dy (`gradients_together`). `folding`
-is the rule that picks; MINICENTERNET_CONV=reference | direct | winograd takes one wherever it can. In float32 their
-largest error is below 1e-5 of the largest output. On a GPU the same three are in conv2d_cuda.py.
+2.56 to 4 times fewer multiplications, and does both gradients by one transform of dy, as "direct" does by the same
+columns on small maps (`gradients_together`). `folding` is the rule that picks; MINICENTERNET_CONV=reference | direct |
+winograd takes one wherever it can. In float32 their largest error is below 1e-5 of the largest output. On a GPU the
+same three are in conv2d_cuda.py.
 """
 
 from __future__ import annotations
@@ -31,9 +32,10 @@ from ..autograd import differentiable
 from ..backend import Array, get_xp
 from ..errors import InputError
 from ..memory import empty
-from ..strips import WORTH_SHARING, Strip, cut, room, run, strided, strips
+from ..strips import PLANS, WORTH_SHARING, Strip, room, run, strips
+from ..threads import one_blas_thread
 from . import conv2d_cuda, winograd
-from .geometry import Correlation, Geometry, Window, forward_correlation, gradient_correlations
+from .geometry import Correlation, Geometry, Window, columns_of, forward_correlation, gradient_correlations
 from .rectify import Finish, bias_relu, finished, through_relu
 from .reduce import channel_sum
 
@@ -70,7 +72,7 @@ def conv2d(
     """
     geometry = Geometry.of(stride, padding, dilation, groups)
     conv2d_cuda.check_precision(x, weight, precision)
-    _check(x, weight, bias, geometry)
+    _check(x.shape, weight.shape, None if bias is None else bias.shape, geometry)
     y = forward(x, weight, geometry, bias, relu, kernels, precision, statistics)
     rectified = y if relu else None
 
@@ -87,21 +89,22 @@ def conv2d(
     return y, backward
 
 
-def _check(x, weight, bias, geometry) -> None:
-    if x.ndim != 4 or weight.ndim != 4:
-        raise ValueError(f"conv2d needs x (B, H, W, C) and weight (O, C/groups, KH, KW), got {x.shape}, {weight.shape}")
-    channels, outputs, groups = x.shape[3], weight.shape[0], geometry.groups
-    if channels != weight.shape[1] * groups or outputs % groups:
+@functools.lru_cache(PLANS)  # what fits once does so the next time
+def _check(x: tuple, weight: tuple, bias: tuple | None, geometry: Geometry) -> None:
+    if len(x) != 4 or len(weight) != 4:
+        raise ValueError(f"conv2d needs x (B, H, W, C) and weight (O, C/groups, KH, KW), got {x}, {weight}")
+    channels, outputs, groups = x[3], weight[0], geometry.groups
+    if channels != weight[1] * groups or outputs % groups:
         raise ValueError(
-            f"x has {channels} channels; weight {weight.shape} with groups={groups} expects {weight.shape[1] * groups}"
+            f"x has {channels} channels; weight {weight} with groups={groups} expects {weight[1] * groups}"
             f" and a multiple of {groups} outputs"
         )
-    if bias is not None and bias.shape != (outputs,):
-        raise ValueError(f"bias has shape {bias.shape}, expected ({outputs},)")
-    if min(geometry.output_size(*x.shape[1:3], weight.shape[2:])) < 1:
+    if bias is not None and bias != (outputs,):
+        raise ValueError(f"bias has shape {bias}, expected ({outputs},)")
+    if min(geometry.output_size(*x[1:3], weight[2:])) < 1:
         raise ValueError(
-            f"the kernel {weight.shape[2:]} with dilation {geometry.dilation} is larger than the padded map:"
-            f" {x.shape[1:3]} with padding {geometry.padding}"
+            f"the kernel {weight[2:]} with dilation {geometry.dilation} is larger than the padded map:"
+            f" {x[1:3]} with padding {geometry.padding}"
         )
 
 
@@ -179,6 +182,7 @@ def wanted_method() -> str:
     return wanted
 
 
+@functools.lru_cache(PLANS)
 def folding(windows: tuple[Window, Window], groups: int, channels: int, shape: tuple[int, ...]) -> int:
     """The rule: return 0 for "direct", or how many pixels along each side Winograd takes as one (1, or 2 at stride 2).
 
@@ -263,28 +267,44 @@ def weight_gradient(
         return winograd.weight_gradient(x, dy, windows, fold)
     channels, outputs, taps = x.shape[3] // groups, dy.shape[3], math.prod(kernel)
     pieces = strips(dy.shape, taps * x.shape[3] * x.itemsize, max(STRIP_BYTES, 1024 * taps * x.shape[3] * x.itemsize))
-    parts = [pieces[i::WEIGHT_PARTS] for i in range(min(WEIGHT_PARTS, len(pieces)))]
-    sums = np.zeros((max(1, len(parts)), groups, taps * channels, outputs // groups), x.dtype)
+    parts = min(WEIGHT_PARTS, len(pieces))
+    sums = np.zeros((max(1, parts), groups, taps * channels, outputs // groups), x.dtype)
 
-    def sum_part(strips_of_part: list[Strip], total: np.ndarray, scratch: dict) -> None:
+    def sum_part(strips_of_part: tuple[Strip, ...], total: np.ndarray, scratch: dict) -> None:
         for i, (images, first, last) in enumerate(strips_of_part):
-            columns = _columns(x[images], windows, groups, first, last, dy.shape[2], scratch)
+            columns = columns_of(x[images], windows, groups, first, last, dy.shape[2], scratch)
             strip = dy[images, first:last].reshape(-1, groups, outputs // groups)
             product = room(scratch, "product", total.shape, x.dtype) if i else total
             np.matmul(columns.swapaxes(1, 2), strip.swapaxes(0, 1), out=product)
             if i:  # the first one is there already
                 total += product
 
-    run([functools.partial(sum_part, *part) for part in zip(parts, sums, strict=False)])
-    dweight = sums.sum(0).reshape(groups, *kernel, channels, outputs // groups)
+    run([functools.partial(sum_part, pieces[i::WEIGHT_PARTS], sums[i]) for i in range(parts)])
+    dweight = (sums.sum(0) if parts > 1 else sums[0]).reshape(groups, *kernel, channels, outputs // groups)
     return np.ascontiguousarray(dweight.transpose(0, 4, 3, 1, 2)).reshape(outputs, channels, *kernel)
 
 
 def gradients_together(x: Array, dy: Array, weight: Array, plan: Correlation) -> tuple[Array, Array] | None:
-    """Return dx, the plan's correlation of dy, and dweight where Winograd finds the two together, else None."""
-    on_cpu = get_xp(x, dy) is np
-    fold = folding(plan.windows, plan.groups, min(x.shape[3], dy.shape[3]), x.shape) if on_cpu else 0
-    return winograd.gradients(x, dy, weight, plan, fold) if fold else None
+    """Return dx, the plan's correlation of dy, and dweight where one look at dy gives the two together, else None."""
+    if get_xp(x, dy) is not np or wanted_method() == "reference":
+        return None
+    fold = folding(plan.windows, plan.groups, min(x.shape[3], dy.shape[3]), x.shape)
+    if fold:
+        return winograd.gradients(x, dy, weight, plan, fold)
+    seen_bytes = math.prod(weight.shape[2:]) * math.prod(x.shape[:3]) * dy.shape[3] * x.itemsize
+    fits = plan.groups == 1 and 0 < seen_bytes <= WORTH_SHARING * STRIP_BYTES
+    return _gradients_of_one_strip(x, dy, weight, plan) if fits else None
+
+
+def _gradients_of_one_strip(x: np.ndarray, dy: np.ndarray, weight: np.ndarray, plan: Correlation):
+    """Both gradients of a small map without groups: the columns of dy times the weight, and times x."""
+    columns = columns_of(dy, plan.windows, 1, 0, x.shape[1], x.shape[2], {})[0]  # (pixels of x, KH*KW * dy's channels)
+    with one_blas_thread():
+        dx = columns @ plan.matrices(weight)[0]
+        products = columns.T @ x.reshape(-1, x.shape[3])
+    dweight, axes = np.empty(weight.shape, x.dtype), (2, 3, 0, 1) if plan.adjoint else (3, 2, 0, 1)
+    plan.picked(dweight)[...] = products.reshape(*weight.shape[2:], -1, x.shape[3]).transpose(axes)
+    return dx.reshape(x.shape), dweight
 
 
 def _correlate(
@@ -292,20 +312,27 @@ def _correlate(
 ) -> list[Callable[[dict], None]]:
     """Return the jobs that write the plan's correlation of x to out (B, OH, OW, O), possibly a strided view."""
     fold = folding(plan.windows, plan.groups, min(x.shape[3], out.shape[3]), out.shape)
-    kernels, key = {} if kernels is None else kernels, (fold, *plan.taps)
-    if key not in kernels:
-        kernels[key] = winograd.transformed_weight(weight, plan, fold) if fold else _matrices(weight, plan)
-    kernel = kernels[key]
+    kernel = _kernel(weight, plan, fold, kernels)
     if fold:
         return winograd.jobs(x, kernel, plan, fold, out, finish)
     pieces = strips(out.shape, kernel.shape[1] * plan.groups * x.itemsize, STRIP_BYTES)
     return [functools.partial(_direct_strip, x, kernel, plan, finish, out, piece) for piece in pieces]
 
 
+def _kernel(weight: np.ndarray, plan: Correlation, fold: int, kernels: dict | None) -> np.ndarray:
+    """Return what the plan's correlation multiplies by, out of `kernels` where it is kept there."""
+    if kernels is None:
+        return winograd.transformed_weight(weight, plan, fold) if fold else plan.matrices(weight)
+    key = (fold, *plan.taps)
+    if key not in kernels:
+        kernels[key] = _kernel(weight, plan, fold, None)
+    return kernels[key]
+
+
 def _direct_strip(x, matrices, plan: Correlation, finish: Finish | None, out, piece: Strip, scratch: dict) -> None:
     """Gather what the strip's outputs see as columns, and multiply."""
     (images, first, last), groups, outputs = piece, plan.groups, out.shape[3]
-    columns = _columns(x[images], plan.windows, groups, first, last, out.shape[2], scratch)
+    columns = columns_of(x[images], plan.windows, groups, first, last, out.shape[2], scratch)
     target = out[images, first:last]
     whole = target.flags.c_contiguous
     pixels = target.reshape(-1, outputs) if whole else room(scratch, "pixels", (columns.shape[1], outputs), x.dtype)
@@ -316,30 +343,3 @@ def _direct_strip(x, matrices, plan: Correlation, finish: Finish | None, out, pi
     finished(pixels, finish)
     if not whole:
         target[...] = pixels.reshape(target.shape)
-
-
-def _matrices(weight: np.ndarray, plan: Correlation) -> np.ndarray:
-    """Return the plan's taps as (G, taps * inputs/G, outputs/G); channels are read in the order of their memory."""
-    (outputs, channels, *kernel), groups = weight.shape, plan.groups
-    taps = plan.picked(weight.reshape(groups, outputs // groups, channels, *kernel))
-    if plan.adjoint:
-        return np.ascontiguousarray(taps.transpose(0, 3, 4, 1, 2)).reshape(groups, -1, channels)
-    rows = np.ascontiguousarray(taps.transpose(0, 1, 3, 4, 2))  # (G, O/G, taps, C/G)
-    return rows.reshape(groups, outputs // groups, -1).swapaxes(1, 2)
-
-
-def _columns(images, windows, groups: int, first: int, last: int, width: int, scratch: dict) -> np.ndarray:
-    """Return (G, images*rows*width, KH*KW*C/G): for the output rows first..last, everything that each output sees."""
-    (y, x), (batch, _, _, channels) = windows, images.shape
-    height_seen = y.stride * (last - first - 1) + y.step * (y.taps - 1) + 1
-    width_seen = x.stride * (width - 1) + x.step * (x.taps - 1) + 1
-    seen = cut(images, y.start + y.stride * first, x.start, height_seen, width_seen)
-    if groups == y.taps == x.taps == 1:  # the pixels themselves
-        return seen[:, :: y.stride, :: x.stride].reshape(1, -1, channels)
-    seen = np.ascontiguousarray(seen)  # a cut without a border is a view of the map
-    image, row, column, channel = seen.strides
-    shape = (groups, batch, last - first, width, y.taps, x.taps, channels // groups)
-    strides = (channel * shape[-1], image, row * y.stride, column * x.stride, row * y.step, column * x.step, channel)
-    columns = room(scratch, "columns", shape, images.dtype)
-    columns[...] = strided(seen, shape, strides)
-    return columns.reshape(groups, batch * (last - first) * width, -1)

@@ -11,7 +11,10 @@ gradient is this forward, and its forward is the input gradient here.
 
 from __future__ import annotations
 
+import functools
+
 from ..autograd import differentiable
+from ..strips import PLANS
 from .conv2d import forward, gradients_together, input_gradient, weight_gradient
 from .conv2d_cuda import check_precision
 from .geometry import Geometry, forward_correlation
@@ -42,24 +45,9 @@ def conv_transpose2d(
     Raises ValueError when shapes do not fit, InputError for a precision that the device does not have.
     """
     geometry = Geometry.of(stride, padding, dilation, groups)
-    if x.ndim != 4 or weight.ndim != 4 or x.shape[3] != weight.shape[0] or weight.shape[0] % groups:
-        raise ValueError(
-            f"conv_transpose2d needs x (B, H, W, C) and weight (C, O/groups, KH, KW) with C a multiple of groups, "
-            f"got {x.shape}, {weight.shape}, groups={groups}"
-        )
+    extra = (output_padding, output_padding) if isinstance(output_padding, int) else tuple(output_padding)
+    size = _output_size(x.shape, weight.shape, None if bias is None else bias.shape, geometry, extra)
     check_precision(x, weight, precision)
-    if bias is not None and bias.shape != (weight.shape[1] * groups,):
-        raise ValueError(f"bias has shape {bias.shape}, expected ({weight.shape[1] * groups},)")
-    extra = (output_padding, output_padding) if isinstance(output_padding, int) else output_padding
-    size = tuple(
-        (n - 1) * s - 2 * p + d * (k - 1) + e + 1
-        for n, s, p, d, k, e in zip(x.shape[1:3], *geometry[:3], weight.shape[2:], extra, strict=True)
-    )
-    if min(size) < 1 or geometry.output_size(*size, weight.shape[2:]) != x.shape[1:3]:
-        raise ValueError(
-            f"padding {padding} and output_padding {output_padding} do not fit kernel {weight.shape[2:]} and stride"
-            f" {stride}: output_padding must be smaller than the stride, and the output, {size}, at least 1 x 1"
-        )
     y = input_gradient(x, weight, size, geometry, bias, relu, kernels, precision, statistics)
     rectified = y if relu else None
 
@@ -73,3 +61,28 @@ def conv_transpose2d(
         return dx, weight_gradient(dy, x, weight.shape[2:], geometry, precision), dbias
 
     return y, backward
+
+
+@functools.lru_cache(PLANS)  # what fits once does so the next time
+def _output_size(
+    x: tuple, weight: tuple, bias: tuple | None, geometry: Geometry, output_padding: tuple[int, int]
+) -> tuple[int, int]:
+    """Return (OH, OW) for the shapes of the arrays.  Raises ValueError when they do not fit."""
+    groups = geometry.groups
+    if len(x) != 4 or len(weight) != 4 or x[3] != weight[0] or weight[0] % groups:
+        raise ValueError(
+            f"conv_transpose2d needs x (B, H, W, C) and weight (C, O/groups, KH, KW) with C a multiple of groups, "
+            f"got {x}, {weight}, groups={groups}"
+        )
+    if bias is not None and bias != (weight[1] * groups,):
+        raise ValueError(f"bias has shape {bias}, expected ({weight[1] * groups},)")
+    size = tuple(
+        (n - 1) * s - 2 * p + d * (k - 1) + e + 1
+        for n, s, p, d, k, e in zip(x[1:3], *geometry[:3], weight[2:], output_padding, strict=True)
+    )
+    if min(size) < 1 or geometry.output_size(*size, weight[2:]) != x[1:3]:
+        raise ValueError(
+            f"padding {geometry.padding} and output_padding {output_padding} do not fit kernel {weight[2:]} and stride"
+            f" {geometry.stride}: output_padding must be smaller than the stride, the output, {size}, at least 1 x 1"
+        )
+    return size

@@ -26,14 +26,14 @@ multiply all of a strip's columns by the weight at once.
 from __future__ import annotations
 
 import itertools
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
 
 from ..autograd import differentiable
-from ..backend import Array, get_xp
-from ..strips import cut
+from ..backend import Array, beside, get_xp
+from ..strips import PLANS, WORTH_SHARING, cut
 from ..threads import parallel_for
 from . import deform_conv2d_cuda
 from .conv2d_cuda import check_precision
@@ -42,6 +42,7 @@ from .reduce import channel_sum
 
 STRIP_BYTES = 1 << 20  # columns of one strip
 GATHERED_BYTES = 1 << 18  # neighbours gathered at a time, out of which a strip's columns are made
+SMALL_MATRIX = 1 << 16  # numbers, of points times pixels, to which a matrix of zeros is quicker than to sort
 PARTS = 8  # partial sums of gradients, a fixed number so that the bits do not depend on the threads
 
 
@@ -57,7 +58,9 @@ def deform_conv2d(x, offset, mask, weight, bias=None, *, stride=1, padding=0, di
     """
     geometry = Geometry.of(stride, padding, dilation, groups=1)
     check_precision(x, weight, precision)
-    _check(x, offset, mask, weight, bias, geometry)
+    _check(x.shape, offset.shape, mask.shape, weight.shape, None if bias is None else bias.shape, geometry)
+    if not x.dtype == offset.dtype == mask.dtype:
+        raise ValueError(f"deform_conv2d needs one dtype, got x {x.dtype}, offset {offset.dtype}, mask {mask.dtype}")
     if get_xp(x, offset, mask, weight) is np:
         forth, back = forward, gradients
     else:
@@ -74,43 +77,49 @@ def deform_conv2d(x, offset, mask, weight, bias=None, *, stride=1, padding=0, di
     return y, backward
 
 
-def _check(x, offset, mask, weight, bias, geometry) -> None:
-    if x.ndim != 4 or weight.ndim != 4 or x.shape[3] != weight.shape[1]:
-        raise ValueError(f"deform_conv2d needs x (B, H, W, C) and weight (O, C, KH, KW), got {x.shape}, {weight.shape}")
-    size = geometry.output_size(*x.shape[1:3], weight.shape[2:])
+@lru_cache(PLANS)  # what fits once does so the next time
+def _check(x: tuple, offset: tuple, mask: tuple, weight: tuple, bias: tuple | None, geometry: Geometry) -> None:
+    if len(x) != 4 or len(weight) != 4 or x[3] != weight[1]:
+        raise ValueError(f"deform_conv2d needs x (B, H, W, C) and weight (O, C, KH, KW), got {x}, {weight}")
+    size = geometry.output_size(*x[1:3], weight[2:])
     if min(size) < 1:
         raise ValueError(
-            f"the kernel {weight.shape[2:]} with dilation {geometry.dilation} is larger than the padded map:"
-            f" {x.shape[1:3]} with padding {geometry.padding}"
+            f"the kernel {weight[2:]} with dilation {geometry.dilation} is larger than the padded map:"
+            f" {x[1:3]} with padding {geometry.padding}"
         )
-    taps = weight.shape[2] * weight.shape[3]
-    for name, array, channels in (("offset", offset, 2 * taps), ("mask", mask, taps)):
-        if array.shape != (len(x), *size, channels):
-            raise ValueError(f"{name} has shape {array.shape}, expected {(len(x), *size, channels)}")
-    if bias is not None and bias.shape != (len(weight),):
-        raise ValueError(f"bias has shape {bias.shape}, expected ({len(weight)},)")
-    dtypes = dict(x=x.dtype, offset=offset.dtype, mask=mask.dtype)
-    if len(set(dtypes.values())) > 1:
-        found = ", ".join(f"{name} {dtype}" for name, dtype in dtypes.items())
-        raise ValueError(f"deform_conv2d needs one dtype, got {found}")
+    taps = weight[2] * weight[3]
+    for name, shape, channels in (("offset", offset, 2 * taps), ("mask", mask, taps)):
+        if shape != (x[0], *size, channels):
+            raise ValueError(f"{name} has shape {shape}, expected {(x[0], *size, channels)}")
+    if bias is not None and bias != (weight[0],):
+        raise ValueError(f"bias has shape {bias}, expected ({weight[0]},)")
 
 
 # --- where the taps look ---------------------------------------------------------------------------------------------
 
 
-def sample_positions(
-    offset: Array, kernel: tuple[int, int], geometry: Geometry, first_row: int = 0
-) -> tuple[Array, Array]:
-    """Return the row and the column in x, (B, OH, OW, KH*KW) each, that every tap of every output looks at.
+def sample_positions(offset: Array, kernel: tuple[int, int], geometry: Geometry, first_row: int = 0) -> Array:
+    """Return the row and the column in x, (2, B, OH, OW, KH*KW), that every tap of every output looks at.
 
     first_row: the output row with which `offset` begins.
     """
-    xp, (height, width) = get_xp(offset), offset.shape[1:3]
+    xp, grid = get_xp(offset), _grid(offset.shape[1:3], tuple(kernel), geometry, first_row, offset.dtype)
+    position = xp.empty((2, *offset.shape[:3], offset.shape[3] // 2), offset.dtype)
+    for axis in range(2):
+        xp.add(beside(offset, grid[axis]), offset[..., axis::2], out=position[axis])
+    return position
+
+
+@lru_cache(PLANS)
+def _grid(
+    size: tuple[int, int], kernel: tuple[int, int], geometry: Geometry, first_row: int, dtype: np.dtype
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows (OH, 1, KH*KW) and the columns (OW, KH*KW) that the taps look at where no offset moves them."""
     (stride_y, stride_x), (pad_y, pad_x), (step_y, step_x), _ = geometry
-    u, v = xp.divmod(xp.arange(kernel[0] * kernel[1]), kernel[1])
-    rows = stride_y * (first_row + xp.arange(height))[:, None, None] - pad_y + step_y * u  # (OH, 1, KH*KW)
-    columns = stride_x * xp.arange(width)[:, None] - pad_x + step_x * v  # (OW, KH*KW)
-    return rows.astype(offset.dtype) + offset[..., 0::2], columns.astype(offset.dtype) + offset[..., 1::2]
+    u, v = np.divmod(np.arange(kernel[0] * kernel[1]), kernel[1])
+    rows = stride_y * (first_row + np.arange(size[0]))[:, None, None] - pad_y + step_y * u
+    columns = stride_x * np.arange(size[1])[:, None] - pad_x + step_x * v
+    return rows.astype(dtype), columns.astype(dtype)
 
 
 class Neighbours(NamedTuple):
@@ -127,37 +136,34 @@ class Neighbours(NamedTuple):
     inside: Array
 
     @classmethod
-    def of(cls, row: Array, column: Array, height: int, width: int) -> Neighbours:
-        xp = get_xp(row)
-
-        def split(position, size):
-            position = position.clip(-1, size)
-            before = xp.floor(xp.fmin(position, size - 1))  # fmin: a NaN has an index, and stays NaN in the distance
-            return before.astype(np.intp) + 1, position - before
-
-        inside = (row > -1) & (row < height) & (column > -1) & (column < width)
-        (top, down), (left, right) = split(row, height), split(column, width)
-        return cls(top, left, down, right, inside)
+    def of(cls, position: Array, height: int, width: int) -> Neighbours:
+        """position (2, B, OH, OW, KH*KW): rows and columns."""
+        xp = get_xp(position)
+        size = xp.array([height, width], position.dtype).reshape(2, 1, 1, 1, 1)
+        inside = (position > -1) & (position < size)
+        position = position.clip(-1, size)
+        before = xp.floor(xp.fmin(position, size - 1))  # fmin: a NaN has an index, and stays NaN in the distance
+        return cls(*(before.astype(np.intp) + 1), *(position - before), inside[0] & inside[1])
 
     def shares(self) -> Array:
         """Return (..., KH*KW, 4): upper left, upper right, lower left, lower right."""
-        down, right, up, left = self.down, self.right, 1 - self.down, 1 - self.right
-        shares = get_xp(down).empty((*down.shape, 4), down.dtype)
-        for k, share in enumerate((up * left, up * right, down * left, down * right)):
-            shares[..., k] = share
+        xp, down, right, up, left = get_xp(self.down), self.down, self.right, 1 - self.down, 1 - self.right
+        shares = xp.empty((*down.shape, 4), down.dtype)
+        for k, (vertical, horizontal) in enumerate(((up, left), (up, right), (down, left), (down, right))):
+            xp.multiply(vertical, horizontal, out=shares[..., k])
         return shares
 
     def gradients(self, agreement: Array, mask: Array) -> tuple[Array, Array]:
         """Return doffset (..., 2*KH*KW) and dmask from each neighbour's agreement (..., KH*KW, 4) with dcolumns."""
-        xp, down, right = get_xp(mask), self.down, self.right
+        xp, down, right, up, left = get_xp(mask), self.down, self.right, 1 - self.down, 1 - self.right
         upper_left, upper_right, lower_left, lower_right = (agreement[..., k] for k in range(4))
-        upper = (1 - right) * upper_left + right * upper_right
-        lower = (1 - right) * lower_left + right * lower_right
-        across = (1 - down) * (upper_right - upper_left) + down * (lower_right - lower_left)
-        doffset = xp.empty((*mask.shape[:-1], 2 * mask.shape[-1]), mask.dtype)
-        inside = self.inside * mask
-        doffset[..., 0::2], doffset[..., 1::2] = (lower - upper) * inside, across * inside
-        return doffset, (1 - down) * upper + down * lower
+        upper = left * upper_left + right * upper_right
+        lower = left * lower_left + right * lower_right
+        across = up * (upper_right - upper_left) + down * (lower_right - lower_left)
+        doffset, inside = xp.empty((*mask.shape[:-1], 2 * mask.shape[-1]), mask.dtype), self.inside * mask
+        xp.multiply(lower - upper, inside, out=doffset[..., 0::2])
+        xp.multiply(across, inside, out=doffset[..., 1::2])
+        return doffset, up * upper + down * lower
 
 
 def _bordered(x: Array) -> Array:
@@ -175,7 +181,7 @@ def _matrix(weight: Array) -> Array:
 def _gather(x: Array, offset: Array, kernel: tuple[int, int], geometry: Geometry):
     """Return the Neighbours, the index of all four in bordered x, and their values (B, OH, OW, KH*KW, 4, C)."""
     xp = get_xp(x)
-    near = Neighbours.of(*sample_positions(offset, kernel, geometry), *x.shape[1:3])
+    near = Neighbours.of(sample_positions(offset, kernel, geometry), *x.shape[1:3])
     image = xp.arange(len(x)).reshape(-1, 1, 1, 1, 1)
     index = image, near.top[..., None] + xp.array([0, 0, 1, 1]), near.left[..., None] + xp.array([0, 1, 0, 1])
     return near, index, _bordered(x)[index]
@@ -211,29 +217,38 @@ def reference_gradients(
 # --- the same in strips ----------------------------------------------------------------------------------------------
 
 
-def _strip_rows(mask: np.ndarray, channels: int) -> int:
-    """Return how many output rows make a strip."""
-    return max(1, STRIP_BYTES // (mask.shape[2] * mask.shape[3] * channels * mask.itemsize))
+def _strip_size(mask: np.ndarray, channels: int) -> tuple[int, int]:
+    """Return how many images, and how many output rows of each, make a strip: several small images, or a part of one.
+
+    All images at once where they hardly fill it, and else no more than leave PARTS strips for the threads to share.
+    """
+    (batch, height, width, taps), pixel_bytes = mask.shape, channels * mask.itemsize
+    rows = max(1, STRIP_BYTES // (width * taps * pixel_bytes))
+    if batch * height <= WORTH_SHARING * rows:
+        return max(1, batch), height
+    return max(1, min(rows // height, -(-batch // PARTS))), min(rows, height)
 
 
 def _look_around(size, offset, mask, kernel, geometry, first_row):
-    """Return where the n = rows * OW * KH*KW points of a strip lie.
+    """Return where the n = images * rows * OW * KH*KW points of a strip lie.
 
-    size: (H + 2, W + 2) of a bordered image; offset, mask (1, rows, OW, ...).  near: the Neighbours;  corner (n,): the
-    upper left one's index in the image's pixels;  shares (n, 4), the mask's factor included.
+    size: (H + 2, W + 2) of a bordered image; offset, mask (images, rows, OW, ...).  near: the Neighbours;
+    corner (n,): the upper left one's index in the strip's images' pixels;  shares (n, 4), the mask's factor included.
     """
     height, width = size
-    near = Neighbours.of(*sample_positions(offset, kernel, geometry, first_row), height - 2, width - 2)
-    corner = (near.top * width + near.left).ravel()
-    return near, corner, (near.shares() * mask[..., None]).reshape(-1, 4)
+    near = Neighbours.of(sample_positions(offset, kernel, geometry, first_row), height - 2, width - 2)
+    corner = near.top * width + near.left
+    if len(offset) > 1:
+        corner += height * width * np.arange(len(offset)).reshape(-1, 1, 1, 1)
+    return near, corner.ravel(), (near.shares() * mask[..., None]).reshape(-1, 4)
 
 
-def _gather_in_parts(image: np.ndarray, corner: np.ndarray):
+def _gather_in_parts(images: np.ndarray, corner: np.ndarray):
     """Yield (points, values), slices of the n points and what is in their neighbours, (points, 4, C), in one buffer."""
-    _, width, channels = image.shape
-    pixels, four = image.reshape(-1, channels), _four(width)
-    size = max(1, GATHERED_BYTES // (4 * channels * image.itemsize))
-    buffer = np.empty((min(size, len(corner)), 4, channels), image.dtype)
+    *_, width, channels = images.shape
+    pixels, four = images.reshape(-1, channels), _four(width)
+    size = max(1, GATHERED_BYTES // (4 * channels * images.itemsize))
+    buffer = np.empty((min(size, len(corner)), 4, channels), images.dtype)
     for first in range(0, len(corner), size):
         points = slice(first, min(first + size, len(corner)))
         values = buffer[: points.stop - first]
@@ -241,6 +256,7 @@ def _gather_in_parts(image: np.ndarray, corner: np.ndarray):
         yield points, values
 
 
+@lru_cache
 def _four(width: int) -> np.ndarray:
     """Return the indices of four neighbours, relative to the first, in an image `width` pixels wide."""
     return np.array([0, 1, width, width + 1])
@@ -248,19 +264,20 @@ def _four(width: int) -> np.ndarray:
 
 def forward(x: np.ndarray, offset: np.ndarray, mask: np.ndarray, weight: np.ndarray, geometry: Geometry) -> np.ndarray:
     """Return y (B, OH, OW, O)."""
-    images, matrix, rows, kernel = _bordered(x), _matrix(weight), _strip_rows(mask, x.shape[3]), weight.shape[2:]
+    images, matrix, kernel = _bordered(x), _matrix(weight), weight.shape[2:]
+    together, rows = _strip_size(mask, x.shape[3])
     y = np.empty((*mask.shape[:3], len(weight)), x.dtype)
 
     def strip(job: tuple[int, int]) -> None:
         b, first = job
-        part = np.s_[b : b + 1, first : first + rows]
+        part = np.s_[b : b + together, first : first + rows]
         _, corner, shares = _look_around(images.shape[1:3], offset[part], mask[part], kernel, geometry, first)
         columns = np.empty((len(corner), 1, x.shape[3]), x.dtype)
-        for points, values in _gather_in_parts(images[b], corner):
+        for points, values in _gather_in_parts(images[b : b + together], corner):
             np.matmul(shares[points, None], values, out=columns[points])
         np.matmul(columns.reshape(-1, len(matrix)), matrix, out=y[part].reshape(-1, len(weight)))
 
-    parallel_for(strip, itertools.product(range(len(x)), range(0, y.shape[1], rows)))
+    parallel_for(strip, itertools.product(range(0, len(x), together), range(0, y.shape[1], rows)))
     return y
 
 
@@ -272,31 +289,30 @@ def gradients(
     An image's strips are split among `splits` partial sums of dx, all strips among `parts` partial sums of dweight.
     """
     (batch, _, width, channels), (outputs, _, *kernel) = x.shape, weight.shape
-    images, matrix, rows = _bordered(x), _matrix(weight), _strip_rows(mask, channels)
+    images, matrix, (together, rows) = _bordered(x), _matrix(weight), _strip_size(mask, channels)
     splits = min(-(-PARTS // max(batch, 1)), -(-mask.shape[1] // rows))
-    parts = min(PARTS, batch * splits)
+    split_images = list(itertools.product(range(0, batch, together), range(splits)))
+    parts = min(PARTS, len(split_images))
     dx, dweight = np.zeros((splits, *images.shape), x.dtype), np.zeros((parts, *matrix.shape), x.dtype)
     doffset, dmask = np.empty(offset.shape, x.dtype), np.empty(mask.shape, x.dtype)
 
     def strip(b: int, first: int, dx: np.ndarray, dweight: np.ndarray) -> None:
-        part = np.s_[b : b + 1, first : first + rows]
+        part = np.s_[b : b + together, first : first + rows]
         near, corner, shares = _look_around(images.shape[1:3], offset[part], mask[part], kernel, geometry, first)
         dy_rows = dy[part].reshape(-1, outputs)
         dcolumns = (dy_rows @ matrix.T).reshape(-1, channels)  # (n, C)
         columns, agreement = np.empty((len(corner), 1, channels), x.dtype), np.empty((len(corner), 4, 1), x.dtype)
-        for points, values in _gather_in_parts(images[b], corner):
+        for points, values in _gather_in_parts(images[b : b + together], corner):
             np.matmul(shares[points, None], values, out=columns[points])
             np.matmul(values, dcolumns[points, :, None], out=agreement[points])
         dweight += columns.reshape(-1, len(matrix)).T @ dy_rows
         doffset[part], dmask[part] = near.gradients(agreement.reshape(*near.down.shape, 4), mask[part])
         _scatter(dx.reshape(-1, channels), corner, shares, dcolumns, _four(width + 2))
 
-    split_images = list(itertools.product(range(batch), range(splits)))
-
     def sum_part(i: int) -> None:
         for b, split in split_images[i::parts]:
             for first in range(split * rows, mask.shape[1], splits * rows):
-                strip(b, first, dx[split, b], dweight[i])
+                strip(b, first, dx[split, b : b + together], dweight[i])
 
     parallel_for(sum_part, range(parts))
     dweight = dweight.sum(0).reshape(*kernel, channels, outputs).transpose(3, 2, 0, 1)
@@ -306,9 +322,15 @@ def gradients(
 def _scatter(dx: np.ndarray, corner: np.ndarray, shares: np.ndarray, dcolumns: np.ndarray, four: np.ndarray) -> None:
     """Add shares[i, k] * dcolumns[i] to dx[corner[i] + four[k]], in a fixed order, faster than np.add.at.
 
-    dx (pixels, C), corner (n,), shares (n, 4), dcolumns (n, C).  The points are sorted by corner. Corners with equally
-    many points are taken together, each a product of small matrices; they differ, so that += meets no pixel twice.
+    dx (pixels, C), corner (n,), shares (n, 4), dcolumns (n, C).  On small maps by one product with the matrix of all
+    shares, mostly zeros. On others the points are sorted by corner. Corners with equally many points are taken
+    together, each a product of small matrices; they differ, so that += meets no pixel twice.
     """
+    if len(corner) * len(dx) <= SMALL_MATRIX:
+        matrix = np.zeros((len(corner), len(dx)), dx.dtype)
+        matrix[np.arange(len(corner))[:, None], corner[:, None] + four] = shares
+        dx += matrix.T @ dcolumns
+        return
     order = np.argsort(corner, kind="stable")
     corner, changes = corner[order], np.ones(len(corner) + 1, bool)
     np.not_equal(corner[1:], corner[:-1], out=changes[1:-1])

@@ -10,7 +10,10 @@ import functools
 import math
 from typing import NamedTuple
 
+import numpy as np
+
 from ..backend import Array
+from ..strips import PLANS, cut, room, strided
 
 
 class Geometry(NamedTuple):
@@ -23,10 +26,7 @@ class Geometry(NamedTuple):
 
     @classmethod
     def of(cls, stride, padding, dilation, groups) -> Geometry:
-        def pair(value) -> tuple[int, int]:
-            return (value, value) if isinstance(value, int) else tuple(value)
-
-        return cls(pair(stride), pair(padding), pair(dilation), groups)
+        return cls(_pair(stride), _pair(padding), _pair(dilation), groups)
 
     def output_size(self, height: int, width: int, kernel: tuple[int, int]) -> tuple[int, int]:
         """Return (OH, OW) of the forward convolution of an (height, width) map."""
@@ -35,6 +35,10 @@ class Geometry(NamedTuple):
             (height + 2 * pad_y - step_y * (kernel[0] - 1) - 1) // stride_y + 1,
             (width + 2 * pad_x - step_x * (kernel[1] - 1) - 1) // stride_x + 1,
         )
+
+
+def _pair(value) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else tuple(value)
 
 
 PLAIN = Geometry((1, 1), (0, 0), (1, 1), 1)
@@ -63,8 +67,22 @@ class Correlation(NamedTuple):
 
     def picked(self, kernels: Array) -> Array:
         """Return the plan's taps of kernels (..., KH, KW): a view."""
-        rows, columns = (slice(t.start, t.stop if t.stop >= 0 else None, t.step) for t in self.taps)
-        return kernels[..., rows, columns]
+        return kernels[_index(self.taps)]
+
+    def matrices(self, weight: np.ndarray) -> np.ndarray:
+        """Return the taps as (G, taps * inputs/G, outputs/G); channels are read in the order of their memory."""
+        (outputs, channels, *kernel), groups = weight.shape, self.groups
+        taps = self.picked(weight.reshape(groups, outputs // groups, channels, *kernel))
+        if self.adjoint:
+            return np.ascontiguousarray(taps.transpose(0, 3, 4, 1, 2)).reshape(groups, -1, channels)
+        rows = np.ascontiguousarray(taps.transpose(0, 1, 3, 4, 2))  # (G, O/G, taps, C/G)
+        return rows.reshape(groups, outputs // groups, -1).swapaxes(1, 2)
+
+
+@functools.lru_cache
+def _index(taps: tuple[range, range]) -> tuple:
+    """Return the index of these rows and columns in an array (..., KH, KW)."""
+    return ..., *(slice(t.start, t.stop if t.stop >= 0 else None, t.step) for t in taps)
 
 
 @functools.lru_cache
@@ -100,3 +118,41 @@ def _phases(axis: int, kernel: int, geometry: Geometry) -> list[tuple[int, range
         start = (phase + padding - dilation * taps[0]) // stride if taps else 0
         found.append((phase, taps, Window(start, 1, step, len(taps))))
     return found
+
+
+def columns_of(
+    images: np.ndarray,
+    windows: tuple[Window, Window],
+    groups: int,
+    first: int,
+    last: int,
+    width: int,
+    scratch: dict,
+) -> np.ndarray:
+    """Return (G, images*rows*width, KH*KW*C/G): for the output rows first..last, everything that each output sees."""
+    (y, x), (batch, _, _, channels), rows = windows, images.shape, last - first
+    height_seen, width_seen, shape, strides = _seen_by(windows, groups, (batch, rows, width, channels), images.itemsize)
+    seen = cut(images, y.start + y.stride * first, x.start, height_seen, width_seen)
+    if groups == y.taps == x.taps == 1:  # the pixels themselves
+        return seen[:, :: y.stride, :: x.stride].reshape(1, -1, channels)
+    columns = room(scratch, "columns", shape, images.dtype)
+    columns[...] = strided(np.ascontiguousarray(seen), shape, strides)  # a cut without a border is a view of the map
+    return columns.reshape(groups, batch * rows * width, -1)
+
+
+@functools.lru_cache(PLANS)
+def _seen_by(windows: tuple[Window, Window], groups: int, outputs: tuple[int, int, int, int], itemsize: int) -> tuple:
+    """Return what outputs (B, OH, OW) see of a map of C channels, as (rows, columns, shape, strides).
+
+    outputs: (B, OH, OW, C).  rows, columns: of the part of the map from the first to the last pixel seen.
+    shape (G, B, OH, OW, KH, KW, C/G), strides: of the view of that part, in one piece, which has at
+    [g, b, i, j] what an output sees in a group.
+    """
+    (y, x), (batch, height, width, channels) = windows, outputs
+    rows = y.stride * (height - 1) + y.step * (y.taps - 1) + 1
+    columns = x.stride * (width - 1) + x.step * (x.taps - 1) + 1
+    shape = (groups, batch, height, width, y.taps, x.taps, channels // groups)
+    column, row, image = channels * itemsize, columns * channels * itemsize, rows * columns * channels * itemsize
+    along_y, along_x = (y.stride * row, y.step * row), (x.stride * column, x.step * column)
+    strides = (itemsize * shape[-1], image, along_y[0], along_x[0], along_y[1], along_x[1], itemsize)
+    return rows, columns, shape, strides

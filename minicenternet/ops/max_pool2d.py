@@ -9,12 +9,14 @@ reach into it, so that no two strips write to the same row.
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from ..autograd import differentiable
 from ..backend import get_xp
 from ..memory import empty
-from ..strips import BLOCK, Strip, strips
+from ..strips import BLOCK, PLANS, Strip, strips
 from ..threads import parallel_for
 from . import max_pool2d_cuda
 
@@ -32,18 +34,8 @@ def max_pool2d(x, *, size=3, stride=2, padding=1):
         return max_pool2d_cuda.max_pool2d(x, size=size, stride=stride, padding=padding)
     batch, height, width, channels = x.shape
     out_height, out_width = ((n + 2 * padding - size) // stride + 1 for n in (height, width))
-
-    def seen(tap: int, first: int, last: int, low: int, high: int) -> tuple[slice, slice]:
-        """Of outputs first .. last, counted from first, those whose tap is an input low .. high; these inputs."""
-        shift = tap - padding
-        start, stop = max(first, -((shift - low) // stride)), min(last, (high - 1 - shift) // stride + 1)
-        if start >= stop:
-            return slice(0, 0), slice(0, 0)
-        inputs = slice(stride * start + shift, stride * (stop - 1) + shift + 1, stride)
-        return slice(start - first, stop - first), inputs
-
-    of_each_tap = [(v, *seen(v, 0, out_width, 0, width)) for v in range(size)]
-    columns_seen = [(v, columns, inputs) for v, columns, inputs in of_each_tap if columns.stop]  # not the border alone
+    window = size, stride, padding
+    columns_seen = _taps_that_see(window, 0, out_width, width)
     y = empty((batch, out_height, out_width, channels), x.dtype)
 
     def forward(strip: Strip) -> None:
@@ -51,8 +43,7 @@ def max_pool2d(x, *, size=3, stride=2, padding=1):
         best = y[images, first:last]
         tall = empty((len(best), last - first, width, channels), x.dtype)  # the best of each column of the windows
         tall[...], best[...] = -np.inf, -np.inf
-        for u in range(size):
-            rows, inputs = seen(u, first, last, 0, height)
+        for _, rows, inputs in _taps_that_see(window, first, last, height):
             np.maximum(tall[:, rows], x[images, inputs], out=tall[:, rows])
         for _, columns, inputs in columns_seen:
             np.maximum(best[:, :, columns], tall[:, :, inputs], out=best[:, :, columns])
@@ -65,14 +56,11 @@ def max_pool2d(x, *, size=3, stride=2, padding=1):
             first = max(0, -((size - 1 - padding - low) // stride))  # the windows that reach into low .. high
             last = min(out_height, (high - 1 + padding) // stride + 1)
             best, sent = y[images, first:last], dy[images, first:last]
-            waiting = np.ones(best.shape, bool)  # windows whose maximum was not met yet
-            chosen, share = np.empty(best.shape, bool), empty(best.shape, dy.dtype)
-            dx[images, low:high] = 0
-            for u in range(size):
-                rows, in_rows = seen(u, first, last, 0, height)
-                if not rows.stop:
-                    continue
-                own, in_own = seen(u, first, last, low, high)  # of these rows, those that are to be written here
+            waiting, chosen = np.empty((2, *best.shape), bool)
+            waiting[...], dx[images, low:high] = True, 0  # waiting: windows whose maximum was not met yet
+            share = empty(best.shape, dy.dtype)
+            for u, rows, in_rows in _taps_that_see(window, first, last, height):
+                own, in_own = _seen(u - padding, stride, first, last, low, high)  # those that are to be written here
                 for v, columns, in_columns in columns_seen:
                     now, later = chosen[:, rows, columns], waiting[:, rows, columns]
                     np.equal(x[images, in_rows, in_columns], best[:, rows, columns], out=now)
@@ -89,3 +77,27 @@ def max_pool2d(x, *, size=3, stride=2, padding=1):
 
     parallel_for(forward, strips((batch, out_height, out_width), channels, BLOCK))
     return y, backward
+
+
+@functools.lru_cache(PLANS)
+def _taps_that_see(window: tuple[int, int, int], first: int, last: int, length: int) -> list[tuple[int, slice, slice]]:
+    """Return (tap, outputs, inputs), see `_seen`, for the taps that do not see the border alone, along one axis.
+
+    window: size, stride, padding.  first, last: of the outputs.  length: of the map.
+    """
+    size, stride, padding = window
+    of_each_tap = [(tap, *_seen(tap - padding, stride, first, last, 0, length)) for tap in range(size)]
+    return [(tap, outputs, inputs) for tap, outputs, inputs in of_each_tap if outputs.stop]
+
+
+@functools.lru_cache(PLANS)
+def _seen(shift: int, stride: int, first: int, last: int, low: int, high: int) -> tuple[slice, slice]:
+    """Of outputs first .. last, counted from first, those that see an input low .. high; and these inputs.
+
+    Output i sees input stride * i + shift.
+    """
+    start, stop = max(first, -((shift - low) // stride)), min(last, (high - 1 - shift) // stride + 1)
+    if start >= stop:
+        return slice(0, 0), slice(0, 0)
+    inputs = slice(stride * start + shift, stride * (stop - 1) + shift + 1, stride)
+    return slice(start - first, stop - first), inputs

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..backend import Array, get_xp
 from ..memory import empty
-from ..strips import as_row, row_blocks
+from ..strips import SMALL, as_row, row_blocks
 from ..threads import parallel_for
 from . import pointwise_cuda
 
@@ -27,6 +27,12 @@ def bias_relu(bias: np.ndarray | None, relu: bool) -> Finish | None:
         return None
 
     def finish(pixels: np.ndarray, channels: slice) -> None:
+        if pixels.size <= SMALL:
+            if bias is not None:
+                pixels += bias[channels]
+            if relu:
+                np.maximum(pixels, 0, out=pixels)
+            return
         added = None if bias is None else as_row(bias[channels], pixels)
         for rows in row_blocks(pixels):
             if added is not None:
@@ -41,6 +47,8 @@ def through_relu(dy: Array, y: Array) -> Array:
     """Return dy where y > 0, else 0."""
     if get_xp(dy) is not np:
         return pointwise_cuda.relu_backward(dy, y)
+    if dy.size <= SMALL:
+        return dy * (y > 0)
     dx = empty(dy.shape, dy.dtype)
     blocks = zip(*map(row_blocks, (dy, y, dx)), strict=True)
     parallel_for(lambda block: np.multiply(block[0], block[1] > 0, out=block[2]), blocks)

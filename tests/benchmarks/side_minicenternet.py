@@ -359,7 +359,7 @@ def bare_calls() -> dict[str, Callable[[], tuple[np.ndarray, ...]]]:
     two, dy_two = rng.random((2, 8), float32), np.ones((2, 8), float32)
     mean, variance = np.zeros(8, float32), np.ones(8, float32)
 
-    def batch_norm() -> tuple[np.ndarray, ...]:
+    def batch_norm(residual: np.ndarray | None = None) -> tuple[np.ndarray, ...]:
         mu = np.add.reduce(two) / 2
         centred = two - mu
         sigma2 = np.add.reduce(centred * centred) / 2
@@ -367,9 +367,13 @@ def bare_calls() -> dict[str, Callable[[], tuple[np.ndarray, ...]]]:
         variance[:] += 0.1 * (2 * sigma2 - variance)
         inverse = 1 / np.sqrt(sigma2 + 1e-5)
         normal = centred * inverse
-        y = normal * bias + bias
-        dbias, dweight = np.add.reduce(dy_two), np.add.reduce(dy_two * normal)
-        return y, bias * inverse * (dy_two - (dbias + normal * dweight) / 2), dweight, dbias
+        y, g = normal * bias + bias, dy_two
+        if residual is not None:  # and through ReLU
+            y = np.maximum(y + residual, 0)
+            g = dy_two * (y > 0)
+        dbias, dweight = np.add.reduce(g), np.add.reduce(g * normal)
+        found = y, bias * inverse * (g - (dbias + normal * dweight) / 2), dweight, dbias
+        return found if residual is None else (*found, g)
 
     heatmap, prediction, mask = np.ones((1, 8), float32), rng.random((1, 1, 2), float32), np.ones((1, 1), float32)
 
@@ -400,6 +404,7 @@ def bare_calls() -> dict[str, Callable[[], tuple[np.ndarray, ...]]]:
         "conv2d 1x1": convolution_1x1,
         "conv_transpose2d 4x4/2": transposed,
         "batch_norm, training": batch_norm,
+        "batch_norm, residual, relu": partial(batch_norm, two),
         "focal_loss": focal_loss,
         "l1_loss": l1_loss,
         "upsample2d nearest": upsample,

@@ -142,6 +142,9 @@ def test_the_bare_arithmetic_is_that_of_the_op(name):
         "conv2d 1x1": lambda: ops.conv2d.raw(x, weights[1], bias),
         "conv_transpose2d 4x4/2": lambda: ops.conv_transpose2d.raw(x, weights[2], stride=2, padding=1),
         "batch_norm, training": lambda: ops.batch_norm.raw(two, bias, bias, *statistics_of_8, training=True),
+        "batch_norm, residual, relu": lambda: ops.batch_norm.raw(
+            two, bias, bias, *statistics_of_8, two, relu=True, training=True
+        ),
         "focal_loss": lambda: losses.focal_loss.raw(x, np.ones_like(x)),
         "l1_loss": lambda: losses.l1_loss.raw(points, np.ones_like(points), np.ones((1, 1), np.float32)),
         "upsample2d nearest": lambda: ops.upsample2d.raw(x),

@@ -9,7 +9,7 @@ from gradients import check
 from minicenternet.autograd import Tensor
 from minicenternet.errors import InputError
 from minicenternet.ops import conv2d, conv_transpose2d, winograd
-from minicenternet.ops.geometry import Geometry, Window, gradient_correlations
+from minicenternet.ops.geometry import Geometry, Window, forward_correlation, gradient_correlations
 
 module = importlib.import_module("minicenternet.ops.conv2d")  # the package's name conv2d is the op
 
@@ -274,6 +274,7 @@ def test_where_gradients_are_found_together(monkeypatch, use_convolution):
     x, weight, _, options = make((3, 3), size=(16, 20), channels=16, outputs=20, batch=1, padding=1)
     dy, ((_, _, plan),) = np.ones((1, 16, 20, 20)), gradient_correlations((3, 3), geometry_of(**options))
     use_convolution("")
+    monkeypatch.setattr(module, "STRIP_BYTES", 0)  # no map is small
     assert module.gradients_together(x, dy, weight, plan) is not None
     assert module.gradients_together(x, dy, weight, plan._replace(groups=2)) is None
     assert module.gradients_together(x[..., :15], dy, weight[:, :15], plan) is None  # the rule of `folding`
@@ -283,9 +284,34 @@ def test_where_gradients_are_found_together(monkeypatch, use_convolution):
     monkeypatch.setattr(winograd, "LARGE_KERNEL", 36 * 16 * 20)
     assert module.gradients_together(x[:, :, :16], dy[:, :, :16], weight, plan) is not None
     monkeypatch.undo()
-    for method in ("direct", "reference"):
+    monkeypatch.setattr(module, "STRIP_BYTES", 4 * 9 * dy.nbytes)
+    for method, small in (("direct", True), ("reference", False)):
         use_convolution(method)
-        assert module.gradients_together(x, dy, weight, plan) is None
+        assert (module.gradients_together(x, dy, weight, plan) is not None) == small
+    use_convolution("direct")
+    assert module.gradients_together(x, dy, weight, plan._replace(groups=2)) is None
+    assert module.gradients_together(x[:0], dy[:0], weight, plan) is None
+    monkeypatch.setattr(module, "STRIP_BYTES", 4 * 9 * dy.nbytes - 1)
+    assert module.gradients_together(x, dy, weight, plan) is None
+
+
+@pytest.mark.parametrize(("kernel", "padding", "dilation"), [((1, 1), 0, 1), ((3, 3), 1, 1), ((2, 3), (0, 2), (2, 1))])
+def test_both_gradients_of_a_small_map(kernel, padding, dilation, use_convolution):
+    """Out of the same columns: of conv2d, and of its transpose, whose input gradient is a forward pass of stride 2."""
+    use_convolution("direct")
+    x, weight, _, _ = make(kernel, channels=5, outputs=7, batch=2)
+    for stride in (1, 2):
+        geometry = geometry_of(stride, padding, dilation)
+        dy = np.random.default_rng(1).standard_normal((2, *geometry.output_size(*x.shape[1:3], kernel), 7))
+        if stride == 1:
+            ((_, _, plan),) = gradient_correlations(kernel, geometry)
+            found = module.gradients_together(x, dy, weight, plan)
+            wanted = module.reference_input_gradient(dy, weight, x.shape[1:3], geometry)
+        else:
+            found = module.gradients_together(dy, x, weight, forward_correlation(kernel, geometry))
+            wanted = module.reference_forward(x, weight, geometry)
+        np.testing.assert_allclose(found[0], wanted, atol=1e-12)
+        np.testing.assert_allclose(found[1], module.reference_weight_gradient(x, dy, kernel, geometry), atol=1e-12)
 
 
 @pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (4, 2)])

@@ -142,13 +142,14 @@ def test_a_nan_stays_in_its_own_pixel(form):
     assert np.isnan(dx).any() and not np.isnan(dx[0]).any() and np.isnan(doffset[1, 2, 3]).any()
 
 
-@pytest.mark.parametrize("strip_bytes", [1, 3000, 1 << 20])
+@pytest.mark.parametrize("strip_bytes", [1, 3000, 60_000, 1 << 20])
 @pytest.mark.parametrize("batch", [1, 3, 9])
 @pytest.mark.parametrize("name", CASES)
 def test_strips_equal_the_definition(name, batch, strip_bytes, monkeypatch):
-    """A strip is a row, a few rows, and a whole image; an image has several sums, some, and one."""
+    """A strip is a row, a few rows, an image or two, and all of them; an image has several sums, some, and one."""
     monkeypatch.setattr(module, "STRIP_BYTES", strip_bytes)
     monkeypatch.setattr(module, "GATHERED_BYTES", strip_bytes)  # one point at a time, 31, and all of a strip
+    monkeypatch.setattr(module, "SMALL_MATRIX", strip_bytes)  # gradients are sorted by pixel, and put into a matrix
     arguments, options = make(**CASES[name], batch=batch)
     fast = run(arguments, options)
     monkeypatch.setattr(module, "forward", module.reference_forward)
@@ -158,9 +159,11 @@ def test_strips_equal_the_definition(name, batch, strip_bytes, monkeypatch):
         np.testing.assert_allclose(ours, definition, atol=1e-11)
 
 
+@pytest.mark.parametrize("small_matrix", [0, 150 * 220])
 @pytest.mark.parametrize("spread", [1, 3, 200])
-def test_scatter_adds_what_meets_in_one_pixel(spread):
-    """All points in one corner, in few, and hardly ever two in one."""
+def test_scatter_adds_what_meets_in_one_pixel(spread, small_matrix, monkeypatch):
+    """All points in one corner, in few, and hardly ever two in one; sorted, and in a matrix."""
+    monkeypatch.setattr(module, "SMALL_MATRIX", small_matrix)
     rng = np.random.default_rng(0)
     corner, four = rng.integers(0, spread, 150), np.array([0, 1, 12, 13])
     shares, dcolumns = rng.standard_normal((150, 4)), rng.standard_normal((150, 5))
