@@ -190,9 +190,9 @@ def _sum(a: Array, b: Array, into_first: bool) -> Array:
     if a.nbytes < SMALLEST or a.dtype != b.dtype or not (a.flags.c_contiguous and b.flags.c_contiguous):
         return a + b
     xp = get_xp(a, b)
-    if xp is not np and a.dtype == np.float64:  # for which no kernel is made
-        return a + b
     if xp is not np:
+        if a.dtype == np.float64:  # for which no kernel is made
+            return a + b
         a, b, N = contiguous(a), contiguous(b), neighbours(a.size, a.dtype)
         total = a if into_first else xp.empty(a.shape, a.dtype)
         kernel("ops/pointwise.cu", f"add_forward<{c_type(a.dtype)}, {N}>").each(a.size // N, a, b, total, a.size, False)

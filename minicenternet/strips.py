@@ -33,7 +33,7 @@ ROW = 1 << 14  # numbers in a row of a block, see row_blocks
 ROWS_BLOCK = 1 << 19  # numbers in a block of rows: few temporaries, and so long that threads rarely meet in Python
 SMALL = 1 << 14  # numbers of a map on which formulas as they are take less time than blocks
 WORTH_SHARING = 1 / 4  # of a strip; less is not worth waking another thread for
-PLANS = 1024  # what is kept of each kind of plan: more than the layers of any network here
+PLANS = 1024  # kept of each kind: more than the layers of any network here, but not those of every size of image
 Strip = tuple[slice, int, int]  # images, first row, last row
 
 

@@ -39,10 +39,10 @@ def add_relu(x, residual=None, *, relu=True):
     """
     on_cpu, has_residual = get_xp(x) is np, residual is not None
     y = np.ascontiguousarray(x) if on_cpu else contiguous(x)
-    if not on_cpu:
-        pointwise_cuda.add(y, contiguous(residual) if has_residual else None, y, relu=relu)
-    elif has_residual or relu:
+    if (has_residual or relu) and on_cpu:
         _add_relu_in_blocks(y, residual, relu)
+    elif has_residual or relu:
+        pointwise_cuda.add(y, contiguous(residual) if has_residual else None, y, relu=relu)
 
     def backward(dy):
         dx = dy * (y > 0) if relu else dy

@@ -42,6 +42,7 @@ import numpy as np
 from ..backend import Array, c_type, contiguous, current_gpu, get_xp, is_capturing, kernel, to_gpu
 from ..errors import InputError
 from ..files import replacing
+from ..strips import PLANS
 from .geometry import Geometry, gradient_correlations
 
 RUNGS = ("naive", "im2col", "tiled", "tensor_cores")
@@ -49,7 +50,6 @@ PRECISIONS = {"float32": 4, "tf32": 4, "bf16": 2, "fp16": 2}  # bytes of a store
 TABLE = Path(__file__).with_suffix(".json")
 
 COLUMN_BYTES = 1 << 28  # im2col takes as many images at a time as have so many bytes of columns
-PLANS = 1024  # kept: more than the layers of any network here, but not those of every size of image there is
 BLOCKS = 264  # sums are split among blocks as long as there are no more (two for each of an H200's processors)
 LEAST_STEPS = 4  # through the depth, of a block that shares it with others
 

@@ -402,6 +402,13 @@ def test_few_tiles_share_their_depth():
     assert conv2d_cuda.depth_splits(wide, 1, 640, itemsize=4) == 10
 
 
+def test_a_weight_gradient_has_no_more_blocks_than_run_at_once():
+    tile = conv2d_cuda.Choice("tensor_cores", (128, 128, 32, 64, 64, 3))
+    assert conv2d_cuda.split_count(tile, 192, 2304, 10**6, groups=1) == 7  # of 36 blocks each: 252 of 264
+    assert conv2d_cuda.split_count(tile, 192, 2304, 70, groups=1) == 3  # shares of 32 pixels
+    assert conv2d_cuda.split_count(tile, 2048, 18432, 10**6, groups=1) == 1
+
+
 # --- faults are found, and without them the sanitizers find none -----------------------------------------------------
 
 FAULTS = {  # name: (rung, text of its kernels, what is planted in its place)
