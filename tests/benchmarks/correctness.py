@@ -50,29 +50,31 @@ def convolution(cupy, precision: str) -> None:
         shapes = *shapes, (2, *geometry.output_size(*size, kernel_size), outputs)
         arrays = [rng.standard_normal(shape, np.float32).astype(dtype) for shape in shapes]
         x, weight, dy = (array.astype(np.float64) for array in arrays)
-        expected = (
-            conv2d.reference_forward(x, weight, geometry),
-            conv2d.reference_input_gradient(dy, weight, size, geometry),
-            conv2d.reference_weight_gradient(x, dy, kernel_size, geometry),
-        )
+        expected = {
+            "correlate": (
+                conv2d.reference_forward(x, weight, geometry),
+                conv2d.reference_input_gradient(dy, weight, size, geometry),
+            ),
+            "dweight": (conv2d.reference_weight_gradient(x, dy, kernel_size, geometry),),
+        }
         x, weight, dy = map(cupy.asarray, arrays)
         for rung in conv2d_cuda.RUNGS:
             if not conv2d_cuda.can(rung, precision, groups, channels // groups, outputs // groups):
                 continue
-            for correlate, dweight in zip(
-                *(conv2d_cuda.candidates(rung, kind, "small") for kind in ("correlate", "dweight")), strict=True
-            ):
-                needed = conv2d_cuda.shared_bytes("correlate", correlate), conv2d_cuda.shared_bytes("dweight", dweight)
-                if max(needed) > current_gpu().shared_memory:
-                    continue
-                given = dict(precision=precision, choice=correlate)
-                found = (
-                    conv2d_cuda.forward(x, weight, geometry, **given),
-                    conv2d_cuda.input_gradient(dy, weight, size, geometry, **given),
-                    conv2d_cuda.weight_gradient(x, dy, kernel_size, geometry, precision=precision, choice=dweight),
-                )
-                for ours, theirs in zip(found, expected, strict=True):
-                    _assert_near(ours, theirs, precision, f"{rung} {correlate.tile}, {kernel_size}, {options}")
+            for kind in ("correlate", "dweight"):
+                for choice in conv2d_cuda.candidates(rung, kind, "small"):
+                    if conv2d_cuda.shared_bytes(kind, choice) > current_gpu().shared_memory:
+                        continue
+                    given, what = dict(precision=precision, choice=choice), f"{rung} {kind} {choice.tile}"
+                    if kind == "dweight":
+                        found = [conv2d_cuda.weight_gradient(x, dy, kernel_size, geometry, **given)]
+                    else:
+                        found = [
+                            conv2d_cuda.forward(x, weight, geometry, **given),
+                            conv2d_cuda.input_gradient(dy, weight, size, geometry, **given),
+                        ]
+                    for ours, theirs in zip(found, expected[kind], strict=True):
+                        _assert_near(ours, theirs, precision, f"{what}, {kernel_size}, {options}")
 
 
 def deformable(cupy, precision: str) -> None:

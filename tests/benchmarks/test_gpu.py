@@ -25,6 +25,7 @@ from on_gpu import nothing_read  # noqa: E402
 
 from minicenternet import CenterNet  # noqa: E402
 from minicenternet.autograd import Tensor  # noqa: E402
+from minicenternet.backend import current_gpu  # noqa: E402
 from minicenternet.ops import conv2d_cuda  # noqa: E402
 
 TINY = gpu.Plan(
@@ -227,11 +228,30 @@ def test_kernel_families_are_checked_in_every_dtype(cupy):
 def test_convolutions_are_checked(cupy, monkeypatch, precision):
     if precision not in side_cuda.available():
         pytest.skip("bf16 needs ml_dtypes")
-    monkeypatch.setattr(correctness, "CONVOLUTIONS", correctness.CONVOLUTIONS[1:2])
-    monkeypatch.setattr(conv2d_cuda, "candidates", lambda *given, every=conv2d_cuda.candidates: every(*given)[:1])
+    monkeypatch.setattr(correctness, "CONVOLUTIONS", correctness.CONVOLUTIONS[::4])  # the smallest, and one in groups
+    kinds = {"forward": "correlate", "input_gradient": "correlate", "weight_gradient": "dweight"}
+    checked = {name: set() for name in kinds}
+
+    def note(name, right):
+        def noted(*arrays, choice, **given):
+            checked[name].add(choice)
+            return right(*arrays, choice=choice, **given)
+
+        monkeypatch.setattr(conv2d_cuda, name, noted)
+
+    for name in kinds:
+        note(name, getattr(conv2d_cuda, name))
     correctness.convolution(cupy, precision)
-    monkeypatch.setattr(conv2d_cuda, "forward", lambda *a, right=conv2d_cuda.forward, **given: 1.1 * right(*a, **given))
-    with pytest.raises(AssertionError, match="naive .*: off by 1.0e-01"):
+    for name, kind in kinds.items():
+        every = {choice for rung in conv2d_cuda.RUNGS for choice in conv2d_cuda.candidates(rung, kind, "small")}
+        memory = current_gpu().shared_memory
+        assert checked[name] == {
+            choice
+            for choice in every
+            if conv2d_cuda.can(choice.rung, precision, 1, 20, 67) and conv2d_cuda.shared_bytes(kind, choice) <= memory
+        }
+    monkeypatch.setattr(conv2d_cuda, "forward", lambda *a, right=conv2d_cuda.forward, **given: 1.5 * right(*a, **given))
+    with pytest.raises(AssertionError, match="naive .*: off by 5.0e-01"):
         correctness.convolution(cupy, precision)
 
 
