@@ -211,18 +211,20 @@ def contiguous(array: Array, dtype: np.dtype | str | None = None) -> Array:
     return array.copy() if array.data.ptr % WIDEST else array
 
 
-def kernel(file: str, expression: str) -> Kernel:
+def kernel(file: str, expression: str, architecture: str | None = None) -> Kernel:
     """Return a kernel of the current GPU, compiled once for each file, expression and device.
 
     file: .cu file, relative to the package.  expression: the kernel's name with its template arguments.
+    architecture: of the GPU, where the kernel needs more of it than CuPy compiles for: "sm_90a" on an sm_90.
     """
-    return _kernel(file, expression, cupy_module().cuda.runtime.getDevice())
+    return _kernel(file, expression, architecture, cupy_module().cuda.runtime.getDevice())
 
 
 @functools.cache
-def _kernel(file: str, expression: str, device: int) -> Kernel:
+def _kernel(file: str, expression: str, architecture: str | None, device: int) -> Kernel:
     source = cuda_source(file)
-    module = cupy_module().RawModule(code=source, options=("-std=c++17",), name_expressions=(expression,))
+    options = ("-std=c++17",) if architecture is None else ("-std=c++17", f"-arch={architecture}")
+    module = cupy_module().RawModule(code=source, options=options, name_expressions=(expression,))
     return Kernel(module.get_function(expression), expression, parameters(source, expression))
 
 

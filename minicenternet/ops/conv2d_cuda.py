@@ -1,9 +1,10 @@
-"""The convolution on a GPU: the three functions of conv2d.py as a ladder of four rungs, each tested against it.
+"""The convolution on a GPU: the three functions of conv2d.py as a ladder of five rungs, each tested against it.
 
     naive          one thread for one number of the result                                      conv2d_naive.cu
     im2col         columns written down, then one matrix product by cuBLAS                      conv2d_im2col.cu
     tiled          the same product without the columns (implicit GEMM), float32                conv2d_tiled.cu
     tensor_cores   the same on tensor cores, copies under way while they multiply               conv2d_tensor_cores.cu
+    warpgroups     the same where four warps have them multiply from shared memory (wgmma)      conv2d_warpgroups.cu
 
 Forward pass and input gradient are one computation, a *correlation*: the input gradient of stride S is S*S of them,
 one for each phase (pixels that share i mod S see the same taps), so that nothing is multiplied by an inserted zero.
@@ -11,17 +12,20 @@ one for each phase (pixels that share i mod S see the same taps), so that nothin
 `precision` says what is multiplied; sums are float32 throughout:
 
     float32   x, weight, y float32; multiplied as they are           naive, im2col, tiled
-    tf32      x, weight, y float32; rounded to 10 bits of mantissa   tensor_cores (and those above, which do not round),
-              (for the weight gradient cut off)
-    bf16      x, weight, y bfloat16 (needs ml_dtypes)                tensor_cores, naive
-    fp16      x, weight, y float16                                   tensor_cores, naive
+    tf32      x, weight, y float32; of what is multiplied 10 bits    tensor_cores, warpgroups (no weight gradient);
+              of mantissa                                            those above, which multiply all bits
+    bf16      x, weight, y bfloat16 (needs ml_dtypes)                tensor_cores, warpgroups, naive
+    fp16      x, weight, y float16                                   tensor_cores, warpgroups, naive
 
-All but float32 need compute capability 8.0. What comes in another dtype is converted; weight gradients are float32
-always. Which rung and tile is taken says conv2d_cuda.json, by precision, pass and class of shape (`shape_class`).
-`tune` measures on a GPU and writes it; as long as "measured_on" is null in it, nothing was measured and the choices are
-guesses. Where a block can have less shared memory than a tile needs (99 KB on GeForce RTX, A10 and L4: too little for
-the large ones of tensor_cores), a smaller one is taken.
-MINICENTERNET_CUDA_CONV=naive | im2col | tiled | tensor_cores takes one wherever it can.
+To tf32 numbers are rounded, but cut off by tensor_cores in the weight gradient and by warpgroups all but the weights.
+All but float32 need compute capability 8.0; warpgroups 9.0 (Hopper), neither less nor more.
+What comes in another dtype is converted; weight gradients are float32 always.
+
+Which rung and tile is taken says conv2d_cuda.json, by precision, pass and class of shape (`shape_class`). `tune`
+measures on a GPU and writes it; "measured_on" in it says what was measured where, the other choices are guesses. Where
+a GPU cannot run one (a block of GeForce RTX, A10 and L4 can have 99 KB of shared memory: too little for the large
+tiles), another tile of the rung or of tensor_cores is taken.
+MINICENTERNET_CUDA_CONV=naive | im2col | tiled | tensor_cores | warpgroups takes one wherever it can.
 
 No kernel uses atomics: all sums have a fixed order, and the same call gives the same bits.
 """
@@ -39,33 +43,38 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..backend import Array, c_type, contiguous, current_gpu, get_xp, is_capturing, kernel, to_gpu
+from ..backend import GPU, Array, c_type, contiguous, current_gpu, get_xp, is_capturing, kernel, to_gpu
 from ..errors import InputError
 from ..files import replacing
 from ..strips import PLANS
 from .geometry import Geometry, gradient_correlations
 
-RUNGS = ("naive", "im2col", "tiled", "tensor_cores")
+RUNGS = ("naive", "im2col", "tiled", "tensor_cores", "warpgroups")
 PRECISIONS = {"float32": 4, "tf32": 4, "bf16": 2, "fp16": 2}  # bytes of a stored number
 TABLE = Path(__file__).with_suffix(".json")
 
 COLUMN_BYTES = 1 << 28  # im2col takes as many images at a time as have so many bytes of columns
 BLOCKS = 264  # sums are split among blocks as long as there are no more (two for each of an H200's processors)
 LEAST_STEPS = 4  # through the depth, of a block that shares it with others
+ON_TENSOR_CORES = ("tensor_cores", "warpgroups")
+HOPPER = (9, 0)  # the compute capability that has wgmma
 
 # The tiles that are compiled, by the shape class that they are meant for. tiled: (BM, BN, BK, TM, TN);
-# tensor_cores: (BM, BN, BK, WM, WN, STAGES), BK in words of 4 bytes: the 16-bit types take twice as many numbers.
+# tensor_cores: (BM, BN, BK, WM, WN, STAGES), BK in words of 4 bytes: the 16-bit types take twice as many numbers;
+# warpgroups: (BM, BN, BK, STAGES).
 TILES = {
     "tiled": {
         "correlate": {
             "small": [(64, 64, 16, 4, 4)],
             "narrow": [(128, 32, 16, 4, 4)],
             "large": [(128, 128, 16, 8, 8)],
+            "widest": [(128, 128, 16, 8, 8)],
         },
         "dweight": {
             "small": [(64, 64, 16, 4, 4)],
             "narrow": [(32, 128, 16, 4, 8)],
             "large": [(128, 128, 16, 8, 8)],
+            "widest": [(128, 128, 16, 8, 8)],
         },
     },
     "tensor_cores": {
@@ -74,21 +83,39 @@ TILES = {
             "narrow": [(128, 32, 16, 32, 32, 4)],
             "medium": [(128, 64, 32, 32, 32, 3)],
             "wide": [(128, 192, 32, 64, 48, 3)],
-            "large": [(128, 128, 32, 64, 64, 3), (128, 256, 32, 64, 64, 3)],
+            "large": [(128, 128, 32, 64, 64, 3)],
+            "widest": [(128, 128, 32, 64, 64, 3)],
         },
         "dweight": {
             "small": [(64, 64, 32, 32, 32, 3)],
             "narrow": [(32, 128, 32, 32, 32, 3)],
             "medium": [(64, 256, 16, 64, 64, 4)],
-            "wide": [(64, 256, 16, 64, 64, 4)],
-            "large": [(128, 128, 32, 64, 64, 3), (256, 128, 32, 64, 64, 3)],
+            "wide": [(256, 128, 32, 64, 64, 3)],
+            "large": [(128, 128, 32, 64, 64, 3)],
+            "widest": [(256, 128, 32, 64, 64, 3)],
+        },
+    },
+    "warpgroups": {
+        "correlate": {
+            "small": [(128, 64, 32, 4)],
+            "medium": [(128, 64, 32, 4), (256, 64, 32, 4)],
+            "large": [(128, 128, 32, 3), (256, 128, 32, 4)],
+            "wide": [(128, 192, 32, 4)],
+            "widest": [(128, 256, 32, 4)],
+        },
+        "dweight": {
+            "small": [(64, 256, 32, 4)],
+            "medium": [(64, 256, 32, 4)],
+            "large": [(128, 128, 32, 3)],
+            "wide": [(128, 256, 32, 4)],
+            "widest": [(128, 256, 32, 4)],
         },
     },
 }
 
 
 class Choice(NamedTuple):
-    """A rung and, for the last two, its tile."""
+    """A rung and, for the last three, its tile."""
 
     rung: str
     tile: tuple[int, ...] = ()
@@ -114,7 +141,7 @@ def forward(
     bias: (O,) float32, added.  relu: max(y, 0) last.  kernels: a dict that keeps the weight as the kernels read it from
     call to call; the weight must then stay as it is.  statistics: a dict, which is given the "mean" and the biased
     "variance" of each channel of y, float32, for the batch norm that follows, where the kernel finds them while it
-    writes y (tiled, tensor_cores; not where blocks share the sums of a small map).  choice: by the rule where None.
+    writes y (a rung of tiles; not where blocks share the sums of a small map).  choice: by the rule where None.
     Raises InputError for an unknown precision or a misspelt MINICENTERNET_CUDA_CONV.
     """
     x, bias = _stored(x, precision), _float32(bias)
@@ -209,8 +236,8 @@ def shape_class(kind: str, groups: int, channels: int, outputs: int, pixels: int
     """Return the class of a shape; channels, outputs: of one group, pixels: all of the result.
 
     grouped: groups of too few channels to fill a tile.  narrow: up to 32 outputs.  small: too few 128 x 128 tiles to
-    give each processor of a large GPU one.  medium: up to 64 outputs.  wide: 129 to 192, as of three heads at once.
-    large: all others.
+    give each processor of a large GPU one.  medium: up to 64 outputs.  large: up to 128.  wide: up to 192, as of three
+    heads at once.  widest: more.
     """
     if groups > 1 and min(channels, outputs) < 16:
         return "grouped"
@@ -218,9 +245,8 @@ def shape_class(kind: str, groups: int, channels: int, outputs: int, pixels: int
         return "narrow"
     if kind == "correlate" and -(-pixels // 128) * -(-outputs // 128) * groups < BLOCKS // 2:
         return "small"
-    if outputs <= 64:
-        return "medium"
-    return "wide" if 128 < outputs <= 192 else "large"
+    classes = {64: "medium", 128: "large", 192: "wide"}
+    return next((name for most, name in classes.items() if outputs <= most), "widest")
 
 
 @functools.cache
@@ -230,12 +256,12 @@ def table() -> dict:
 
 
 def choose(
-    kind: str, precision: str, groups: int, channels: int, outputs: int, pixels: int, memory: int | None = None
+    kind: str, precision: str, groups: int, channels: int, outputs: int, pixels: int, gpu: GPU | None = None
 ) -> Choice:
     """Return the table's choice for this shape, or the rung that MINICENTERNET_CUDA_CONV names where it can be used.
 
-    kind: "correlate" (forward pass and input gradient) or "dweight"; the rest as in `shape_class`.  memory: bytes of
-    shared memory that a block can ask for; where the tile needs more, the next that fits is taken.  None: no limit.
+    kind: "correlate" (forward pass and input gradient) or "dweight"; the rest as in `shape_class`.  gpu: which has to
+    run it: where it cannot, another tile is taken.  None: any.
     Raises InputError when the variable names no rung.
     """
     wanted = os.environ.get("MINICENTERNET_CUDA_CONV", "")
@@ -246,31 +272,41 @@ def choose(
     found = shape_class(kind, groups, channels, outputs, pixels)
     rung, tile = table()["choices"][f"{precision} {kind} {found}"]
     choice = Choice(rung, tuple(tile))
-    if wanted not in ("", choice.rung) and can(wanted, precision, groups, channels, outputs):
+    if wanted not in ("", choice.rung) and can(wanted, kind, precision, groups, channels, outputs):
         choice = candidates(wanted, kind, found)[0]
-    if not can(choice.rung, precision, groups, channels, outputs):
+    if not can(choice.rung, kind, precision, groups, channels, outputs):
         return Choice("naive")
-    if memory is not None and shared_bytes(kind, choice) > memory:
-        return next(other for other in candidates(choice.rung, kind, found) if shared_bytes(kind, other) <= memory)
+    if gpu is not None and not runs_on(gpu, kind, choice):
+        others = candidates(choice.rung, kind, found) + candidates("tensor_cores", kind, found)
+        return next(other for other in others if runs_on(gpu, kind, other))
     return choice
 
 
 def _chosen(kind: str, precision: str, groups: int, channels: int, outputs: int, like: Array) -> Choice:
     """Return the choice for the current GPU and a result with the pixels of `like`."""
-    return choose(kind, precision, groups, channels, outputs, _pixels(like), current_gpu().shared_memory)
+    return choose(kind, precision, groups, channels, outputs, _pixels(like), current_gpu())
 
 
 def shared_bytes(kind: str, choice: Choice) -> int:
     """Return the bytes of dynamic shared memory that a block takes, the same in all precisions."""
-    if choice.rung != "tensor_cores":
+    if choice.rung not in ON_TENSOR_CORES:
         return 0
-    bm, bn, bk, _, _, stages = choice.tile
+    bm, bn, bk, *_, stages = choice.tile
+    if choice.rung == "warpgroups":
+        return 4 * stages * (bm + bn) * bk
     # BM + BN rows of BK words, 4 words longer for the banks; or BK of BM and BN words, 8 longer each.
     return 4 * stages * ((bm + bn) * (bk + 4) if kind == "correlate" else bk * (bm + bn + 16))
 
 
-def can(rung: str, precision: str, groups: int, channels: int, outputs: int) -> bool:
-    """Whether a rung does this precision and, in groups, numbers of channels that its copies can begin at.
+def runs_on(gpu: GPU, kind: str, choice: Choice) -> bool:
+    """Whether a GPU has the instructions of a rung and the shared memory of its tile."""
+    if choice.rung == "warpgroups" and gpu.compute_capability != HOPPER:
+        return False
+    return shared_bytes(kind, choice) <= gpu.shared_memory
+
+
+def can(rung: str, kind: str, precision: str, groups: int, channels: int, outputs: int) -> bool:
+    """Whether a rung does this pass and precision and, in groups, numbers of channels that its copies can begin at.
 
     What is allowed to be rounded to tf32 need not be.
     """
@@ -279,6 +315,8 @@ def can(rung: str, precision: str, groups: int, channels: int, outputs: int) -> 
     itemsize = PRECISIONS[precision]
     if rung in ("im2col", "tiled"):
         return itemsize == 4
+    if rung == "warpgroups" and (kind, precision) == ("dweight", "tf32"):
+        return False  # wgmma does not transpose it
     vector = 16 // itemsize
     return precision != "float32" and (groups == 1 or channels % vector == outputs % vector == 0)
 
@@ -396,7 +434,8 @@ def _progression(taps: Sequence[int]) -> tuple[int, int]:
 
 def _launch(rung: str, expression: str):
     """Return the kernel conv2d_<rung>_<expression>, template arguments included."""
-    return kernel(f"ops/conv2d_{rung}.cu", f"conv2d_{rung}_{expression}")
+    architecture = "sm_90a" if rung == "warpgroups" else None
+    return kernel(f"ops/conv2d_{rung}.cu", f"conv2d_{rung}_{expression}", architecture)
 
 
 def _helper(expression: str):
@@ -554,7 +593,7 @@ def _correlate(parts, x, weight, geometry, strides, out, choice, bias, relu, ker
     given, outputs = x.shape[3] // groups, out.shape[3] // groups
     x, channels = _padded(x, given, choice)
     plan = _plan(parts, x.shape, out.shape, weight.shape[2:], geometry, bm)
-    rounded = "true" if choice.rung == "tensor_cores" and x.itemsize == 4 else "false"  # to tf32
+    rounded = "true" if choice.rung in ON_TENSOR_CORES and x.itemsize == 4 else "false"  # to tf32
     form = geometry, strides, c_type(x.dtype), rounded, channels
     taps = _kept(kernels, weight, form, lambda: _arranged(weight, strides, plan, given, x.dtype, rounded))
     blocks = [-(-outputs // bn) * groups * launch.count * launch.tiles for launch in plan.launches]
@@ -611,7 +650,7 @@ def _split_weight_gradient(x: Array, dy: Array, geometry: Geometry, dweight: Arr
 
 def depth_splits(choice: Choice, blocks: int, depth: int, itemsize: int) -> int:
     """Return among how many blocks the depth of a correlation's tile is shared; a matter of shapes alone."""
-    step = choice.tile[2] * (4 // itemsize if choice.rung == "tensor_cores" else 1)
+    step = choice.tile[2] * (4 // itemsize if choice.rung in ON_TENSOR_CORES else 1)
     return max(1, min(BLOCKS // blocks, depth // step // LEAST_STEPS))
 
 
@@ -631,16 +670,18 @@ def _tile_kernel(kind: str, x: Array, choice: Choice):
 @functools.cache
 def _tile(kind: str, dtype: np.dtype, choice: Choice) -> tuple[str, int, int]:
     """Return the same with the kernel's name, a matter of the choice alone."""
-    bm, bn, bk, rows, columns, *stages = choice.tile
+    bm, bn, bk, *rest = choice.tile
     if choice.rung == "tiled":
+        rows, columns = rest
         return f"{kind}<{', '.join(map(str, choice.tile))}>", bm // rows * (bn // columns), 0
-    tile = ", ".join(map(str, (bm, bn, bk * 4 // dtype.itemsize, rows, columns, *stages)))
-    return f"{kind}<{c_type(dtype)}, {tile}>", bm // rows * (bn // columns) * 32, shared_bytes(kind, choice)
+    tile = ", ".join(map(str, (bm, bn, bk * 4 // dtype.itemsize, *rest)))
+    threads = 256 if choice.rung == "warpgroups" else bm // rest[0] * (bn // rest[1]) * 32
+    return f"{kind}<{c_type(dtype)}, {tile}>", threads, shared_bytes(kind, choice)
 
 
 def _padded(x: Array, channels: int, choice: Choice) -> tuple[Array, int]:
     """Return x and its channels (of one group), with zeros up to a multiple of what a copy to shared memory takes."""
-    vector = 16 // x.itemsize if choice.rung == "tensor_cores" else 1
+    vector = 16 // x.itemsize if choice.rung in ON_TENSOR_CORES else 1
     padded = -(-channels // vector) * vector
     if padded == channels:
         return x, channels
@@ -678,9 +719,9 @@ def tune(
             for kind, shape, call in passes(x_shape, weight_shape, geometry, precision):
                 name, of_pass = f"{precision} {kind} {shape[0]}", {}
                 for rung in RUNGS:
-                    if can(rung, precision, *shape[1]) and (rung != "naive" or shape[0] == "grouped"):
+                    if can(rung, kind, precision, *shape[1]) and (rung != "naive" or shape[0] == "grouped"):
                         for choice in candidates(rung, kind, shape[0]):
-                            if shared_bytes(kind, choice) <= current_gpu().shared_memory:
+                            if runs_on(current_gpu(), kind, choice):
                                 of_pass[choice] = timer(functools.partial(call, choice=choice))
                 say(f"{name}, {x_shape} by {weight_shape}, ms: {_in_milliseconds(of_pass)}")
                 for choice, seconds in of_pass.items():

@@ -37,37 +37,6 @@ __device__ __forceinline__ void multiply(float (&sum)[2 * M][4 * N], const uint3
              b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
 }
 
-template <int BN>
-constexpr int LINE = BN + 8;  // numbers from row to row of a tile of results: neighbours lie in different banks
-
-// Write a tile by way of shared memory, [BM][LINE]: there a thread puts the pairs that it holds, and from there 16 bytes
-// at a time leave, so that neighbouring threads write neighbouring bytes.
-template <class T, int BM, int BN, int R, int C, class RowOf, class ColumnOf>
-__device__ __forceinline__ void write_tile(const float (&value)[R][C], RowOf row, ColumnOf column, T* tile,
-                                           const Block<BM, BN>& block, T* __restrict__ out, const Correlation& g) {
-  constexpr int THREADS = BM * BN / (R * C), CHUNK = 16 / sizeof(T), CHUNKS = BN / CHUNK;
-  __shared__ int places[BM];
-  for (int r = threadIdx.x; r < BM; r += THREADS)
-    if (block.m0 + r < g.pixels()) places[r] = begin_of(block.m0 + r, g) + block.group * g.outputs + block.n0;
-#pragma unroll
-  for (int r = 0; r < R; r++)
-#pragma unroll
-    for (int c = 0; c < C; c += 2)
-      *(Pack<T, 2>*)(tile + row(r) * LINE<BN> + column(c)) = {T(value[r][c]), T(value[r][c + 1])};
-  __syncthreads();
-  const int rows = min(BM, g.pixels() - block.m0), columns = min(BN, g.outputs - block.n0);
-  for (int i = threadIdx.x; i < rows * CHUNKS; i += THREADS) {
-    int r = i / CHUNKS, c = i % CHUNKS * CHUNK;
-    const T* from = tile + r * LINE<BN> + c;
-    T* to = out + places[r] + c;
-    if (g.outputs % CHUNK == 0) {  // then so is where it is written to
-      if (c < columns) *(Pack<T, CHUNK>*)to = *(const Pack<T, CHUNK>*)from;
-    } else {
-      for (int k = 0; k < min(CHUNK, columns - c); k++) to[k] = from[k];
-    }
-  }
-}
-
 template <int WM, int WN>
 constexpr int WARPS = WM * WN > 2048 ? 8 : WM * WN > 1024 ? 12 : 16;  // that fit a processor with their registers
 

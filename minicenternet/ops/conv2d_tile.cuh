@@ -1,6 +1,7 @@
 // What the implicit GEMMs share: where the rows of a tile come from, and how a tile of results is written.
 #pragma once
 #include "conv2d.cuh"
+#include "numbers.cuh"
 
 // A block of a correlation: which tile of which phase it computes. Blocks that run at the same time have neighbouring
 // numbers; counted outputs first, pixels last, they read the same pixels, which then come from the L2 cache.
@@ -36,6 +37,7 @@ constexpr int BELOW = 1 << 29;  // a row below every map, also when it is added 
 struct Away {
   int y, x, elements;
 
+  Away() = default;
   __device__ Away(const Column& column, const Correlation& g) {
     y = g.y.step * column.k;
     x = g.x.step * column.l;
@@ -97,6 +99,37 @@ __device__ __forceinline__ size_t begin_of(int m, const Correlation& g) {
   Pixel p(m, g);
   size_t y = g.first_y + g.jump_y * p.i, x = g.first_x + g.jump_x * p.j;
   return (((size_t)p.b * g.out_height + y) * g.out_width + x) * (g.groups * g.outputs);
+}
+
+template <int BN>
+constexpr int LINE = BN + 8;  // numbers from row to row of a tile of results: neighbours lie in different banks
+
+// Write a tile by way of shared memory, [BM][LINE]: there a thread puts the pairs that it holds, and from there 16 bytes
+// at a time leave, so that neighbouring threads write neighbouring bytes.
+template <class T, int BM, int BN, int R, int C, class RowOf, class ColumnOf>
+__device__ __forceinline__ void write_tile(const float (&value)[R][C], RowOf row, ColumnOf column, T* tile,
+                                           const Block<BM, BN>& block, T* __restrict__ out, const Correlation& g) {
+  constexpr int THREADS = BM * BN / (R * C), CHUNK = 16 / sizeof(T), CHUNKS = BN / CHUNK;
+  __shared__ int places[BM];
+  for (int r = threadIdx.x; r < BM; r += THREADS)
+    if (block.m0 + r < g.pixels()) places[r] = begin_of(block.m0 + r, g) + block.group * g.outputs + block.n0;
+#pragma unroll
+  for (int r = 0; r < R; r++)
+#pragma unroll
+    for (int c = 0; c < C; c += 2)
+      *(Pack<T, 2>*)(tile + row(r) * LINE<BN> + column(c)) = {T(value[r][c]), T(value[r][c + 1])};
+  __syncthreads();
+  const int rows = min(BM, g.pixels() - block.m0), columns = min(BN, g.outputs - block.n0);
+  for (int i = threadIdx.x; i < rows * CHUNKS; i += THREADS) {
+    int r = i / CHUNKS, c = i % CHUNKS * CHUNK;
+    const T* from = tile + r * LINE<BN> + c;
+    T* to = out + places[r] + c;
+    if (g.outputs % CHUNK == 0) {  // then so is where it is written to
+      if (c < columns) *(Pack<T, CHUNK>*)to = *(const Pack<T, CHUNK>*)from;
+    } else {
+      for (int k = 0; k < min(CHUNK, columns - c); k++) to[k] = from[k];
+    }
+  }
 }
 
 // Write what a block that shares a tile's depth has found: partial[split] has the layout of `out`, and

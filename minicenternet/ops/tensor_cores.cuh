@@ -8,7 +8,15 @@
 //                 A, 16 rows of 8 words       B, 8 columns of 8 words     D, 16 x 8
 //        row g    | a[0]: t | a[2]: t+4 |     column g                    row g    | d0: 2t | d1: 2t+1 |
 //        row g+8  | a[1]: t | a[3]: t+4 |     | b0: t | b1: t+4 |         row g+8  | d2: 2t | d3: 2t+1 |
+//
+// On compute capability 9.0 (compiled for sm_90a), four warps, a warpgroup, multiply by wgmma:  D (64 x N) += A (64 x k)
+// B (k x N), k as above. They read A and B from shared memory while the threads go on. A row of A or column of B is
+// 8 words of the 32 in a row of a tile, whose chunks of 16 bytes lie `swizzled`: 8 rows read at once are in different
+// banks. A tile begins at a multiple of 1024 bytes. Warp w of the four has rows 16w to 16w + 15 of D, and of each 8
+// columns j what a lane holds of an mma's D: d[4j] to d[4j + 3].
 #pragma once
+__device__ __forceinline__ int swizzled(int row, int chunk) { return chunk ^ row % 8; }
+
 #ifdef CUDA_ON_CPU
 #include <tensor_cores_on_cpu.h>
 #else
@@ -69,4 +77,86 @@ MMA(float, "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32")
 MMA(__half, "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32")
 MMA(__nv_bfloat16, "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32")
 #undef MMA
+
+// Let the tensor cores see what this thread's copies have written, once they have landed.
+__device__ __forceinline__ void fence_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// Before a warpgroup's first multiplication, and wherever its threads have touched the sums.
+__device__ __forceinline__ void warpgroup_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+
+// The multiplications begun since the last commit are a group.
+__device__ __forceinline__ void warpgroup_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+
+// Wait until at most N of the warpgroup's groups are under way: what they read may then be written over.
+template <int N>
+__device__ __forceinline__ void warpgroup_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" :: "n"(N) : "memory"); }
+
+// Wait for all of them: the sums are ready. (The compiler must not read them earlier.)
+template <int TILES, int SUMS>
+__device__ __forceinline__ void warpgroup_finish(float (&sum)[TILES][SUMS]) {
+  warpgroup_wait<0>();
+#pragma unroll
+  for (int i = 0; i < TILES; i++)
+#pragma unroll
+    for (int j = 0; j < SUMS; j++) asm volatile("" : "+f"(sum[i][j]) :: "memory");
+}
+
+// What wgmma is told of a matrix, in units of 16 bytes: its address; how far its next 64 columns are, where it is
+// transposed; 1024 bytes from 8 rows to the next 8. And that the 128 bytes of a row are swizzled (1 << 62).
+__device__ __forceinline__ unsigned long long matrix(const void* row, unsigned across = 16) {
+  return (shared_address(row) & 0x3ffff) >> 4 | (unsigned long long)(across >> 4) << 16 | 64ull << 32 | 1ull << 62;
+}
+
+// Begin D += A B for numbers of type T, of which float means tf32; a, b: the first of their rows. N = 2 * SUMS.
+template <class T, int SUMS>
+__device__ __forceinline__ void warpgroup_mma(float (&d)[SUMS], const void* a, const void* b);
+
+// The same for numbers of 16 bits where rows are the depth, k of them: 64 rows of A or columns of B lie side by side,
+// the next 64 of B `across` bytes away.
+template <class T, int SUMS>
+__device__ __forceinline__ void warpgroup_mma_transposed(float (&d)[SUMS], const void* a, const void* b, int across);
+
+#define TEN(t) "%" #t "0,%" #t "1,%" #t "2,%" #t "3,%" #t "4,%" #t "5,%" #t "6,%" #t "7,%" #t "8,%" #t "9,"
+#define NAMES_30 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9," TEN(1) TEN(2)
+#define NAMES_60 NAMES_30 TEN(3) TEN(4) TEN(5)
+#define NAMES_90 NAMES_60 TEN(6) TEN(7) TEN(8)
+#define NAMES_120 NAMES_90 TEN(9) TEN(10) TEN(11)
+#define FOUR(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define SUMS_16(i) FOUR(i), FOUR(i + 4), FOUR(i + 8), FOUR(i + 12)
+#define SUMS_32 SUMS_16(0), SUMS_16(16)
+#define SUMS_64 SUMS_32, SUMS_16(32), SUMS_16(48)
+#define SUMS_96 SUMS_64, SUMS_16(64), SUMS_16(80)
+#define SUMS_128 SUMS_96, SUMS_16(96), SUMS_16(112)
+#define WGMMA(SUMS, INSTRUCTION, NAMES, A, B, A_MATRIX, B_MATRIX, END)                                             \
+  asm volatile("{ .reg .pred add; setp.eq.u32 add, 0, 0; wgmma.mma_async.sync.aligned." INSTRUCTION " {" NAMES     \
+               "}, %" #A ", %" #B ", add, 1, 1" END "; }" : SUMS_##SUMS : "l"(A_MATRIX), "l"(B_MATRIX) : "memory")
+#define WGMMA_OF(TYPE, SUMS, INSTRUCTION, NAMES, A, B, END)                                                        \
+  template <>                                                                                                      \
+  __device__ __forceinline__ void warpgroup_mma<TYPE>(float (&d)[SUMS], const void* a, const void* b) {            \
+    WGMMA(SUMS, INSTRUCTION, NAMES, A, B, matrix(a), matrix(b), END);                                              \
+  }
+#define WGMMA_TRANSPOSED(TYPE, SUMS, INSTRUCTION, NAMES, A, B)                                                     \
+  template <>                                                                                                      \
+  __device__ __forceinline__ void warpgroup_mma_transposed<TYPE>(float (&d)[SUMS], const void* a, const void* b,   \
+                                                                 int across) {                                     \
+    WGMMA(SUMS, INSTRUCTION, NAMES, A, B, matrix(a), matrix(b, across), ", 1, 1");                                 \
+  }
+#define NAMES_32 NAMES_30 "%30,%31"
+#define NAMES_64 NAMES_60 "%60,%61,%62,%63"
+#define NAMES_96 NAMES_90 "%90,%91,%92,%93,%94,%95"
+#define NAMES_128 NAMES_120 "%120,%121,%122,%123,%124,%125,%126,%127"
+WGMMA_OF(float, 32, "m64n64k8.f32.tf32.tf32", NAMES_32, 32, 33, "")
+WGMMA_OF(float, 64, "m64n128k8.f32.tf32.tf32", NAMES_64, 64, 65, "")
+WGMMA_OF(float, 96, "m64n192k8.f32.tf32.tf32", NAMES_96, 96, 97, "")
+WGMMA_OF(float, 128, "m64n256k8.f32.tf32.tf32", NAMES_128, 128, 129, "")
+#define WGMMA_16(TYPE, TYPES)                                                                                      \
+  WGMMA_OF(TYPE, 32, "m64n64k16.f32." TYPES, NAMES_32, 32, 33, ", 0, 0")                                           \
+  WGMMA_OF(TYPE, 64, "m64n128k16.f32." TYPES, NAMES_64, 64, 65, ", 0, 0")                                          \
+  WGMMA_OF(TYPE, 96, "m64n192k16.f32." TYPES, NAMES_96, 96, 97, ", 0, 0")                                          \
+  WGMMA_OF(TYPE, 128, "m64n256k16.f32." TYPES, NAMES_128, 128, 129, ", 0, 0")                                      \
+  WGMMA_TRANSPOSED(TYPE, 64, "m64n128k16.f32." TYPES, NAMES_64, 64, 65)                                            \
+  WGMMA_TRANSPOSED(TYPE, 96, "m64n192k16.f32." TYPES, NAMES_96, 96, 97)                                            \
+  WGMMA_TRANSPOSED(TYPE, 128, "m64n256k16.f32." TYPES, NAMES_128, 128, 129)
+WGMMA_16(__half, "f16.f16")
+WGMMA_16(__nv_bfloat16, "bf16.bf16")
 #endif

@@ -58,23 +58,27 @@ def convolution(cupy, precision: str) -> None:
             "dweight": (conv2d.reference_weight_gradient(x, dy, kernel_size, geometry),),
         }
         x, weight, dy = map(cupy.asarray, arrays)
-        for rung in conv2d_cuda.RUNGS:
-            if not conv2d_cuda.can(rung, precision, groups, channels // groups, outputs // groups):
-                continue
-            for kind in ("correlate", "dweight"):
-                for choice in conv2d_cuda.candidates(rung, kind, "small"):
-                    if conv2d_cuda.shared_bytes(kind, choice) > current_gpu().shared_memory:
-                        continue
-                    given, what = dict(precision=precision, choice=choice), f"{rung} {kind} {choice.tile}"
-                    if kind == "dweight":
-                        found = [conv2d_cuda.weight_gradient(x, dy, kernel_size, geometry, **given)]
-                    else:
-                        found = [
-                            conv2d_cuda.forward(x, weight, geometry, **given),
-                            conv2d_cuda.input_gradient(dy, weight, size, geometry, **given),
-                        ]
-                    for ours, theirs in zip(found, expected[kind], strict=True):
-                        _assert_near(ours, theirs, precision, f"{what}, {kernel_size}, {options}")
+        for kind, wanted in expected.items():
+            for choice in choices(kind, precision, groups, channels // groups, outputs // groups):
+                given, what = dict(precision=precision, choice=choice), f"{choice.rung} {kind} {choice.tile}"
+                if kind == "dweight":
+                    found = [conv2d_cuda.weight_gradient(x, dy, kernel_size, geometry, **given)]
+                else:
+                    found = [
+                        conv2d_cuda.forward(x, weight, geometry, **given),
+                        conv2d_cuda.input_gradient(dy, weight, size, geometry, **given),
+                    ]
+                for ours, theirs in zip(found, wanted, strict=True):
+                    _assert_near(ours, theirs, precision, f"{what}, {kernel_size}, {options}")
+
+
+def choices(kind: str, *shape) -> Iterator[conv2d_cuda.Choice]:
+    """Yield all that can do a pass here; shape: what else `conv2d_cuda.can` asks for."""
+    for rung in conv2d_cuda.RUNGS:
+        if conv2d_cuda.can(rung, kind, *shape):
+            for choice in conv2d_cuda.candidates(rung, kind, "small"):
+                if conv2d_cuda.runs_on(current_gpu(), kind, choice):
+                    yield choice
 
 
 def deformable(cupy, precision: str) -> None:

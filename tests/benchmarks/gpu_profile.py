@@ -85,7 +85,7 @@ def profile_steps(clock, peer, batch: int, precision: str, say: Callable[[str], 
 def convolutions(
     layers: Sequence, precision: str, profiled: Callable[[Callable[[], object]], list[Launch]]
 ) -> Iterator[tuple[str, dict[conv2d_cuda.Choice, float]]]:
-    """Yield what each pass of each layer is, and the seconds of its kernels with every tile of the tensor cores.
+    """Yield what each pass of each layer is, and the seconds of its kernels with every tile on tensor cores.
 
     What is done once for many calls, or by other kernels, is left out: weights arranged, channels padded.
     """
@@ -93,15 +93,15 @@ def convolutions(
         passes = list(conv2d_cuda.passes(x_shape, weight_shape, geometry, precision))
         for which, (kind, (shape, channels), call) in zip(("forward", "dx", "dweight"), passes, strict=True):
             times = {}
-            if conv2d_cuda.can("tensor_cores", precision, *channels):
-                for choice in conv2d_cuda.candidates("tensor_cores", kind, shape):
-                    if conv2d_cuda.shared_bytes(kind, choice) <= current_gpu().shared_memory:
-                        run = partial(call, choice=choice)
-                        run()
-                        found = profiled(lambda run=run: [run() for _ in range(CALLS)])
-                        parts = [launch.seconds for launch in found if "conv2d_tensor" in launch.name]
-                        parts += [launch.seconds for launch in found if "_splits" in launch.name]  # their sum
-                        times[choice] = sum(parts) / CALLS
+            rungs = [name for name in conv2d_cuda.ON_TENSOR_CORES if conv2d_cuda.can(name, kind, precision, *channels)]
+            for choice in (choice for name in rungs for choice in conv2d_cuda.candidates(name, kind, shape)):
+                if conv2d_cuda.runs_on(current_gpu(), kind, choice):
+                    run = partial(call, choice=choice)
+                    run()
+                    found = profiled(lambda run=run: [run() for _ in range(CALLS)])
+                    parts = [launch.seconds for launch in found if f"conv2d_{choice.rung}" in launch.name]
+                    parts += [launch.seconds for launch in found if "_splits" in launch.name]  # their sum
+                    times[choice] = sum(parts) / CALLS
             yield f"{which}, {shape}: {x_shape} by {weight_shape}, stride {geometry.stride[0]}", times
 
 
@@ -111,7 +111,7 @@ def profile_layers(clock, peer, batch: int, precision: str, say: Callable[[str],
     theirs = [seconds for layer in layers for seconds in peer.convolution(*layer, precision, launches)]
     for seconds, (name, times) in zip(theirs, convolutions(layers, precision, launches), strict=True):
         tiles = sorted(times.items(), key=lambda item: item[1])
-        figures = [f"{' '.join(map(str, choice.tile))} {1000 * found:.3f}" for choice, found in tiles]
+        figures = [f"{' '.join(map(str, (rung, *tile)))} {1000 * found:.3f}" for (rung, tile), found in tiles]
         say(f"{precision} {name}, ms: {gpu.PYTORCH} {1000 * seconds:.3f}; {', '.join(figures)}")
         clock.free()
 

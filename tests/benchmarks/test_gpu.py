@@ -244,11 +244,11 @@ def test_convolutions_are_checked(cupy, monkeypatch, precision):
     correctness.convolution(cupy, precision)
     for name, kind in kinds.items():
         every = {choice for rung in conv2d_cuda.RUNGS for choice in conv2d_cuda.candidates(rung, kind, "small")}
-        memory = current_gpu().shared_memory
         assert checked[name] == {
             choice
             for choice in every
-            if conv2d_cuda.can(choice.rung, precision, 1, 20, 67) and conv2d_cuda.shared_bytes(kind, choice) <= memory
+            if conv2d_cuda.can(choice.rung, kind, precision, 1, 20, 67)
+            and conv2d_cuda.runs_on(current_gpu(), kind, choice)
         }
     monkeypatch.setattr(conv2d_cuda, "forward", lambda *a, right=conv2d_cuda.forward, **given: 1.5 * right(*a, **given))
     with pytest.raises(AssertionError, match="naive .*: off by 5.0e-01"):

@@ -47,7 +47,8 @@ def test_every_tile_of_every_pass_is_timed(cupy, monkeypatch, shared):
     assert [name.partition(":")[0] for name, _ in found][:3] == ["forward, small", "dx, narrow", "dweight, medium"]
     for name, times in found:
         kind = "dweight" if name.startswith("dweight") else "correlate"
-        tiles = {tile for some in conv2d_cuda.TILES["tensor_cores"][kind].values() for tile in some}
+        rungs = ["tensor_cores"] if kind == "dweight" else conv2d_cuda.ON_TENSOR_CORES  # of tf32
+        tiles = {tile for rung in rungs for some in conv2d_cuda.TILES[rung][kind].values() for tile in some}
         assert {choice.tile for choice in times} == tiles
         assert set(times.values()) == {1.0 if kind == "dweight" or shared else 0.5}  # with the sum of the splits
 

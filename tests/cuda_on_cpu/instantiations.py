@@ -27,16 +27,17 @@ def for_tiles(rung: str) -> list[str]:
         f"conv2d_{rung}_{kind}<{', '.join(map(str, tile))}>"
         for kind, tiles in TILES[rung].items()
         for some in tiles.values()
-        for tile in _typed(rung, some)
+        for tile in _typed(rung, kind, some)
     )
     return list(dict.fromkeys(names))  # a tile can be meant for several classes of shape
 
 
-def _typed(rung: str, tiles: list[tuple[int, ...]]) -> list[tuple]:
+def _typed(rung: str, kind: str, tiles: list[tuple[int, ...]]) -> list[tuple]:
     """Return the tiles as template arguments; on tensor cores a step is as many bytes for each type of number."""
     if rung == "tiled":
         return tiles
-    return [(T, bm, bn, bk if T == "float" else 2 * bk, *rest) for bm, bn, bk, *rest in tiles for T in NEIGHBOURS]
+    types = [T for T in NEIGHBOURS if (rung, kind, T) != ("warpgroups", "dweight", "float")]
+    return [(T, bm, bn, bk if T == "float" else 2 * bk, *rest) for bm, bn, bk, *rest in tiles for T in types]
 
 
 INSTANTIATIONS: dict[str, list[str]] = {
@@ -64,6 +65,7 @@ INSTANTIATIONS: dict[str, list[str]] = {
     "ops/conv2d_statistics.cu": ["conv2d_merge_statistics"],
     "ops/conv2d_tensor_cores.cu": for_tiles("tensor_cores"),
     "ops/conv2d_tiled.cu": for_tiles("tiled"),
+    "ops/conv2d_warpgroups.cu": for_tiles("warpgroups"),
     "ops/deform_conv2d.cu": for_floats(
         "deform_conv2d_columns", "deform_conv2d_doffset", "deform_conv2d_corners", "deform_conv2d_dinput"
     ),

@@ -39,7 +39,7 @@ struct dim3 { unsigned x = 1, y = 1, z = 1; };
 
 namespace simulator {
 
-constexpr unsigned MAX_THREADS = 1024, WARP = 32, MAX_COPIES = 64;
+constexpr unsigned MAX_THREADS = 1024, WARP = 32, MAX_COPIES = 64, MAX_PRODUCTS = 32;
 constexpr size_t STACK_BYTES = 1 << 16, ARENA_BYTES = 1 << 19;
 constexpr size_t STATIC_SHARED_LIMIT = 48 << 10, DYNAMIC_SHARED_LIMIT = 227 << 10;  // of sm_90
 constexpr unsigned ALL_LANES = 0xffffffffu;
@@ -47,6 +47,14 @@ constexpr unsigned ALL_LANES = 0xffffffffu;
 enum State : uint8_t { RUNNING, AT_BLOCK_BARRIER, AT_WARP_BARRIER, FINISHED };
 
 struct AsyncCopy { void* to; const void* from; unsigned bytes, valid, group; };  // see async_copy
+
+struct AsyncProduct {                 // see async_product
+  void (*multiply)(float* sum, const void* a, const void* b, int across);
+  float* sum;
+  const void *a, *b;
+  int across;
+  unsigned group;
+};
 
 struct Fiber {
   uint3 index;             // threadIdx
@@ -58,6 +66,9 @@ struct Fiber {
   void* asan;
   AsyncCopy copies[MAX_COPIES];
   unsigned copy_count, copy_group;
+  bool unfenced;           // copies have landed that only its own eyes, and those of other threads, see
+  AsyncProduct products[MAX_PRODUCTS];
+  unsigned product_count, product_group;
 };
 
 struct Home {              // what a fiber needs of memory; made once, since the thread sanitizer's part is dear
@@ -82,6 +93,7 @@ inline uint3 block_index;
 inline dim3 grid_size, block_size;
 inline unsigned alive, waiting;  // threads of the block that have not returned; those at the block's barrier
 inline unsigned barriers_opened;
+inline unsigned unfenced;        // threads with copies that the tensor cores do not see yet
 inline int order;                // 0 forward, 1 reverse, 2 random
 inline uint64_t random_state = 1;
 inline bool failed;
@@ -208,10 +220,11 @@ UNCHECKED inline void prepare_stack(Fiber& fiber) {
 // The address is a multiple of `alignment`, which is what the declaration promises, and not of twice that.
 UNCHECKED inline char* take_shared(size_t bytes, size_t alignment) {
   constexpr size_t FENCE = 64;
-  size_t taken = (alignment + bytes + FENCE + 127) / 128 * 128;
-  if (arena_used + taken > ARENA_BYTES) fail("no shared memory left for %zu bytes", bytes), arena_used = 0;
-  char* memory = arena + arena_used + alignment;
-  arena_used += taken;
+  size_t begin = (arena_used + 2 * alignment - 1) / (2 * alignment) * (2 * alignment) + alignment;
+  size_t end = (begin + bytes + FENCE + 127) / 128 * 128;
+  if (end > ARENA_BYTES) fail("no shared memory left for %zu bytes", bytes), begin = alignment, end = arena_used;
+  char* memory = arena + begin;
+  arena_used = end;
 #if defined(__SANITIZE_ADDRESS__)
   __asan_unpoison_memory_region(memory, bytes);
 #endif
@@ -250,6 +263,7 @@ UNCHECKED inline void begin_block_memory() {
 #if defined(__SANITIZE_ADDRESS__)
   __asan_poison_memory_region(arena, ARENA_BYTES);
 #endif
+  unfenced = 0;
   arena_used = 1024;  // the first bytes are never used: their addresses stand for barriers, see below
   static_used = barriers_opened = 0;
   ++block_number;
@@ -321,10 +335,31 @@ UNCHECKED inline void collective(void* argument, void (*execute)(void**), int li
   warp_barrier(ALL_LANES, line);
 }
 
-// ---- asynchronous copies (cp.async): the data lands when it is waited for and not before; in reverse order at once ---
+// ---- what is asynchronous happens when it is waited for and not before; in reverse order of threads at once; in random
+// order now so, now so -------------------------------------------------------------------------------------------------
+
+UNCHECKED inline unsigned random_number() {
+  random_state = random_state * 6364136223846793005ull + 1442695040888963407ull;
+  return random_state >> 33;
+}
+
+UNCHECKED inline bool happens_at_once() { return order == 1 || (order == 2 && random_number() % 2); }
+
+// ---- asynchronous copies (cp.async) ---------------------------------------------------------------------------------
 
 __attribute__((noinline)) inline void copy_words(unsigned* to, const unsigned* from, unsigned words, unsigned valid) {
   for (unsigned i = 0; i < words; i++) to[i] = i < valid ? from[i] : 0;  // instrumented: the sanitizers see the access
+}
+
+UNCHECKED inline void landed(Fiber& fiber) {
+  unfenced += !fiber.unfenced;
+  fiber.unfenced = true;
+}
+
+// The tensor cores see what has landed of this thread's copies when they read shared memory by themselves.
+UNCHECKED inline void fence() {
+  unfenced -= current->unfenced;
+  current->unfenced = false;
 }
 
 // Begin to copy `bytes` (4, 8 or 16) to shared memory; those after the first `valid` become 0.
@@ -332,7 +367,7 @@ UNCHECKED inline void async_copy(void* to, const void* from, unsigned bytes, uns
   Fiber& fiber = *current;
   bool aligned = ((uintptr_t)to | (valid ? (uintptr_t)from : 0)) % bytes == 0;
   if (!aligned) fail("line %d: cp.async needs %u-byte alignment", line, bytes);
-  if (order == 1) return copy_words((unsigned*)to, (const unsigned*)from, bytes / 4, valid / 4);
+  if (happens_at_once()) return landed(fiber), copy_words((unsigned*)to, (const unsigned*)from, bytes / 4, valid / 4);
   if (fiber.copy_count == MAX_COPIES) return fail("line %d: %u copies wait; is wait_group missing?", line, MAX_COPIES);
   fiber.copies[fiber.copy_count++] = {to, from, bytes, valid, fiber.copy_group};
 }
@@ -346,11 +381,40 @@ UNCHECKED inline void async_wait(unsigned pending) {
   for (unsigned i = 0; i < fiber.copy_count; i++) {
     AsyncCopy copy = fiber.copies[i];
     if (copy.group + pending < fiber.copy_group)
-      copy_words((unsigned*)copy.to, (const unsigned*)copy.from, copy.bytes / 4, copy.valid / 4);
+      landed(fiber), copy_words((unsigned*)copy.to, (const unsigned*)copy.from, copy.bytes / 4, copy.valid / 4);
     else
       fiber.copies[kept++] = copy;
   }
   fiber.copy_count = kept;
+}
+
+// ---- asynchronous products (wgmma), which read shared memory --------------------------------------------------------
+
+// Begin multiply(sum, a, b, across), a thread's part of it: its own sums.
+UNCHECKED inline void async_product(AsyncProduct product, int line) {
+  Fiber& fiber = *current;
+  if (unfenced) fail("line %d: tensor cores read what %u threads have copied without a fence", line, unfenced);
+  if (happens_at_once() && !fiber.product_count) return product.multiply(product.sum, product.a, product.b, product.across);
+  if (fiber.product_count == MAX_PRODUCTS)
+    return fail("line %d: %u products wait; is wait_group missing?", line, MAX_PRODUCTS);
+  product.group = fiber.product_group;
+  fiber.products[fiber.product_count++] = product;
+}
+
+UNCHECKED inline void async_product_commit() { current->product_group++; }
+
+// Finish all but the last `pending` groups that were committed.
+UNCHECKED inline void async_product_wait(unsigned pending) {
+  Fiber& fiber = *current;
+  unsigned kept = 0;
+  for (unsigned i = 0; i < fiber.product_count; i++) {
+    AsyncProduct product = fiber.products[i];
+    if (product.group + pending < fiber.product_group)
+      product.multiply(product.sum, product.a, product.b, product.across);
+    else
+      fiber.products[kept++] = product;
+  }
+  fiber.product_count = kept;
 }
 
 // ---- the scheduler --------------------------------------------------------------------------------------------------
@@ -410,16 +474,14 @@ UNCHECKED inline void begin_fiber(unsigned i) {
   fiber.warp = i / WARP;
   fiber.state = RUNNING;
   fiber.line = 0;
-  fiber.copy_count = fiber.copy_group = 0;
+  fiber.copy_count = fiber.copy_group = fiber.product_count = fiber.product_group = 0;
+  fiber.unfenced = false;
   fiber.asan = nullptr;
   prepare_stack(fiber);
 }
 
 UNCHECKED inline void shuffle_order(unsigned* turns, unsigned count) {
-  for (unsigned i = count - 1; i > 0; i--) {
-    random_state = random_state * 6364136223846793005ull + 1442695040888963407ull;
-    std::swap(turns[i], turns[(random_state >> 33) % (i + 1)]);
-  }
+  for (unsigned i = count - 1; i > 0; i--) std::swap(turns[i], turns[random_number() % (i + 1)]);
 }
 
 UNCHECKED inline void run_block() {

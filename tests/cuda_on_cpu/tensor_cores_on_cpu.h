@@ -4,7 +4,7 @@
 #include <cuda_fp16.h>
 
 // A copy lands when it is waited for and not earlier: who reads too soon finds the NaN of fresh shared memory. In reverse
-// order of threads it lands at once: who still reads what was there finds what comes next.
+// order of threads it lands at once: who still reads what was there finds what comes next. In random order both happen.
 inline void cp_async(void* shared, const void* global, bool inside, int line = __builtin_LINE()) {
   simulator::async_copy(shared, global, 16, inside ? 16 : 0, line);
 }
@@ -78,4 +78,51 @@ UNCHECKED inline void mma(float& d0, float& d1, float& d2, float& d3, const uint
                           int line = __builtin_LINE()) {
   simulator::Mma lane{{&d0, &d1, &d2, &d3}, a, {b0, b1}};
   simulator::collective(&lane, simulator::mma_of_warp<T>, line);
+}
+
+inline void fence_copies() { simulator::fence(); }
+inline void warpgroup_begin() {}
+inline void warpgroup_commit() { simulator::async_product_commit(); }
+template <int N> inline void warpgroup_wait() { simulator::async_product_wait(N); }
+template <int TILES, int SUMS> inline void warpgroup_finish(float (&)[TILES][SUMS]) { warpgroup_wait<0>(); }
+
+namespace simulator {
+template <class T>
+float swizzled_number(const void* begin, int offset) {  // as the hardware does: by bits of the address
+  uintptr_t at = (uintptr_t)begin + offset;
+  at ^= (at >> 7 & 7) << 4;
+  if constexpr (sizeof(T) == 4) return number<T>(*(const uint32_t*)at, 0);
+  else return (float)*(const T*)at;
+}
+
+// A lane's sums of D (64 x 2 SUMS) += A B.
+template <class T, int SUMS, bool TRANSPOSED>
+void multiply_warpgroup(float* d, const void* a, const void* b, int across) {
+  constexpr int K = 32 / sizeof(T);
+  auto at = [=](const void* begin, int row, int k) {
+    return swizzled_number<T>(begin, TRANSPOSED ? row / 64 * across + k * 128 + row % 64 * 2 : row * 128 + k * sizeof(T));
+  };
+  int g = current->lane / 4, t = current->lane % 4;
+  float rows[2][K], column[K];
+  for (int q = 0; q < 2; q++)
+    for (int k = 0; k < K; k++) rows[q][k] = at(a, current->warp % 4 * 16 + q * 8 + g, k);
+  for (int j = 0; j < SUMS / 2; j++) {
+    for (int k = 0; k < K; k++) column[k] = at(b, j / 2 * 8 + 2 * t + j % 2, k);
+    for (int q = 0; q < 2; q++) {
+      float sum = 0;
+      for (int k = 0; k < K; k++) sum += rows[q][k] * column[k];
+      d[j / 2 * 4 + q * 2 + j % 2] += sum;
+    }
+  }
+}
+}  // namespace simulator
+
+template <class T, int SUMS>
+inline void warpgroup_mma(float (&d)[SUMS], const void* a, const void* b, int line = __builtin_LINE()) {
+  simulator::async_product({simulator::multiply_warpgroup<T, SUMS, false>, d, a, b}, line);
+}
+template <class T, int SUMS>
+inline void warpgroup_mma_transposed(float (&d)[SUMS], const void* a, const void* b, int across,
+                                     int line = __builtin_LINE()) {
+  simulator::async_product({simulator::multiply_warpgroup<T, SUMS, true>, d, a, b, across}, line);
 }

@@ -75,6 +75,13 @@ REFUSED = {
     "lanes of one warp meet at different": "if (threadIdx.x < 16) { MULTIPLY } else\n__syncwarp();",
     "bytes of static shared memory, at most 48 KB": "__shared__ float a[13000]; a[0] = 0;",
     "64 copies wait; is wait_group missing": "for (int i = 0; i < 65; i++) simulator::async_copy(x, x, 16, 16, 1);",
+    "32 products wait; is wait_group missing": "for (int i = 0; i < 33; i++) simulator::async_product({}, 1);",
+    "read what 32 threads have copied without a fence": """
+      __shared__ __align__(16) float tile[128];
+      cp_async(tile + 4 * threadIdx.x, x, true), cp_async_commit(), cp_async_wait<0>();
+      if (threadIdx.x == 0) fence_copies(), cp_async(tile, x, true), cp_async_commit(), cp_async_wait<0>();
+      __syncthreads();
+      simulator::async_product({}, 1);""",
 }
 
 
@@ -116,6 +123,33 @@ def test_asynchronous_copies_land_when_waited_for(stand_in):
     y = stand_in.zeros(5, np.float32)
     function(stand_in, source, "test_copy")((1,), (1,), (stand_in.full(4, 5, np.float32), y))
     assert np.array_equal(y.get(), [np.nan, 5, np.nan, 5, 0], equal_nan=True)
+
+
+def test_asynchronous_products_are_added_when_waited_for(stand_in):
+    """Rows of ones by columns of twos, of which a copy makes threes before the second product is waited for."""
+    source = """#include <tensor_cores_on_cpu.h>
+    __global__ void test_product(float* y) {
+      __shared__ __align__(1024) float ones[64 * 32];
+      __shared__ __align__(1024) float others[64 * 32];
+      for (int i = threadIdx.x; i < 64 * 32; i += 128) ones[i] = 1, others[i] = 2;
+      float sum[32] = {};
+      __syncthreads();
+      warpgroup_mma<float>(sum, ones, others);
+      warpgroup_commit();
+      warpgroup_mma<float>(sum, ones, others);
+      warpgroup_commit();
+      y[0] = sum[31];
+      warpgroup_wait<1>();
+      y[1] = sum[31];
+      __syncthreads();
+      for (int i = threadIdx.x; i < 64 * 32; i += 128) others[i] = 3;
+      __syncthreads();
+      warpgroup_wait<0>();
+      y[2] = sum[31];
+    }"""
+    y = stand_in.zeros(3, np.float32)
+    function(stand_in, source, "test_product")((1,), (128,), (y,))
+    assert y.get().tolist() == [0, 8 * 2, 8 * 2 + 8 * 3]
 
 
 @pytest.mark.parametrize("promised, alignment", [("", 4), ("__align__(16)", 16), ("alignas(32)", 32)])

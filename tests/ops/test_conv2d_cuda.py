@@ -54,6 +54,9 @@ ON = [
     ("tensor_cores", "tf32"),
     ("tensor_cores", "fp16"),
     ("tensor_cores", "bf16"),
+    ("warpgroups", "tf32"),
+    ("warpgroups", "fp16"),
+    ("warpgroups", "bf16"),
 ]
 IN_ANOTHER_ORDER = 2e-6  # what float32 sums may differ by, relative to the largest
 ADDED_AT_ONCE = 8  # products that the tensor cores add to a sum, of tf32; 16 of the types of 16 bits
@@ -82,8 +85,9 @@ def dtype_of(precision):
 def small_tiles(monkeypatch):
     """Compile these alone where the sanitizers run in a process of their own: see `sanitized`."""
     if "CONV2D_SMALL_TILES" in os.environ:
-        for file in ("ops/conv2d_tiled.cu", "ops/conv2d_tensor_cores.cu"):
-            small = [name for name in INSTANTIATIONS[file] if re.search(r"<(\w+, )?64, 64,", name)]
+        for rung, tile in (("tiled", "64, 64"), ("tensor_cores", "64, 64"), ("warpgroups", "128, 64|64, 256")):
+            file = f"ops/conv2d_{rung}.cu"
+            small = [name for name in INSTANTIATIONS[file] if re.search(rf"<(\w+, )?({tile}),", name)]
             monkeypatch.setitem(INSTANTIATIONS, file, small)
 
 
@@ -98,14 +102,19 @@ class Layer:
         taps = (outputs, channels // options["groups"], *kernel)
         shapes = (batch, *size, channels), taps, (batch, *self.geometry.output_size(*size, kernel), outputs)
         self.x, self.weight, self.dy = (rng.standard_normal(shape, np.float32) for shape in shapes)
+        self.rung = None  # that `choices` was asked for
 
     def choices(self, rung, tile="small"):
+        """Return what does both kinds of pass; a weight gradient in tf32, which warpgroups cannot, is tensor_cores'."""
         groups, outputs, channels = self.geometry.groups, len(self.weight), self.weight.shape[1]
-        if not conv2d_cuda.can(rung, self.precision, groups, channels, outputs // groups):
-            pytest.skip(f"the rule takes another rung: {rung} cannot do groups of {channels} channels")
-        choices = [conv2d_cuda.candidates(rung, kind, tile)[0] for kind in ("correlate", "dweight")]
-        if max(map(conv2d_cuda.shared_bytes, ("correlate", "dweight"), choices)) > backend.current_gpu().shared_memory:
-            pytest.skip(f"the rule takes another tile: the GPU has too little shared memory for {choices}")
+        choices, self.rung = [], rung
+        for kind in ("correlate", "dweight"):
+            of_pass = "tensor_cores" if (rung, kind, self.precision) == ("warpgroups", "dweight", "tf32") else rung
+            if not conv2d_cuda.can(of_pass, kind, self.precision, groups, channels, outputs // groups):
+                pytest.skip(f"the rule takes another rung: {rung} cannot do groups of {channels} channels")
+            choices.append(conv2d_cuda.candidates(of_pass, kind, tile)[0])
+            if not conv2d_cuda.runs_on(backend.current_gpu(), kind, choices[-1]):
+                pytest.skip(f"the rule takes another choice: the GPU has not what {choices[-1]} needs")
         return choices
 
     def device(self):
@@ -127,7 +136,10 @@ class Layer:
 
     def expected(self):
         """Return y, dx, dweight by the definition in float64."""
-        x, weight, dy = (rounded(array, self.precision).astype(np.float64) for array in (self.x, self.weight, self.dy))
+        x, weight, dy = (rounded(array, self.precision) for array in (self.x, self.weight, self.dy))
+        if (self.rung, self.precision) == ("warpgroups", "tf32"):
+            x, dy = cut_off(self.x), cut_off(self.dy)
+        x, weight, dy = (array.astype(np.float64) for array in (x, weight, dy))
         y = definition.reference_forward(x, weight, self.geometry)
         dx = definition.reference_input_gradient(dy, weight, self.size, self.geometry)
         if self.precision == "tf32":
@@ -169,7 +181,7 @@ def test_equals_the_definition(cupy, rung, precision, name):
 
 
 @pytest.mark.parametrize("rung, precision", [on for on in ON if on[0] in conv2d_cuda.TILES])
-@pytest.mark.parametrize("tile", ["narrow", "medium", "wide", "large"])
+@pytest.mark.parametrize("tile", ["narrow", "medium", "wide", "large", "widest"])
 def test_other_tiles(cupy, rung, precision, tile):
     layer = Layer(cupy, precision, (3, 3), size=(15, 11), channels=36, outputs=40, padding=1)
     layer.check(layer.run(*layer.choices(rung, tile)))
@@ -246,7 +258,7 @@ def check_statistics(found, result):
         assert array.dtype == np.float32
 
 
-@pytest.mark.parametrize("rung, precision", [("tiled", "float32"), ("tensor_cores", "tf32")])
+@pytest.mark.parametrize("rung, precision", [("tiled", "float32"), ("tensor_cores", "tf32"), ("warpgroups", "tf32")])
 def test_statistics_do_not_cancel(cupy, rung, precision):
     """Mean 1000, deviation about 1: E[y^2] - E[y]^2 in float32 would be wrong in the first digit."""
     layer = Layer(cupy, precision, (1, 1), size=(31, 33), channels=4, outputs=5)
@@ -305,7 +317,8 @@ def test_a_weight_that_stays_is_arranged_once_for_each_form(cupy, op, rung, monk
                 assert kernels.keys() >= kept.keys() and all(kernels[key] is array for key, array in kept.items())
                 kept = dict(kernels)
     # float32, in which what the first two rungs read does not depend on the stride; rounded to tf32; float16
-    assert len(kept) == {"naive": 2 + 2, "im2col": 2 + 3, "tiled": 3 + 3, "tensor_cores": 3 + 3 + 3}[rung]
+    on_tensor_cores = dict.fromkeys(conv2d_cuda.ON_TENSOR_CORES, 3 + 3 + 3)
+    assert len(kept) == ({"naive": 2 + 2, "im2col": 2 + 3, "tiled": 3 + 3} | on_tensor_cores)[rung]
 
 
 def test_kept_weights_cost_no_launch(cupy):
@@ -350,7 +363,10 @@ def test_a_plan_is_kept_and_can_only_be_read(cupy):
 # --- reproducible, and without waiting -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rung, precision", [("im2col", "float32"), ("tiled", "float32"), ("tensor_cores", "bf16")])
+@pytest.mark.parametrize(
+    "rung, precision",
+    [("im2col", "float32"), ("tiled", "float32"), ("tensor_cores", "bf16"), ("warpgroups", "bf16")],
+)
 def test_the_order_of_threads_does_not_change_a_bit(cupy, rung, precision, monkeypatch):
     layer = Layer(cupy, precision, **CASES["more than a tile"] | dict(stride=2))
     results = []
@@ -382,7 +398,7 @@ def test_im2col_takes_some_images_at_a_time(cupy, monkeypatch):
         assert sum(launch.name == "conv2d_columns" for launch in cupy.launches) == 2 * 3  # forward and weight gradient
 
 
-@pytest.mark.parametrize("rung, precision", [("tiled", "float32"), ("tensor_cores", "tf32")])
+@pytest.mark.parametrize("rung, precision", [("tiled", "float32"), ("tensor_cores", "tf32"), ("warpgroups", "bf16")])
 @pytest.mark.parametrize("blocks", [1, 7, 10**6])
 def test_a_weight_gradient_in_any_number_of_splits(cupy, rung, precision, blocks, monkeypatch):
     monkeypatch.setattr(conv2d_cuda, "BLOCKS", blocks)
@@ -421,6 +437,14 @@ FAULTS = {  # name: (rung, text of its kernels, what is planted in its place)
     "a column too few": ("tensor_cores", "* BK + d < depth;", "* BK + d < depth - CHUNK;"),
     "a row too many": ("tiled", "< (unsigned)g.height", "<= (unsigned)g.height"),
     "cut off instead of rounded": ("tensor_cores", "to_operand<T>(a[now][i]);  // the taps", ";  // the taps"),
+    "copies waited for too late": (
+        "warpgroups",
+        "cp_async_wait<STAGES - 3>();  // this",
+        "cp_async_wait<STAGES - 2>();  // this",
+    ),
+    "sums read too early": ("warpgroups", "warpgroup_finish(sum);\n  __sync", "__sync"),
+    "chunks not swizzled": ("warpgroups", "swizzled(r, threadIdx.x % CHUNKS) * 4;\n  Column", "r % 8 * 4;\n  Column"),
+    "the next slice's place": ("warpgroups", "ROW_WORDS + k, tile_w + k)", "ROW_WORDS + k, tile_w)"),
 }
 FAULTS_FOR_SANITIZERS = {  # name: (rung, text, what is planted, sanitizer, its report)
     "a pixel too many": ("tiled", "if (m >= g.pixels())", "if (m > g.pixels())", "address", "overflow"),
@@ -428,6 +452,20 @@ FAULTS_FOR_SANITIZERS = {  # name: (rung, text, what is planted, sanitizer, its 
         "tensor_cores",
         "__syncthreads();              // everybody's",
         ";  //",
+        "thread",
+        "data race",
+    ),
+    "products waited for too late": (
+        "warpgroups",
+        "warpgroup_wait<1>();      // the last",
+        "warpgroup_wait<2>();  // the last",
+        "thread",
+        "data race",
+    ),
+    "scratch before others have read the results": (
+        "warpgroups",
+        "__syncthreads();\n    write_statistics",
+        "write_statistics",
         "thread",
         "data race",
     ),
@@ -459,12 +497,14 @@ def plant(monkeypatch):
 SMALLEST = (
     "conv2d_tiled_correlate<64, 64, 16, 4, 4>",
     "conv2d_tensor_cores_correlate<float, 64, 64, 32, 32, 32, 4>",
+    "conv2d_warpgroups_correlate<float, 128, 64, 32, 4>",
 )
 
 
 def correlate(cupy, rung):
     """A forward pass by one block."""
-    layer = Layer(cupy, "tf32" if rung == "tensor_cores" else "float32", (3, 3), (9, 7), 1, channels=32, padding=1)
+    precision = "tf32" if rung in conv2d_cuda.ON_TENSOR_CORES else "float32"
+    layer = Layer(cupy, precision, (3, 3), (9, 7), 1, channels=32, padding=1)
     x, weight, _ = layer.device()
     found = {}
     options = dict(precision=layer.precision, statistics=found, choice=layer.choices(rung)[0])
@@ -498,6 +538,23 @@ def test_a_ring_that_is_too_small_is_found(cupy, plant, monkeypatch):
         correlate(cupy, "tensor_cores")
     monkeypatch.setenv("CUDA_ON_CPU_ORDER", "forward")
     correlate(cupy, "tensor_cores")
+
+
+def test_copies_that_no_fence_shows_to_the_tensor_cores_are_found(cupy, plant):
+    if not hasattr(cupy, "launches"):
+        pytest.skip("faults are for the simulator")
+    plant("warpgroups", "fence_copies();               // tensor", ";  // tensor")
+    with pytest.raises(RuntimeError, match=r"tensor cores read what \d+ threads have copied without a fence"):
+        correlate(cupy, "warpgroups")
+
+
+def test_tiles_that_do_not_begin_at_1024_bytes_are_found(cupy, plant):
+    """Where chunks are swizzled is a matter of their address."""
+    if not hasattr(cupy, "launches"):
+        pytest.skip("faults are for the simulator")
+    plant("warpgroups", "__align__(1024)", "__align__(128)")
+    with pytest.raises(AssertionError, match="Not equal to tolerance"):
+        correlate(cupy, "warpgroups")
 
 
 def test_copies_of_16_bytes_to_memory_aligned_to_4_are_found(cupy, plant):
@@ -555,7 +612,8 @@ def test_the_thread_sanitizer_finds_nothing(order):
 @pytest.mark.parametrize("name", FAULTS_FOR_SANITIZERS)
 def test_the_sanitizers_find_a_planted_fault(name):
     *_, sanitizer, report = FAULTS_FOR_SANITIZERS[name]
-    output, well = sanitized(sanitizer, "test_small_grids and tf32", CONV2D_FAULT=name)
+    options = {"CONV2D_FAULT": name, "CUDA_ON_CPU_ORDER": "random"}  # in which some copies land at once, others late
+    output, well = sanitized(sanitizer, "test_small_grids and tf32", **options)
     assert not well and report in output, output
 
 
@@ -568,7 +626,7 @@ def test_the_table_has_a_choice_that_can_be_used_for_every_class():
         f"{precision} {kind} {shape}"
         for precision in conv2d_cuda.PRECISIONS
         for kind in ("correlate", "dweight")
-        for shape in ("grouped", "narrow", "small", "medium", "wide", "large")
+        for shape in ("grouped", "narrow", "small", "medium", "wide", "large", "widest")
         if (kind, shape) != ("dweight", "small")  # whose pixels are shared among blocks, however many there are
     ]
     assert list(choices) == names
@@ -576,7 +634,7 @@ def test_the_table_has_a_choice_that_can_be_used_for_every_class():
         precision, kind, _ = name.split()
         tiles = [list(tile) for some in conv2d_cuda.TILES.get(rung, {}).get(kind, {}).values() for tile in some]
         assert tile in tiles if tiles else tile == []
-        assert conv2d_cuda.can(rung, precision, 1, 64, 64)
+        assert conv2d_cuda.can(rung, kind, precision, 1, 64, 64)
 
 
 def test_shape_classes():
@@ -587,7 +645,9 @@ def test_shape_classes():
     assert conv2d_cuda.shape_class("correlate", 1, 64, 65, 32 * 128 * 128) == "large"
     assert conv2d_cuda.shape_class("correlate", 1, 256, 192, 32 * 128 * 128) == "wide"
     assert conv2d_cuda.shape_class("dweight", 1, 64, 64, 10**6) == "medium"
-    assert conv2d_cuda.shape_class("dweight", 1, 512, 512, 10**4) == "large"
+    assert conv2d_cuda.shape_class("correlate", 1, 256, 193, 32 * 128 * 128) == "widest"
+    assert conv2d_cuda.shape_class("dweight", 1, 512, 128, 10**4) == "large"
+    assert conv2d_cuda.shape_class("dweight", 1, 512, 512, 10**4) == "widest"
 
 
 def test_the_variable_takes_a_rung_wherever_it_can(monkeypatch):
@@ -600,8 +660,12 @@ def test_the_variable_takes_a_rung_wherever_it_can(monkeypatch):
     assert conv2d_cuda.choose("dweight", "float32", 1, 64, 64, 10**6).rung == "tiled"
     monkeypatch.setenv("MINICENTERNET_CUDA_CONV", "tiled")
     assert conv2d_cuda.choose("correlate", "fp16", 1, 64, 64, 10**6).rung == "tensor_cores"
+    monkeypatch.setenv("MINICENTERNET_CUDA_CONV", "warpgroups")
+    assert conv2d_cuda.choose("correlate", "tf32", 1, 64, 64, 10**6).rung == "warpgroups"
+    assert conv2d_cuda.choose("dweight", "bf16", 1, 64, 64, 10**6).rung == "warpgroups"
+    assert conv2d_cuda.choose("dweight", "tf32", 1, 64, 64, 10**6).rung == "tensor_cores"  # not transposed by wgmma
     monkeypatch.setenv("MINICENTERNET_CUDA_CONV", "tensorcores")
-    message = "MINICENTERNET_CUDA_CONV is 'tensorcores'; expected one of naive, im2col, tiled, tensor_cores"
+    message = "MINICENTERNET_CUDA_CONV is 'tensorcores'; expected one of naive, im2col, tiled, tensor_cores, warpgroups"
     with pytest.raises(InputError, match=message):
         conv2d_cuda.choose("correlate", "float32", 1, 64, 64, 10**6)
 
@@ -637,6 +701,11 @@ def test_every_tile_fits_shared_memory(cupy):
                 _, threads, shared = conv2d_cuda._tile_kernel(kind, x, conv2d_cuda.Choice(rung, tile))
                 blocks = max(1, 8 // (threads // 32))  # so that 8 warps share one of an H200's processors, 227 KB
                 assert 64 <= threads <= 256 and blocks * shared <= 227 << 10
+    for kind, tiles in conv2d_cuda.TILES["warpgroups"].items():
+        for tile in (tile for some in tiles.values() for tile in some):
+            choice = conv2d_cuda.Choice("warpgroups", tile)
+            _, threads, shared = conv2d_cuda._tile_kernel(kind, cupy.zeros(1, np.float16), choice)
+            assert threads == 256 and shared <= 227 << 10
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bf16", "fp16"])
@@ -668,11 +737,20 @@ def test_a_gpu_with_less_shared_memory_takes_smaller_tiles(cupy, another_gpu, mo
 
 
 def test_on_every_gpu_with_tensor_cores_some_tile_fits():
+    gpu = backend.GPU("a GeForce RTX", (8, 9), RTX)
     for precision in ("tf32", "bf16", "fp16"):
         for kind in ("correlate", "dweight"):
             for outputs, pixels in ((8, 10**6), (64, 100), (64, 10**6), (512, 10**6)):
-                choice = conv2d_cuda.choose(kind, precision, 1, 64, outputs, pixels, RTX)
+                choice = conv2d_cuda.choose(kind, precision, 1, 64, outputs, pixels, gpu)
                 assert choice.rung == "tensor_cores" and conv2d_cuda.shared_bytes(kind, choice) <= RTX
+
+
+def test_warpgroups_are_of_compute_capability_9_alone(monkeypatch):
+    """Neither older GPUs nor newer ones have wgmma."""
+    monkeypatch.setenv("MINICENTERNET_CUDA_CONV", "warpgroups")
+    for capability, rung in (((8, 0), "tensor_cores"), ((9, 0), "warpgroups"), ((10, 0), "tensor_cores")):
+        gpu = backend.GPU("a GPU", capability, 227 << 10)
+        assert conv2d_cuda.choose("correlate", "bf16", 1, 64, 256, 10**6, gpu).rung == rung
 
 
 LAYERS = [
