@@ -101,20 +101,9 @@ __device__ __forceinline__ void warpgroup_finish(float (&sum)[TILES][SUMS]) {
     for (int j = 0; j < SUMS; j++) asm volatile("" : "+f"(sum[i][j]) :: "memory");
 }
 
-// What wgmma is told of a matrix, in units of 16 bytes: its address; how far its next 64 columns are, where it is
-// transposed; 1024 bytes from 8 rows to the next 8. And that the 128 bytes of a row are swizzled (1 << 62).
-__device__ __forceinline__ unsigned long long matrix(const void* row, unsigned across = 16) {
-  return (shared_address(row) & 0x3ffff) >> 4 | (unsigned long long)(across >> 4) << 16 | 64ull << 32 | 1ull << 62;
-}
-
-// Begin D += A B for numbers of type T, of which float means tf32; a, b: the first of their rows. N = 2 * SUMS.
-template <class T, int SUMS>
-__device__ __forceinline__ void warpgroup_mma(float (&d)[SUMS], const void* a, const void* b);
-
-// The same for numbers of 16 bits where rows are the depth, k of them: 64 rows of A or columns of B lie side by side,
-// the next 64 of B `across` bytes away.
-template <class T, int SUMS>
-__device__ __forceinline__ void warpgroup_mma_transposed(float (&d)[SUMS], const void* a, const void* b, int across);
+// Begin D += A B, N = 2 * SUMS; a, b: descriptors, see `matrix`.
+template <class T, bool TRANSPOSED, int SUMS>
+__device__ __forceinline__ void wgmma(float (&d)[SUMS], unsigned long long a, unsigned long long b);
 
 #define TEN(t) "%" #t "0,%" #t "1,%" #t "2,%" #t "3,%" #t "4,%" #t "5,%" #t "6,%" #t "7,%" #t "8,%" #t "9,"
 #define NAMES_30 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9," TEN(1) TEN(2)
@@ -127,36 +116,45 @@ __device__ __forceinline__ void warpgroup_mma_transposed(float (&d)[SUMS], const
 #define SUMS_64 SUMS_32, SUMS_16(32), SUMS_16(48)
 #define SUMS_96 SUMS_64, SUMS_16(64), SUMS_16(80)
 #define SUMS_128 SUMS_96, SUMS_16(96), SUMS_16(112)
-#define WGMMA(SUMS, INSTRUCTION, NAMES, A, B, A_MATRIX, B_MATRIX, END)                                             \
-  asm volatile("{ .reg .pred add; setp.eq.u32 add, 0, 0; wgmma.mma_async.sync.aligned." INSTRUCTION " {" NAMES     \
-               "}, %" #A ", %" #B ", add, 1, 1" END "; }" : SUMS_##SUMS : "l"(A_MATRIX), "l"(B_MATRIX) : "memory")
-#define WGMMA_OF(TYPE, SUMS, INSTRUCTION, NAMES, A, B, END)                                                        \
+#define WGMMA(TYPE, TRANSPOSED, SUMS, INSTRUCTION, A, B, END)                                                      \
   template <>                                                                                                      \
-  __device__ __forceinline__ void warpgroup_mma<TYPE>(float (&d)[SUMS], const void* a, const void* b) {            \
-    WGMMA(SUMS, INSTRUCTION, NAMES, A, B, matrix(a), matrix(b), END);                                              \
-  }
-#define WGMMA_TRANSPOSED(TYPE, SUMS, INSTRUCTION, NAMES, A, B)                                                     \
-  template <>                                                                                                      \
-  __device__ __forceinline__ void warpgroup_mma_transposed<TYPE>(float (&d)[SUMS], const void* a, const void* b,   \
-                                                                 int across) {                                     \
-    WGMMA(SUMS, INSTRUCTION, NAMES, A, B, matrix(a), matrix(b, across), ", 1, 1");                                 \
+  __device__ __forceinline__ void wgmma<TYPE, TRANSPOSED>(float (&d)[SUMS], unsigned long long a,                  \
+                                                          unsigned long long b) {                                  \
+    asm volatile("{ .reg .pred add; setp.eq.u32 add, 0, 0; wgmma.mma_async.sync.aligned." INSTRUCTION              \
+                 " {" NAMES_##SUMS "}, %" #A ", %" #B ", add, 1, 1" END "; }"                                      \
+                 : SUMS_##SUMS : "l"(a), "l"(b) : "memory");                                                       \
   }
 #define NAMES_32 NAMES_30 "%30,%31"
 #define NAMES_64 NAMES_60 "%60,%61,%62,%63"
 #define NAMES_96 NAMES_90 "%90,%91,%92,%93,%94,%95"
 #define NAMES_128 NAMES_120 "%120,%121,%122,%123,%124,%125,%126,%127"
-WGMMA_OF(float, 32, "m64n64k8.f32.tf32.tf32", NAMES_32, 32, 33, "")
-WGMMA_OF(float, 64, "m64n128k8.f32.tf32.tf32", NAMES_64, 64, 65, "")
-WGMMA_OF(float, 96, "m64n192k8.f32.tf32.tf32", NAMES_96, 96, 97, "")
-WGMMA_OF(float, 128, "m64n256k8.f32.tf32.tf32", NAMES_128, 128, 129, "")
-#define WGMMA_16(TYPE, TYPES)                                                                                      \
-  WGMMA_OF(TYPE, 32, "m64n64k16.f32." TYPES, NAMES_32, 32, 33, ", 0, 0")                                           \
-  WGMMA_OF(TYPE, 64, "m64n128k16.f32." TYPES, NAMES_64, 64, 65, ", 0, 0")                                          \
-  WGMMA_OF(TYPE, 96, "m64n192k16.f32." TYPES, NAMES_96, 96, 97, ", 0, 0")                                          \
-  WGMMA_OF(TYPE, 128, "m64n256k16.f32." TYPES, NAMES_128, 128, 129, ", 0, 0")                                      \
-  WGMMA_TRANSPOSED(TYPE, 64, "m64n128k16.f32." TYPES, NAMES_64, 64, 65)                                            \
-  WGMMA_TRANSPOSED(TYPE, 96, "m64n192k16.f32." TYPES, NAMES_96, 96, 97)                                            \
-  WGMMA_TRANSPOSED(TYPE, 128, "m64n256k16.f32." TYPES, NAMES_128, 128, 129)
-WGMMA_16(__half, "f16.f16")
-WGMMA_16(__nv_bfloat16, "bf16.bf16")
+#define WGMMAS(TYPE, TRANSPOSED, K_AND_TYPES, END)                                        \
+  WGMMA(TYPE, TRANSPOSED, 32, "m64n64" K_AND_TYPES, 32, 33, END)                          \
+  WGMMA(TYPE, TRANSPOSED, 64, "m64n128" K_AND_TYPES, 64, 65, END)                         \
+  WGMMA(TYPE, TRANSPOSED, 96, "m64n192" K_AND_TYPES, 96, 97, END)                         \
+  WGMMA(TYPE, TRANSPOSED, 128, "m64n256" K_AND_TYPES, 128, 129, END)
+WGMMAS(float, false, "k8.f32.tf32.tf32", "")
+WGMMAS(__half, false, "k16.f32.f16.f16", ", 0, 0")
+WGMMAS(__half, true, "k16.f32.f16.f16", ", 1, 1")
+WGMMAS(__nv_bfloat16, false, "k16.f32.bf16.bf16", ", 0, 0")
+WGMMAS(__nv_bfloat16, true, "k16.f32.bf16.bf16", ", 1, 1")
 #endif
+
+// What wgmma is told of a matrix, in units of 16 bytes: its address; how far its next 64 columns are, where it is
+// transposed; 1024 bytes from 8 rows to the next 8. And that the 128 bytes of a row are swizzled (1 << 62).
+__device__ __forceinline__ unsigned long long matrix(const void* row, unsigned across = 16) {
+  return (shared_address(row) & 0x3ffff) >> 4 | (unsigned long long)(across >> 4) << 16 | 64ull << 32 | 1ull << 62;
+}
+
+// Begin D += A B for numbers of type T, of which float means tf32; a, b: the first of their rows.
+template <class T, int SUMS>
+__device__ __forceinline__ void warpgroup_mma(float (&d)[SUMS], const void* a, const void* b) {
+  wgmma<T, false>(d, matrix(a), matrix(b));
+}
+
+// The same for numbers of 16 bits where rows are the depth, k of them: 64 rows of A or columns of B lie side by side,
+// the next 64 of B `across` bytes away.
+template <class T, int SUMS>
+__device__ __forceinline__ void warpgroup_mma_transposed(float (&d)[SUMS], const void* a, const void* b, int across) {
+  wgmma<T, true>(d, matrix(a), matrix(b, across));
+}

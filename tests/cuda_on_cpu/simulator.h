@@ -49,10 +49,9 @@ enum State : uint8_t { RUNNING, AT_BLOCK_BARRIER, AT_WARP_BARRIER, FINISHED };
 struct AsyncCopy { void* to; const void* from; unsigned bytes, valid, group; };  // see async_copy
 
 struct AsyncProduct {                 // see async_product
-  void (*multiply)(float* sum, const void* a, const void* b, int across);
+  void (*multiply)(float* sum, uint64_t a, uint64_t b);
   float* sum;
-  const void *a, *b;
-  int across;
+  uint64_t a, b;           // what it is told of the matrices
   unsigned group;
 };
 
@@ -390,11 +389,11 @@ UNCHECKED inline void async_wait(unsigned pending) {
 
 // ---- asynchronous products (wgmma), which read shared memory --------------------------------------------------------
 
-// Begin multiply(sum, a, b, across), a thread's part of it: its own sums.
+// Begin multiply(sum, a, b), a thread's part of it: its own sums.
 UNCHECKED inline void async_product(AsyncProduct product, int line) {
   Fiber& fiber = *current;
   if (unfenced) fail("line %d: tensor cores read what %u threads have copied without a fence", line, unfenced);
-  if (happens_at_once() && !fiber.product_count) return product.multiply(product.sum, product.a, product.b, product.across);
+  if (happens_at_once() && !fiber.product_count) return product.multiply(product.sum, product.a, product.b);
   if (fiber.product_count == MAX_PRODUCTS)
     return fail("line %d: %u products wait; is wait_group missing?", line, MAX_PRODUCTS);
   product.group = fiber.product_group;
@@ -410,7 +409,7 @@ UNCHECKED inline void async_product_wait(unsigned pending) {
   for (unsigned i = 0; i < fiber.product_count; i++) {
     AsyncProduct product = fiber.products[i];
     if (product.group + pending < fiber.product_group)
-      product.multiply(product.sum, product.a, product.b, product.across);
+      product.multiply(product.sum, product.a, product.b);
     else
       fiber.products[kept++] = product;
   }

@@ -86,28 +86,43 @@ inline void warpgroup_commit() { simulator::async_product_commit(); }
 template <int N> inline void warpgroup_wait() { simulator::async_product_wait(N); }
 template <int TILES, int SUMS> inline void warpgroup_finish(float (&)[TILES][SUMS]) { warpgroup_wait<0>(); }
 
+inline unsigned shared_address(const void* pointer) { return (const char*)pointer - simulator::arena; }
+
 namespace simulator {
-template <class T>
-float swizzled_number(const void* begin, int offset) {  // as the hardware does: by bits of the address
-  uintptr_t at = (uintptr_t)begin + offset;
-  at ^= (at >> 7 & 7) << 4;
-  if constexpr (sizeof(T) == 4) return number<T>(*(const uint32_t*)at, 0);
-  else return (float)*(const T*)at;
-}
+struct Matrix {  // as a descriptor tells of it
+  const char* begin;
+  unsigned across, down, swizzle, offset;
+
+  Matrix(uint64_t descriptor) {
+    auto field = [=](int bit, int width) { return unsigned(descriptor >> bit & ((1u << width) - 1)); };
+    begin = arena + field(0, 14) * 16, across = field(16, 14) * 16, down = field(32, 14) * 16;
+    offset = field(49, 3), swizzle = field(62, 2);
+  }
+  // The number at a row (column of B) and a depth. The hardware swizzles by bits of the address.
+  template <class T, bool TRANSPOSED>
+  float at(int row, int k) const {
+    unsigned place = TRANSPOSED ? row / 64 * across + k / 8 * down + k % 8 * 128 + row % 64 * sizeof(T)
+                                : row / 8 * down + row % 8 * 128 + k * sizeof(T);
+    uintptr_t address = (uintptr_t)begin + place;
+    address ^= (address >> 7 & 7) << 4;
+    if constexpr (sizeof(T) == 4) return number<T>(*(const uint32_t*)address, 0);
+    else return (float)*(const T*)address;
+  }
+};
 
 // A lane's sums of D (64 x 2 SUMS) += A B.
 template <class T, int SUMS, bool TRANSPOSED>
-void multiply_warpgroup(float* d, const void* a, const void* b, int across) {
+void multiply_warpgroup(float* d, uint64_t of_a, uint64_t of_b) {
   constexpr int K = 32 / sizeof(T);
-  auto at = [=](const void* begin, int row, int k) {
-    return swizzled_number<T>(begin, TRANSPOSED ? row / 64 * across + k * 128 + row % 64 * 2 : row * 128 + k * sizeof(T));
-  };
+  const Matrix a(of_a), b(of_b);
+  if (a.swizzle != 1 || b.swizzle != 1 || a.offset || b.offset)
+    return fail("wgmma: of the layouts, the twin knows rows of 128 bytes, swizzled");
   int g = current->lane / 4, t = current->lane % 4;
   float rows[2][K], column[K];
   for (int q = 0; q < 2; q++)
-    for (int k = 0; k < K; k++) rows[q][k] = at(a, current->warp % 4 * 16 + q * 8 + g, k);
+    for (int k = 0; k < K; k++) rows[q][k] = a.at<T, TRANSPOSED>(current->warp % 4 * 16 + q * 8 + g, k);
   for (int j = 0; j < SUMS / 2; j++) {
-    for (int k = 0; k < K; k++) column[k] = at(b, j / 2 * 8 + 2 * t + j % 2, k);
+    for (int k = 0; k < K; k++) column[k] = b.at<T, TRANSPOSED>(j / 2 * 8 + 2 * t + j % 2, k);
     for (int q = 0; q < 2; q++) {
       float sum = 0;
       for (int k = 0; k < K; k++) sum += rows[q][k] * column[k];
@@ -117,12 +132,7 @@ void multiply_warpgroup(float* d, const void* a, const void* b, int across) {
 }
 }  // namespace simulator
 
-template <class T, int SUMS>
-inline void warpgroup_mma(float (&d)[SUMS], const void* a, const void* b, int line = __builtin_LINE()) {
-  simulator::async_product({simulator::multiply_warpgroup<T, SUMS, false>, d, a, b}, line);
-}
-template <class T, int SUMS>
-inline void warpgroup_mma_transposed(float (&d)[SUMS], const void* a, const void* b, int across,
-                                     int line = __builtin_LINE()) {
-  simulator::async_product({simulator::multiply_warpgroup<T, SUMS, true>, d, a, b, across}, line);
+template <class T, bool TRANSPOSED, int SUMS>
+inline void wgmma(float (&d)[SUMS], unsigned long long a, unsigned long long b, int line = __builtin_LINE()) {
+  simulator::async_product({simulator::multiply_warpgroup<T, SUMS, TRANSPOSED>, d, a, b}, line);
 }

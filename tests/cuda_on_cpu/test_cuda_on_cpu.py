@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from cuda_on_cpu import build
 
+from minicenternet.backend import cuda_source
+
 # Each block reverses and sums its part of x, through shared memory and shuffles.
 REVERSE_AND_SUM = """
 template <class T> __global__ void test_reverse(const T* __restrict__ x, T* reversed, T* sums, int n) {
@@ -127,7 +129,9 @@ def test_asynchronous_copies_land_when_waited_for(stand_in):
 
 def test_asynchronous_products_are_added_when_waited_for(stand_in):
     """Rows of ones by columns of twos, of which a copy makes threes before the second product is waited for."""
-    source = """#include <tensor_cores_on_cpu.h>
+    source = (
+        cuda_source("ops/tensor_cores.cuh")
+        + """
     __global__ void test_product(float* y) {
       __shared__ __align__(1024) float ones[64 * 32];
       __shared__ __align__(1024) float others[64 * 32];
@@ -147,6 +151,7 @@ def test_asynchronous_products_are_added_when_waited_for(stand_in):
       warpgroup_wait<0>();
       y[2] = sum[31];
     }"""
+    )
     y = stand_in.zeros(3, np.float32)
     function(stand_in, source, "test_product")((1,), (128,), (y,))
     assert y.get().tolist() == [0, 8 * 2, 8 * 2 + 8 * 3]
