@@ -13,10 +13,10 @@ Three array functions are the whole story, and conv_transpose2d is the same thre
 
 `reference_*`, one matrix product per kernel tap, is the definition. The fast forms work strip by strip, each strip
 sized to the caches: "direct" gathers a strip's columns and multiplies once (im2col), "winograd" (winograd.py) needs
-2.56 to 4 times fewer multiplications, and does both gradients by one transform of dy, as "direct" does by the same
-columns on small maps (`gradients_together`). `folding` is the rule that picks; MINICENTERNET_CONV=reference | direct |
-winograd takes one wherever it can. In float32 their largest error is below 1e-5 of the largest output. On a GPU the
-same three are in conv2d_cuda.py.
+2.56 to 4 times fewer multiplications, and does both gradients by one transform of dy. What is a fraction of a strip is
+done in one piece (small_maps.py). `folding` is the rule that picks; MINICENTERNET_CONV=reference | direct | winograd
+takes one wherever it can. In float32 their largest error is below 1e-5 of the largest output. On a GPU the same three
+are in conv2d_cuda.py.
 """
 
 from __future__ import annotations
@@ -33,8 +33,7 @@ from ..backend import Array, get_xp
 from ..errors import InputError
 from ..memory import empty
 from ..strips import PLANS, WORTH_SHARING, Strip, room, run, strips
-from ..threads import one_blas_thread
-from . import conv2d_cuda, winograd
+from . import conv2d_cuda, small_maps, winograd
 from .geometry import Correlation, Geometry, Window, columns_of, forward_correlation, gradient_correlations
 from .rectify import Finish, bias_relu, finished, through_relu
 from .reduce import channel_sum
@@ -216,8 +215,13 @@ def forward(
     finish = bias_relu(bias, relu)
     if wanted_method() == "reference":
         return finished(reference_forward(x, weight, geometry), finish)
-    y = empty((len(x), *geometry.output_size(*x.shape[1:3], weight.shape[2:]), len(weight)), x.dtype)
-    run(_correlate(x, weight, forward_correlation(weight.shape[2:], geometry), y, finish, kernels))
+    plan = forward_correlation(weight.shape[2:], geometry)
+    shape = len(x), *geometry.output_size(*x.shape[1:3], weight.shape[2:]), len(weight)
+    piece = _in_one_piece(plan, x, shape)
+    if piece is not None:
+        return piece.correlate(x, _kernel(weight, plan, 0, kernels)[0], finish).reshape(shape)
+    y = empty(shape, x.dtype)
+    run(_correlate(x, weight, plan, y, finish, kernels))
     return y
 
 
@@ -245,7 +249,10 @@ def input_gradient(
     dx, jobs = empty((len(dy), *size, weight.shape[1] * geometry.groups), dy.dtype), []
     for phase_y, phase_x, plan in gradient_correlations(weight.shape[2:], geometry):
         part = dx[:, phase_y :: geometry.stride[0], phase_x :: geometry.stride[1]]
-        if all(plan.taps) and part.size:  # a map smaller than the stride has empty phases
+        piece = _in_one_piece(plan, dy, part.shape)
+        if piece is not None:
+            part[...] = piece.correlate(dy, _kernel(weight, plan, 0, kernels)[0], finish).reshape(part.shape)
+        elif all(plan.taps) and part.size:  # a map smaller than the stride has empty phases
             jobs += _correlate(dy, weight, plan, part, finish, kernels)
         else:
             part[...] = finished(np.zeros(part.shape, dy.dtype), finish)
@@ -291,20 +298,16 @@ def gradients_together(x: Array, dy: Array, weight: Array, plan: Correlation) ->
     fold = folding(plan.windows, plan.groups, min(x.shape[3], dy.shape[3]), x.shape)
     if fold:
         return winograd.gradients(x, dy, weight, plan, fold)
-    seen_bytes = math.prod(weight.shape[2:]) * math.prod(x.shape[:3]) * dy.shape[3] * x.itemsize
-    fits = plan.groups == 1 and 0 < seen_bytes <= WORTH_SHARING * STRIP_BYTES
-    return _gradients_of_one_strip(x, dy, weight, plan) if fits else None
+    piece = _in_one_piece(plan, dy, x.shape)
+    return None if piece is None else piece.gradients(x, dy, weight)
 
 
-def _gradients_of_one_strip(x: np.ndarray, dy: np.ndarray, weight: np.ndarray, plan: Correlation):
-    """Both gradients of a small map without groups: the columns of dy times the weight, and times x."""
-    columns = columns_of(dy, plan.windows, 1, 0, x.shape[1], x.shape[2], {})[0]  # (pixels of x, KH*KW * dy's channels)
-    with one_blas_thread():
-        dx = columns @ plan.matrices(weight)[0]
-        products = columns.T @ x.reshape(-1, x.shape[3])
-    dweight, axes = np.empty(weight.shape, x.dtype), (2, 3, 0, 1) if plan.adjoint else (3, 2, 0, 1)
-    plan.picked(dweight)[...] = products.reshape(*weight.shape[2:], -1, x.shape[3]).transpose(axes)
-    return dx.reshape(x.shape), dweight
+def _in_one_piece(plan: Correlation, x: np.ndarray, shape: tuple[int, ...]) -> small_maps.Piece | None:
+    """Return how to do the plan's correlation of a small x, with outputs of `shape`; None where it goes by strips."""
+    if plan.groups > 1 or folding(plan.windows, 1, min(x.shape[3], shape[3]), shape):
+        return None
+    piece = small_maps.piece(plan, x.shape, shape[1:3], x.itemsize)
+    return piece if 0 < piece.bytes <= WORTH_SHARING * STRIP_BYTES else None
 
 
 def _correlate(

@@ -26,7 +26,7 @@ class Geometry(NamedTuple):
 
     @classmethod
     def of(cls, stride, padding, dilation, groups) -> Geometry:
-        return cls(_pair(stride), _pair(padding), _pair(dilation), groups)
+        return cls(*map(_pair, (stride, padding, dilation)), groups)
 
     def output_size(self, height: int, width: int, kernel: tuple[int, int]) -> tuple[int, int]:
         """Return (OH, OW) of the forward convolution of an (height, width) map."""
@@ -72,6 +72,11 @@ class Correlation(NamedTuple):
     def matrices(self, weight: np.ndarray) -> np.ndarray:
         """Return the taps as (G, taps * inputs/G, outputs/G); channels are read in the order of their memory."""
         (outputs, channels, *kernel), groups = weight.shape, self.groups
+        if groups == 1:  # as below, in fewer steps
+            taps = self.picked(weight)
+            if self.adjoint:
+                return taps.transpose(2, 3, 0, 1).reshape(1, -1, channels)
+            return taps.transpose(0, 2, 3, 1).reshape(1, outputs, -1).swapaxes(1, 2)
         taps = self.picked(weight.reshape(groups, outputs // groups, channels, *kernel))
         if self.adjoint:
             return np.ascontiguousarray(taps.transpose(0, 3, 4, 1, 2)).reshape(groups, -1, channels)
@@ -131,7 +136,7 @@ def columns_of(
 ) -> np.ndarray:
     """Return (G, images*rows*width, KH*KW*C/G): for the output rows first..last, everything that each output sees."""
     (y, x), (batch, _, _, channels), rows = windows, images.shape, last - first
-    height_seen, width_seen, shape, strides = _seen_by(windows, groups, (batch, rows, width, channels), images.itemsize)
+    height_seen, width_seen, shape, strides = seen_by(windows, groups, (batch, rows, width, channels), images.itemsize)
     seen = cut(images, y.start + y.stride * first, x.start, height_seen, width_seen)
     if groups == y.taps == x.taps == 1:  # the pixels themselves
         return seen[:, :: y.stride, :: x.stride].reshape(1, -1, channels)
@@ -141,7 +146,7 @@ def columns_of(
 
 
 @functools.lru_cache(PLANS)
-def _seen_by(windows: tuple[Window, Window], groups: int, outputs: tuple[int, int, int, int], itemsize: int) -> tuple:
+def seen_by(windows: tuple[Window, Window], groups: int, outputs: tuple[int, int, int, int], itemsize: int) -> tuple:
     """Return what outputs (B, OH, OW) see of a map of C channels, as (rows, columns, shape, strides).
 
     outputs: (B, OH, OW, C).  rows, columns: of the part of the map from the first to the last pixel seen.
