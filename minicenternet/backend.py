@@ -107,6 +107,7 @@ class GPU(NamedTuple):
     name: str
     compute_capability: tuple[int, int]
     shared_memory: int  # bytes that a block can ask for
+    compiler: tuple[int, int]  # version of NVRTC
 
 
 def current_gpu() -> GPU:
@@ -119,7 +120,8 @@ def _gpu(number: int) -> GPU:
     cuda = cupy_module().cuda
     device, name = cuda.Device(number), cuda.runtime.getDeviceProperties(number)["name"].decode()
     *major, minor = device.compute_capability  # "75", "120"
-    return GPU(name, (int("".join(major)), int(minor)), device.attributes["MaxSharedMemoryPerBlockOptin"])
+    shared_memory = device.attributes["MaxSharedMemoryPerBlockOptin"]
+    return GPU(name, (int("".join(major)), int(minor)), shared_memory, cuda.nvrtc.getVersion())
 
 
 def gpu_memory() -> tuple[int, int, int]:
@@ -215,7 +217,8 @@ def kernel(file: str, expression: str, architecture: str | None = None) -> Kerne
     """Return a kernel of the current GPU, compiled once for each file, expression and device.
 
     file: .cu file, relative to the package.  expression: the kernel's name with its template arguments.
-    architecture: of the GPU, where the kernel needs more of it than CuPy compiles for: "sm_90a" on an sm_90.
+    architecture: of the GPU, where the kernel needs more of it than CuPy compiles for: "sm_90a" on an sm_90. CuPy names
+    its own after it; from version 12.9 on, NVRTC takes the two together as the one that has more.
     """
     return _kernel(file, expression, architecture, cupy_module().cuda.runtime.getDevice())
 

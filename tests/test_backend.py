@@ -3,6 +3,7 @@ import types
 
 import numpy as np
 import pytest
+from cuda_on_cpu.instantiations import INSTANTIATIONS
 
 from minicenternet import backend
 from minicenternet.backend import get_xp, kernel, to_cpu, to_gpu
@@ -126,7 +127,18 @@ def test_shared_memory_above_48_kb_is_asked_for(cupy, scale):
 def test_the_current_gpu_is_asked_once(another_gpu):
     another_gpu("120", 101376)
     gpu = backend.current_gpu()
-    assert gpu == ("stand-in", (12, 0), 101376) and backend.current_gpu() is gpu
+    assert gpu == ("stand-in", (12, 0), 101376, (13, 0)) and backend.current_gpu() is gpu
+
+
+def test_a_kernel_names_the_architecture_that_it_needs(cupy, monkeypatch):
+    if not hasattr(cupy, "launches"):
+        pytest.skip("CuPy itself compiles for the GPU that is there")
+    asked, module = [], cupy.RawModule
+    monkeypatch.setattr(cupy, "RawModule", lambda **given: asked.append(given["options"]) or module(**given))
+    backend._kernel.cache_clear()
+    backend.kernel("ops/conv2d_warpgroups.cu", INSTANTIATIONS["ops/conv2d_warpgroups.cu"][0], "sm_90a")
+    backend.kernel("ops/reduce.cu", "channel_sum_total")
+    assert asked == [("-std=c++17", "-arch=sm_90a"), ("-std=c++17",)]
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ one for each phase (pixels that share i mod S see the same taps), so that nothin
     fp16      x, weight, y float16                                   tensor_cores, warpgroups, naive
 
 To tf32 numbers are rounded, but cut off by tensor_cores in the weight gradient and by warpgroups all but the weights.
-All but float32 need compute capability 8.0; warpgroups 9.0 (Hopper), neither less nor more.
+All but float32 need compute capability 8.0; warpgroups 9.0 (Hopper), neither less nor more, and CUDA 12.9.
 What comes in another dtype is converted; weight gradients are float32 always.
 
 Which rung and tile is taken says conv2d_cuda.json, by precision, pass and class of shape (`shape_class`). `tune`
@@ -58,6 +58,7 @@ BLOCKS = 264  # sums are split among blocks as long as there are no more (two fo
 LEAST_STEPS = 4  # through the depth, of a block that shares it with others
 ON_TENSOR_CORES = ("tensor_cores", "warpgroups")
 HOPPER = (9, 0)  # the compute capability that has wgmma
+KNOWS_HOPPER = (12, 9)  # the first version of NVRTC that compiles for sm_90a as CuPy asks it: see backend.kernel
 
 # The tiles that are compiled, by the shape class that they are meant for. tiled: (BM, BN, BK, TM, TN);
 # tensor_cores: (BM, BN, BK, WM, WN, STAGES), BK in words of 4 bytes: the 16-bit types take twice as many numbers;
@@ -299,8 +300,8 @@ def shared_bytes(kind: str, choice: Choice) -> int:
 
 
 def runs_on(gpu: GPU, kind: str, choice: Choice) -> bool:
-    """Whether a GPU has the instructions of a rung and the shared memory of its tile."""
-    if choice.rung == "warpgroups" and gpu.compute_capability != HOPPER:
+    """Whether a GPU has the instructions of a rung, its compiler knows them, and its shared memory holds the tile."""
+    if choice.rung == "warpgroups" and (gpu.compute_capability != HOPPER or gpu.compiler < KNOWS_HOPPER):
         return False
     return shared_bytes(kind, choice) <= gpu.shared_memory
 

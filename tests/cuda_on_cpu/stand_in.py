@@ -530,6 +530,7 @@ cuda = types.SimpleNamespace(
     nccl=nccl,
     using_allocator=_using_allocator,
     memory=types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
+    nvrtc=types.SimpleNamespace(getVersion=lambda: (13, 0)),
     runtime=types.SimpleNamespace(
         CUDARuntimeError=CUDARuntimeError,
         getDevice=lambda: 0,

@@ -737,7 +737,7 @@ def test_a_gpu_with_less_shared_memory_takes_smaller_tiles(cupy, another_gpu, mo
 
 
 def test_on_every_gpu_with_tensor_cores_some_tile_fits():
-    gpu = backend.GPU("a GeForce RTX", (8, 9), RTX)
+    gpu = backend.GPU("a GeForce RTX", (8, 9), RTX, (13, 0))
     for precision in ("tf32", "bf16", "fp16"):
         for kind in ("correlate", "dweight"):
             for outputs, pixels in ((8, 10**6), (64, 100), (64, 10**6), (512, 10**6)):
@@ -746,10 +746,15 @@ def test_on_every_gpu_with_tensor_cores_some_tile_fits():
 
 
 def test_warpgroups_are_of_compute_capability_9_alone(monkeypatch):
-    """Neither older GPUs nor newer ones have wgmma."""
+    """Neither older GPUs nor newer ones have wgmma, and an old compiler does not take it from CuPy."""
     monkeypatch.setenv("MINICENTERNET_CUDA_CONV", "warpgroups")
-    for capability, rung in (((8, 0), "tensor_cores"), ((9, 0), "warpgroups"), ((10, 0), "tensor_cores")):
-        gpu = backend.GPU("a GPU", capability, 227 << 10)
+    for capability, compiler, rung in (
+        ((8, 0), (13, 0), "tensor_cores"),
+        ((9, 0), (12, 9), "warpgroups"),
+        ((9, 0), (12, 8), "tensor_cores"),
+        ((10, 0), (13, 0), "tensor_cores"),
+    ):
+        gpu = backend.GPU("a GPU", capability, 227 << 10, compiler)
         assert conv2d_cuda.choose("correlate", "bf16", 1, 64, 256, 10**6, gpu).rung == rung
 
 
