@@ -682,6 +682,48 @@ print(f"at best {number / sum(seconds.values()):,.0f} images a second, if every 
 # package gathers its statistics in the convolution's epilogue, where the numbers are still in registers. A pencil finds
 # such a choice before anything runs; whether it pays, only a measurement says.
 #
+# ## 7. A rung further: warpgroups
+#
+# For `mma`, A and B lie in registers: each warp first loads what it needs, and its neighbours load much of it again.
+# Hopper GPUs (compute capability 9.0) have `wgmma`. Four warps, a *warpgroup*, name two tiles in shared memory; the
+# tensor cores fetch 64 rows of A and up to 256 columns of B by themselves, and the threads go on to copy what is next.
+#
+# **Predict**: how many numbers are read from shared memory for 1000 multiply-adds, by a warp with 64 × 64 sums and by a
+# warpgroup with 64 × 256?
+
+# %%
+_, _, _, wm, wn, _ = conv2d_cuda.TILES["tensor_cores"]["correlate"]["widest"][0]
+_, n, _, _ = conv2d_cuda.TILES["warpgroups"]["correlate"]["widest"][0]
+for who, rows, columns in (("a warp", wm, wn), ("a warpgroup", 64, n)):
+    print(f"{who:11}, {rows} x {columns} sums: {1000 * (rows + columns) / (rows * columns):.1f} numbers for 1000")
+
+# %% [markdown]
+# They fetch 8 rows of 16 bytes at a time. A row of a tile is 128 bytes, once around all 32 banks: the same chunk of 8
+# rows would lie in the same 4 banks, to be read one after another. `conv2d_tensor_cores.cu` makes its rows 16 bytes
+# longer. `wgmma` wants them *swizzled* instead: chunk $c$ of row $r$ lies at place $c \oplus (r \bmod 8)$, the bits of
+# the two numbers added without carrying (`swizzled` in `ops/tensor_cores.cuh`).
+
+# %%
+row, chunk = np.indices((8, 8))
+plain, swizzled = chunk, chunk ^ row % 8  # where chunk `chunk` of row `row` lies
+figure, both = plt.subplots(1, 2, figsize=(8, 3.4), layout="constrained", sharey=True)
+for axes, place, title in zip(both, (plain, swizzled), ("as they come", "swizzled"), strict=True):
+    lies = np.argsort(place, axis=1)  # which chunk lies at each place
+    axes.imshow(np.where(lies == 2, 1, 0), cmap="Blues", vmin=0, vmax=2)
+    for r, p in np.ndindex(8, 8):
+        axes.text(p, r, lies[r, p], ha="center", va="center", weight="bold" if lies[r, p] == 2 else None)
+    axes.set(xticks=range(8), yticks=range(8), xlabel="banks", title=f"{title}: chunk 2 of 8 rows")
+    axes.set_xticklabels([f"{4 * p}-{4 * p + 3}" for p in range(8)], fontsize=7)
+both[0].set_ylabel("row")
+show(figure, alt="Left, chunk 2 of all 8 rows stands in one column of banks; right, in another column for each row.")
+assert all(len(set(swizzled[:, c])) == 8 for c in range(8)), "each chunk is in 8 different places"
+
+# %% [markdown]
+# The rest is in `ops/conv2d_warpgroups.cu`, in the shape of section 4: a ring, copies, a barrier. Two waits are new.
+# What `cp.async` has written the tensor cores see only after a *fence*; and a sum, or a tile that is still multiplied,
+# may be touched only when the products of its step have been waited for. The runner knows both: leave one out, and it
+# says so.
+#
 # ## Break it
 #
 # The kernel of section 4 is right with 4 channels. Now a map of 6.
@@ -732,6 +774,7 @@ print("8 channels, two of them zero: equal to the convolution of 6")
 # - Tiles in shared memory and in registers: more multiply-adds for each load.
 # - `mma` is an instruction of a warp; who holds what is fixed. tf32 is rounded before, not cut off.
 # - A ring of buffers and `cp.async`: wait for the right group, then a barrier, then the next copy.
+# - `wgmma` reads shared memory by itself: larger tiles for fewer reads, swizzled rows, one fence and one wait more.
 # - Occupancy is the smallest of four quotients. The roofline is the longer of two times, and a model.
 #
 # ## In the package
@@ -739,4 +782,5 @@ print("8 channels, two of them zero: equal to the convolution of 6")
 # - `minicenternet.ops.conv2d_cuda.forward` chooses a rung of the ladder by `minicenternet.ops.conv2d_cuda.choose`.
 # - `Row::at` in `ops/conv2d_tile.cuh` is exercise 1 with the divisions taken out of the loop.
 # - `ops/tensor_cores.cuh` holds `mma` and `cp_async`; exercises 2 and 3 are parts of `ops/conv2d_tensor_cores.cu`.
+# - `ops/conv2d_warpgroups.cu` is the ladder's fifth rung; `gpu.py --tune` takes it where it was measured to be faster.
 # - `tests/benchmarks/roofline.py` is exercise 5 for every kernel of a training step.
