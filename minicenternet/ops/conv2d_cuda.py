@@ -57,6 +57,7 @@ COLUMN_BYTES = 1 << 28  # im2col takes as many images at a time as have so many 
 BLOCKS = 264  # sums are split among blocks as long as there are no more (two for each of an H200's processors)
 LEAST_STEPS = 4  # through the depth, of a block that shares it with others
 ON_TENSOR_CORES = ("tensor_cores", "warpgroups")
+ARCHITECTURES = {"warpgroups": "sm_90a"}  # see backend.kernel
 HOPPER = (9, 0)  # the compute capability that has wgmma
 KNOWS_HOPPER = (12, 9)  # the first version of NVRTC that compiles for sm_90a as CuPy asks it: see backend.kernel
 
@@ -301,9 +302,14 @@ def shared_bytes(kind: str, choice: Choice) -> int:
 
 def runs_on(gpu: GPU, kind: str, choice: Choice) -> bool:
     """Whether a GPU has the instructions of a rung, its compiler knows them, and its shared memory holds the tile."""
-    if choice.rung == "warpgroups" and (gpu.compute_capability != HOPPER or gpu.compiler < KNOWS_HOPPER):
+    if choice.rung == "warpgroups" and not has_warpgroups(gpu):
         return False
     return shared_bytes(kind, choice) <= gpu.shared_memory
+
+
+def has_warpgroups(gpu: GPU) -> bool:
+    """Whether a GPU has wgmma and its compiler knows it."""
+    return gpu.compute_capability == HOPPER and gpu.compiler >= KNOWS_HOPPER
 
 
 def can(rung: str, kind: str, precision: str, groups: int, channels: int, outputs: int) -> bool:
@@ -435,8 +441,7 @@ def _progression(taps: Sequence[int]) -> tuple[int, int]:
 
 def _launch(rung: str, expression: str):
     """Return the kernel conv2d_<rung>_<expression>, template arguments included."""
-    architecture = "sm_90a" if rung == "warpgroups" else None
-    return kernel(f"ops/conv2d_{rung}.cu", f"conv2d_{rung}_{expression}", architecture)
+    return kernel(f"ops/conv2d_{rung}.cu", f"conv2d_{rung}_{expression}", ARCHITECTURES.get(rung))
 
 
 def _helper(expression: str):

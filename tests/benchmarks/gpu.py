@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
+import os
 import re
 import statistics
 import sys
@@ -54,6 +55,7 @@ class Plan:
     product: int = 8192  # rows and columns of the matrix product
     megabytes: int = 2048  # that are copied
     minutes: float = 7.5  # after which nothing more is begun
+    workers: int = os.cpu_count() or 1  # processes that compile
 
     def network(self, batch: int) -> dict:
         return dict(backbone=self.backbone, size=self.size, batch=batch, classes=self.classes)
@@ -124,6 +126,7 @@ class Benchmark:
 
     def parts(self) -> Iterator[tuple[str, Callable[[], None]]]:
         """Yield the name and the function of each part."""
+        yield "compiling", self.compile
         yield "kernels", self.kernels
         yield "a step", self.step
         yield "reads", self.reads
@@ -151,6 +154,9 @@ class Benchmark:
             cpu.save(self.found | {"wrong": self.wrong}, self.path)
 
     # --- is it right? ---
+
+    def compile(self) -> None:
+        self.wrong += [f"{name}: {wrong}" for name, wrong in side_cuda.compile_all(self.plan.workers).items()]
 
     def kernels(self) -> None:
         found = self.found["kernels"] = correctness.check_families(self.gpu.cupy)
@@ -316,6 +322,7 @@ def missing() -> str:
 
 def tune(plan: Plan, gpu) -> None:
     """Write the table of the fastest convolution kernels and say what changed in it."""
+    side_cuda.compile_all(plan.workers)
     before = conv2d_cuda.table()["choices"]
     options = plan.network(plan.batch)
     found = side_cuda.tune(gpu, options, side_cuda.available(), conv2d_cuda.TABLE, say)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import multiprocessing
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -19,10 +21,11 @@ import inputs
 import numpy as np
 import roofline
 import side_minicenternet
+from cuda_on_cpu.instantiations import INSTANTIATIONS
 
 from minicenternet import CenterNet, ops
 from minicenternet.autograd import Tensor, no_grad
-from minicenternet.backend import Array, to_gpu
+from minicenternet.backend import Array, current_gpu, kernel, to_gpu
 from minicenternet.errors import InputError
 from minicenternet.graph import Captured
 from minicenternet.ops import conv2d_cuda
@@ -40,6 +43,35 @@ def network(backbone: str, size: int, classes: int, precision: str = "float32", 
     names = [str(label) for label in range(classes)]
     model = CenterNet(backbone, class_names=names, input_size=(size, size))
     return (model.fold() if folded else model).to("cuda").set_precision(precision)
+
+
+# --- compiling ------------------------------------------------------------------------------------------------------
+
+
+def compile_all(workers: int) -> dict[str, str]:
+    """Compile every kernel that this GPU can run, in so many processes; return what went wrong, by expression.
+
+    CuPy keeps them on the disk: who asks for one later, in whichever process, reads it there.
+    """
+    every = [(file, expression) for file, expressions in INSTANTIATIONS.items() for expression in expressions]
+    wanted = [item for item in every if _architecture(item[0]) is None or conv2d_cuda.has_warpgroups(current_gpu())]
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        found = dict(zip((expression for _, expression in wanted), pool.map(_compile, wanted), strict=True))
+    return {expression: wrong for expression, wrong in found.items() if wrong}
+
+
+def _architecture(file: str) -> str | None:
+    return next((name for rung, name in conv2d_cuda.ARCHITECTURES.items() if file == f"ops/conv2d_{rung}.cu"), None)
+
+
+def _compile(item: tuple[str, str]) -> str:
+    """Return "" or what kept a kernel from being compiled."""
+    file, expression = item
+    try:
+        kernel(file, expression, _architecture(file))
+        return ""
+    except Exception as error:  # of CuPy's own kinds; the checks that follow meet it again
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 # --- jobs ------------------------------------------------------------------------------------------------------------

@@ -60,8 +60,49 @@ class Clock(side_cuda.GPU):
 
 
 @pytest.fixture
-def clock(cupy):
+def clock(cupy, monkeypatch):
+    monkeypatch.setattr(side_cuda, "compile_all", lambda workers: {})  # the stand-in is in this process alone
     return Clock()
+
+
+# --- compiling -------------------------------------------------------------------------------------------------------
+
+
+class Here:
+    """Concurrent processes, of which there are none."""
+
+    def __init__(self, workers, context):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    map = staticmethod(map)
+
+
+@pytest.mark.parametrize("capability, warpgroups", [("90", True), ("86", False)])
+def test_every_kernel_that_the_gpu_can_run_is_compiled(another_gpu, monkeypatch, capability, warpgroups):
+    another_gpu(capability, 227 << 10)
+    asked = []
+
+    def kernel(file, expression, architecture):
+        asked.append((file, expression, architecture))
+        if expression == "adam_step":
+            raise RuntimeError("no\nsuch thing")
+
+    monkeypatch.setattr(side_cuda, "ProcessPoolExecutor", Here)
+    monkeypatch.setattr(side_cuda, "kernel", kernel)
+    assert side_cuda.compile_all(3) == {"adam_step": "RuntimeError: no such thing"}
+    files = side_cuda.INSTANTIATIONS.keys() - ({} if warpgroups else {"ops/conv2d_warpgroups.cu"})
+    assert {(file, expression) for file, expression, _ in asked} == {
+        (file, expression) for file in files for expression in side_cuda.INSTANTIATIONS[file]
+    }
+    of_hopper = {file for file, _, architecture in asked if architecture == "sm_90a"}
+    assert of_hopper == ({"ops/conv2d_warpgroups.cu"} if warpgroups else set())
+    assert all(architecture in (None, "sm_90a") for *_, architecture in asked)
 
 
 # --- the GPU's clock and memory --------------------------------------------------------------------------------------
@@ -360,7 +401,7 @@ def test_what_fails_is_told_and_the_rest_is_done(clock, few_checks, monkeypatch,
 def test_nothing_is_begun_after_its_time(clock):
     benchmark = gpu.Benchmark(gpu.Plan(minutes=0), clock, None, lambda text: None, None)
     found = benchmark.measure()
-    assert benchmark.wrong[0] == "kernels: left out, 0 minutes had passed" and len(benchmark.wrong) > 12
+    assert benchmark.wrong[0] == "compiling: left out, 0 minutes had passed" and len(benchmark.wrong) > 12
     assert "train" not in found
 
 
