@@ -184,8 +184,6 @@ class BatchNorm2d(Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         counts = self.training and not running_again()  # the same batch is counted once
-        if counts:
-            self.num_batches_tracked += 1
         return ops.batch_norm(
             x,
             self.weight,
@@ -199,6 +197,7 @@ class BatchNorm2d(Module):
             epsilon=self.epsilon,
             world=self.world,
             measured=x.statistics,
+            batches=self.num_batches_tracked if counts else None,
         )
 
 

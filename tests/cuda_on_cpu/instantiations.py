@@ -44,7 +44,6 @@ INSTANTIATIONS: dict[str, list[str]] = {
     "ops/batch_norm.cu": [
         *for_floats("batch_norm_statistics"),
         "batch_norm_combine",
-        "batch_norm_running",
         "batch_norm_gradients",
         *for_neighbours("batch_norm_normalise"),
         *(
