@@ -8,6 +8,7 @@ compiles a kernel of this package on first use, checks the arguments against its
 from __future__ import annotations
 
 import functools
+import importlib
 import re
 import sys
 from collections.abc import Callable
@@ -44,14 +45,12 @@ def get_xp(*arrays: Array) -> ModuleType:
         )
     if not gpu:
         return np
-    return sys.modules.get("cupy") or cupy_module()  # the array's own module, found sooner than by an import
+    return cupy_module()
 
 
 def cupy_module() -> ModuleType:
     """Return cupy.  Raises ImportError when it is not installed."""
-    import cupy
-
-    return cupy
+    return sys.modules.get("cupy") or importlib.import_module("cupy")  # found sooner than by an import, and often
 
 
 def to_cpu(array: Array) -> np.ndarray:
@@ -207,7 +206,7 @@ def contiguous(array: Array, dtype: np.dtype | str | None = None) -> Array:
 
     A view may be contiguous and yet begin at no multiple of 16 bytes: a GPU that reads there is of no more use.
     """
-    array = get_xp(array).ascontiguousarray(array, dtype)
+    array = cupy_module().ascontiguousarray(array, dtype)
     return array.copy() if array.data.ptr % WIDEST else array
 
 
@@ -323,7 +322,7 @@ class Kernel:
 def _pointer(argument: Array | None, dtype: str, where: str) -> Array | None:
     if argument is None:
         return None
-    if not on_gpu(argument):
+    if not hasattr(type(argument), "__cuda_array_interface__"):  # `on_gpu`, without a call
         raise TypeError(f"{where} must be an array on the GPU, got {type(argument).__name__}")
     if dtype_name(argument.dtype) != dtype:
         raise TypeError(f"{where} must be {dtype}, got {argument.dtype}")
@@ -348,6 +347,13 @@ def _scalar(argument: float | np.generic, dtype: str, where: str) -> np.generic:
         if dtype_name(argument.dtype) != dtype:
             raise TypeError(f"{where} must be {dtype}, got {argument.dtype}")
         return argument
+    if isinstance(argument, (int, float)):
+        return _number(argument, dtype, where)
+    raise TypeError(f"{where} must be a number of {dtype}, got {argument!r}")
+
+
+@functools.lru_cache(1 << 12, typed=True)  # the same shapes come again and again
+def _number(argument: float, dtype: str, where: str) -> np.generic:
     scalar, numbers = SCALARS[dtype]
     if not isinstance(argument, numbers) or (isinstance(argument, bool) and dtype != "bool"):
         raise TypeError(f"{where} must be a number of {dtype}, got {argument!r}")

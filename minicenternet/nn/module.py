@@ -98,7 +98,8 @@ class Module(metaclass=_SealAfterInit):
 
     def parameters(self) -> list[Parameter]:
         """Return all parameters in state_dict order."""
-        return [parameter for _, parameter in self.named_parameters()]
+        values = (value for _, module in self.named_modules() for value in vars(module).values())
+        return [value for value in values if isinstance(value, Parameter)]
 
     def state_dict(self) -> dict[str, Array]:
         """Return key -> array of all parameters and buffers: the module's own arrays, not copies."""

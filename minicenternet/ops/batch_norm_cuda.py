@@ -41,8 +41,8 @@ def batch_norm(
         mean, variance = measured["mean"], measured["variance"]
     elif training:
         of_parts, one_column, rows_of_one = blocks_of_rows(rows, channels, 1)
-        means, squares = xp.empty((2, of_parts[1], channels), "float32")
-        mean, variance = xp.empty((2, channels), "float32")
+        means, squares = (xp.empty((of_parts[1], channels), "float32") for _ in range(2))
+        mean, variance = (xp.empty(channels, "float32") for _ in range(2))
         kernel(FILE, f"batch_norm_statistics<{T}>")(
             of_parts, one_column, x, means, squares, rows, channels, rows_of_one
         )
@@ -65,8 +65,8 @@ def batch_norm(
     def backward(dy):
         dy = contiguous(dy)
         of_sums, _, rows_of_sum = blocks_of_rows(rows, channels, N)
-        sums, products = xp.empty((2, of_sums[1], channels), "float32")
-        dweight, dbias = xp.empty((2, channels), "float32")
+        sums, products = (xp.empty((of_sums[1], channels), "float32") for _ in range(2))
+        dweight, dbias = (xp.empty(channels, "float32") for _ in range(2))
         kernel(FILE, f"batch_norm_sums<{T}, {N}, {again}>")(
             of_sums, block, dy, rectified, x, mean, variance, weight, bias, sums, products, rows, channels, rows_of_sum,
             epsilon

@@ -16,7 +16,7 @@ def focal_loss(logits, heatmap, alpha, beta):
     K = neighbours(logits.shape[-1], logits.dtype)
     blocks = min(BLOCKS, -(-count // (THREADS * K)))
     sums = xp.empty((blocks, 2), "float32")
-    loss, objects = xp.empty((2, 1), "float32")
+    loss, objects = xp.empty((), "float32"), xp.empty((), "float32")
     kernel(FILE, f"focal_loss_forward<{T}, {K}>")(blocks, THREADS, logits, heatmap, sums, count, alpha, beta)
     kernel(FILE, "focal_loss_total")(1, THREADS, sums, loss, objects, blocks)
 
@@ -27,7 +27,7 @@ def focal_loss(logits, heatmap, alpha, beta):
         )
         return dlogits, None
 
-    return loss.reshape(()), backward
+    return loss, backward
 
 
 def l1_loss(prediction, target, mask, denominator):
@@ -35,7 +35,7 @@ def l1_loss(prediction, target, mask, denominator):
     xp, T, (*_, D) = get_xp(prediction, target, mask), c_type(prediction.dtype), prediction.shape
     prediction = xp.ascontiguousarray(prediction)
     target, mask = (xp.ascontiguousarray(array, dtype="float32") for array in (target, mask))
-    loss, divisor = xp.empty((2, 1), "float32")
+    loss, divisor = xp.empty((), "float32"), xp.empty((), "float32")
     kernel(FILE, f"l1_loss_forward<{T}>")(
         1, POINT_THREADS, prediction, target, mask, loss, divisor, mask.size, D, denominator == "released"
     )
@@ -47,4 +47,4 @@ def l1_loss(prediction, target, mask, denominator):
         )
         return dprediction, None, None
 
-    return loss.reshape(()), backward
+    return loss, backward
