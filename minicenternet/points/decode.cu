@@ -32,19 +32,41 @@ __device__ __forceinline__ float score_of(Key key) {
 struct Map {
   int height, width, classes;
   bool only_peaks;  // E8: where one of the 8 neighbours of its class is larger, a cell's score is 0
+  bool logits;      // whose sigmoids are the scores, rounded to T: those of unequal logits may be equal
 
   __device__ int size() const { return height * width * classes; }
+
+  template <class T>
+  __device__ __forceinline__ float score(T number) const {
+    return logits ? (float)(T)sigmoid((float)number) : (float)number;
+  }
 };
+
+// largest: of a cell and its neighbours, or of none.
+template <class T>
+__device__ __forceinline__ unsigned rank_among(T own, T largest, const Map& map) {
+  float score = map.score(own);
+  return rank_of(map.score(largest) > score ? 0.0f : score + 0.0f);  // -0 becomes 0, which it is equal to
+}
+
+template <class T, int N>
+__device__ __forceinline__ void keep_larger(Pack<T, N>& largest, const Pack<T, N>& others) {
+  if constexpr (sizeof(T) == 2 && N % 2 == 0) {  // two in one instruction
+    typedef typename PairOf<T>::type Pair;
+    #pragma unroll
+    for (int k = 0; k < N; k += 2) *(Pair*)&largest.at[k] = __hmax2(*(Pair*)&largest.at[k], *(Pair*)&others.at[k]);
+  } else {
+    #pragma unroll
+    for (int k = 0; k < N; k++) largest.at[k] = (T)fmaxf((float)largest.at[k], (float)others.at[k]);
+  }
+}
 
 // The best of some cells of a heatmap, N of them read at once; `first`, `cells` and classes are multiples of N.
 template <int N, class T>
 __device__ __forceinline__ Key best_cell(const T* heatmap, int first, int cells, const Map& map) {
   unsigned best = 0, index = 0;
   for (int i = first; i < first + cells && i < map.size(); i += N) {
-    auto own = *(const Pack<T, N>*)(heatmap + i);
-    float largest[N];  // of the neighbours
-    #pragma unroll
-    for (int k = 0; k < N; k++) largest[k] = -INFINITY;
+    auto own = *(const Pack<T, N>*)(heatmap + i), largest = own;
     int cell = i / map.classes, y = cell / map.width, x = cell - y * map.width;
     if (map.only_peaks) {
       Pack<T, N> seen[9];  // all reads first, so that they are under way together
@@ -54,39 +76,71 @@ __device__ __forceinline__ Key best_cell(const T* heatmap, int first, int cells,
         seen[n] = *(const Pack<T, N>*)(heatmap + i + ((row - y) * map.width + column - x) * map.classes);
       }
       #pragma unroll
-      for (int n = 0; n < 9; n++)
-        #pragma unroll
-        for (int k = 0; k < N; k++) largest[k] = fmaxf(largest[k], (float)seen[n].at[k]);
+      for (int n = 0; n < 9; n++) keep_larger(largest, seen[n]);
     }
     #pragma unroll
     for (int k = 0; k < N; k++) {
-      float score = (float)own.at[k];
-      unsigned rank = rank_of(largest[k] > score ? 0.0f : score + 0.0f);  // -0 becomes 0, which it is equal to
+      unsigned rank = rank_among(own.at[k], largest.at[k], map);
       if (rank > best) best = rank, index = i + k;
     }
   }
   return best ? key_of(best, index) : 0;
 }
 
-// Block (tree, image) -> tree (B, trees, NODES)
+// The same of a block's cells from `begin` on, where `columns` has the largest of each cell, the one above and the one
+// below, from begin - classes on: neighbours are then read three times in all, not nine.
+template <int N, class T>
+__device__ __forceinline__ Key best_cell(const T* heatmap, const T* columns, int begin, const Map& map) {
+  unsigned best = 0, index = 0;
+  #pragma unroll
+  for (int part = 0; part < PARTS; part += N) {
+    int at = threadIdx.x * PARTS + part, i = begin + at, x = i / map.classes % map.width;
+    if (i >= map.size()) break;
+    auto own = *(const Pack<T, N>*)(heatmap + i), largest = *(const Pack<T, N>*)(columns + at + map.classes);
+    if (x > 0) keep_larger(largest, *(const Pack<T, N>*)(columns + at));
+    if (x < map.width - 1) keep_larger(largest, *(const Pack<T, N>*)(columns + at + 2 * map.classes));
+    #pragma unroll
+    for (int k = 0; k < N; k++) {
+      unsigned rank = rank_among(own.at[k], largest.at[k], map);
+      if (rank > best) best = rank, index = i + k;
+    }
+  }
+  return best ? key_of(best, index) : 0;
+}
+
+// Block (tree, image) -> tree (B, trees, NODES). Shared memory: CELLS + 2 * classes numbers T where columns is true.
 template <class T, int N>
 __global__ void __launch_bounds__(THREADS) top_k_groups(
     const T* __restrict__ heatmap, unsigned long long* __restrict__ tree, int height, int width, int classes,
-    bool only_peaks) {
-  __shared__ Key keys[THREADS];
-  Map map = {height, width, classes, only_peaks};
-  int first = (blockIdx.x * THREADS + threadIdx.x) * PARTS;
-  keys[threadIdx.x] = best_cell<N>(heatmap + blockIdx.y * map.size(), first, PARTS, map);
+    bool only_peaks, bool logits, bool columns) {
+  extern __shared__ __align__(16) unsigned char memory[];
+  __shared__ Key keys[THREADS / PARTS];
+  Map map = {height, width, classes, only_peaks, logits};
+  T* largest = (T*)memory;
+  int begin = blockIdx.x * CELLS, row = width * classes;
+  heatmap += blockIdx.y * map.size();
+  for (int i = threadIdx.x * N; columns && i < CELLS + 2 * classes; i += THREADS * N) {
+    int at = begin - classes + i;
+    if (at < 0 || at >= map.size()) continue;
+    auto best = *(const Pack<T, N>*)(heatmap + at);
+    if (at >= row) keep_larger(best, *(const Pack<T, N>*)(heatmap + at - row));
+    if (at + row < map.size()) keep_larger(best, *(const Pack<T, N>*)(heatmap + at + row));
+    *(Pack<T, N>*)(largest + i) = best;
+  }
+  __syncthreads();
+  Key best = columns ? best_cell<N>(heatmap, largest, begin, map)
+                     : best_cell<N>(heatmap, begin + threadIdx.x * PARTS, PARTS, map);
   tree += (blockIdx.y * gridDim.x + blockIdx.x) * NODES;
   for (int nodes = THREADS / PARTS, number = NODES - nodes; nodes > 0; nodes /= PARTS, number /= PARTS) {
-    __syncthreads();
-    Key best = 0;
-    for (int i = 0; threadIdx.x < nodes && i < PARTS; i++) {
-      Key key = keys[PARTS * threadIdx.x + i];
-      if (key > best) best = key;
+    for (int lane = 1; lane < PARTS; lane *= 2) {
+      Key other = __shfl_xor_sync(~0u, best, lane);
+      if (other > best) best = other;
     }
+    int node = threadIdx.x / PARTS;
+    __syncthreads();  // whoever still reads the keys before
+    if (threadIdx.x % PARTS == 0 && node < nodes) keys[node] = tree[number + node] = best;
     __syncthreads();
-    if (threadIdx.x < nodes) keys[threadIdx.x] = tree[number + threadIdx.x] = best;
+    best = threadIdx.x < nodes ? keys[threadIdx.x] : 0;
   }
 }
 
@@ -129,10 +183,10 @@ template <class T, int N>
 __global__ void __launch_bounds__(CHUNK / 2, 1) top_k_cells(
     const T* __restrict__ heatmap, const unsigned long long* __restrict__ tree, float* __restrict__ scores,
     long long* __restrict__ labels, long long* __restrict__ y, long long* __restrict__ x, int trees, int height,
-    int width, int classes, int k, bool only_peaks) {
+    int width, int classes, int k, bool only_peaks, bool logits) {
   __shared__ Key keys[CHUNK];
   __shared__ Key groups[CHUNK / 2];
-  Map map = {height, width, classes, only_peaks};
+  Map map = {height, width, classes, only_peaks, logits};
   heatmap += blockIdx.x * map.size();
   tree += blockIdx.x * trees * NODES;
   keep_best(keys, k, trees, [&](int i) { return tree[i * NODES]; });

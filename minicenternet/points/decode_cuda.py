@@ -10,9 +10,10 @@ THREADS, CELLS, NODES = 512, 4096, 73  # as in the kernels: cells of a tree, and
 MOST = 1024  # cells that are kept
 
 
-def top_k(heatmap: Array, k: int, only_peaks: bool) -> tuple[Array, Array, Array, Array]:
+def top_k(heatmap: Array, k: int, *, only_peaks: bool, logits: bool = False) -> tuple[Array, Array, Array, Array]:
     """Return scores float32, labels, y, x int64, each (B, K), like decode.top_k; of the peaks alone if asked.
 
+    logits: whether the scores are the heatmap's sigmoids, rounded to its dtype.
     A NaN comes out as the best score.  Raises InputError for k above 1024.
     """
     if k > MOST:
@@ -22,20 +23,24 @@ def top_k(heatmap: Array, k: int, only_peaks: bool) -> tuple[Array, Array, Array
     k, trees, heatmap = min(k, size), -(-size // CELLS), contiguous(heatmap)
     types = f"<{c_type(heatmap.dtype)}, {neighbours(classes, heatmap.dtype)}>"
     tree = xp.empty((batch, trees, NODES), "uint64")
-    kernel(FILE, f"top_k_groups{types}")((trees, batch), THREADS, heatmap, tree, height, width, classes, only_peaks)
+    columns = only_peaks and classes <= CELLS
+    kernel(FILE, f"top_k_groups{types}")(
+        (trees, batch), THREADS, heatmap, tree, height, width, classes, only_peaks, logits, columns,
+        shared=(CELLS + 2 * classes) * heatmap.itemsize if columns else 0
+    )  # fmt: skip
     scores = xp.empty((batch, k), "float32")
     labels, y, x = xp.empty((3, batch, k), "int64")
     kernel(FILE, f"top_k_cells{types}")(
         batch, THREADS if k <= THREADS // 4 else MOST, heatmap, tree, scores, labels, y, x, trees, height, width,
-        classes, k, only_peaks
+        classes, k, only_peaks, logits
     )  # fmt: skip
     return scores, labels, y, x
 
 
-def decode(heatmap: Array, offset: Array, size: Array, k: int, stride: int) -> tuple[Array, Array, Array]:
+def decode(heatmap: Array, offset: Array, size: Array, k: int, stride: int, logits: bool) -> tuple[Array, Array, Array]:
     """Return boxes, scores and labels like decode.decode."""
     xp, (_, height, width, _) = get_xp(heatmap, offset, size), heatmap.shape
-    scores, labels, y, x = top_k(heatmap, k, only_peaks=True)
+    scores, labels, y, x = top_k(heatmap, k, only_peaks=True, logits=logits)
     boxes = xp.empty((*scores.shape, 4), "float32")
     offset, size = xp.ascontiguousarray(offset), xp.ascontiguousarray(size)
     kernel(FILE, f"decode_boxes<{c_type(offset.dtype)}>").each(

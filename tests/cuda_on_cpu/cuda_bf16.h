@@ -14,3 +14,6 @@ struct alignas(2) __nv_bfloat16 {
 
 inline float __bfloat162float(__nv_bfloat16 value) { return value; }
 inline __nv_bfloat16 __float2bfloat16(float value) { return value; }
+
+struct alignas(4) __nv_bfloat162 { __nv_bfloat16 x, y; };
+inline __nv_bfloat162 __hmax2(__nv_bfloat162 a, __nv_bfloat162 b) { return {fmaxf(a.x, b.x), fmaxf(a.y, b.y)}; }

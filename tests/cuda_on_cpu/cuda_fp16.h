@@ -15,3 +15,6 @@ struct alignas(2) __half {
 
 inline float __half2float(__half value) { return value; }
 inline __half __float2half(float value) { return value; }
+
+struct alignas(4) __half2 { __half x, y; };
+inline __half2 __hmax2(__half2 a, __half2 b) { return {fmaxf(a.x, b.x), fmaxf(a.y, b.y)}; }
