@@ -168,6 +168,7 @@ NUMBERS = {"b": bool, "i": int, "u": int, "f": (int, float)}  # Python's, that a
 SCALARS = {  # of each dtype its NumPy scalar, and those numbers; a bfloat16 is only ever in an array
     name: (np.dtype(name).type, NUMBERS[np.dtype(name).kind]) for name in DTYPES.values() if name != "bfloat16"
 }
+KEPT = 1 << 10  # numbers of launches, of each kernel
 LARGEST = 2**31 - 4096  # kernels count elements in an int, also those that the last block has too many
 FREE_SHARED = 48 << 10  # bytes of shared memory that need no asking for
 WIDEST = 16  # bytes that a thread reads at once, and at a multiple of which they must begin
@@ -286,10 +287,15 @@ class Kernel:
 
     def __init__(self, function: Callable, expression: str, declared: list[tuple[str, str, bool]]):
         self.function, self.expression, self.shared_allowed = function, expression, FREE_SHARED
-        self.parameters = [
+        checks = [
             (_pointer if is_pointer else _struct if dtype == "struct" else _scalar, dtype, f"{expression}: {name}")
             for name, dtype, is_pointer in declared
         ]
+        first = next((i for i, (check, *_) in enumerate(checks) if check is not _pointer), len(checks))
+        self.arrays, self.others = checks[:first], checks[first:]
+        self.checked_again = self._checked  # of numbers alone what was checked once is kept: they come again and again
+        if all(check is _scalar for check, *_ in self.others):
+            self.checked_again = functools.lru_cache(KEPT, typed=True)(self._checked)
 
     def __call__(self, grid, block, *arguments: Array | float | None, shared: int = 0) -> None:
         """Launch on the current stream; returns before the kernel has run.  An empty grid launches nothing.
@@ -299,17 +305,28 @@ class Kernel:
         with the same fields.  shared: bytes of dynamic shared memory.
         Raises TypeError, ValueError and OverflowError for arguments that the kernel would misread.
         """
+        count = len(self.arrays)
+        if len(arguments) != count + len(self.others):
+            raise TypeError(f"{self.expression} takes {count + len(self.others)} arguments, got {len(arguments)}")
+        for (check, dtype, where), array in zip(self.arrays, arguments, strict=False):
+            if array is not None:
+                check(array, dtype, where)
+        try:
+            others = self.checked_again(*arguments[count:])
+        except TypeError:  # also for what no lookup takes
+            others = self._checked(*arguments[count:])
         grid = grid if isinstance(grid, tuple) else (grid,)
         block = block if isinstance(block, tuple) else (block,)
-        if len(arguments) != len(self.parameters):
-            raise TypeError(f"{self.expression} takes {len(self.parameters)} arguments, got {len(arguments)}")
-        pairs = zip(self.parameters, arguments, strict=True)
-        checked = [check(argument, dtype, where) for (check, dtype, where), argument in pairs]
         if 0 in grid:
             return
         if shared > self.shared_allowed:
             self.function.max_dynamic_shared_size_bytes = self.shared_allowed = shared
-        self.function(grid, block, tuple(checked), shared_mem=shared)
+        self.function(grid, block, (*arguments[:count], *others), shared_mem=shared)
+
+    def _checked(self, *others: Array | float | None) -> tuple:
+        """Return the arguments behind the first arrays as CuPy must be given them."""
+        pairs = zip(self.others, others, strict=True)
+        return tuple([check(argument, dtype, where) for (check, dtype, where), argument in pairs])
 
     def each(self, count: int, *arguments: Array | float | None, threads: int = 256) -> None:
         """Launch one thread for each of `count` outputs, `threads` to a block."""
@@ -347,13 +364,6 @@ def _scalar(argument: float | np.generic, dtype: str, where: str) -> np.generic:
         if dtype_name(argument.dtype) != dtype:
             raise TypeError(f"{where} must be {dtype}, got {argument.dtype}")
         return argument
-    if isinstance(argument, (int, float)):
-        return _number(argument, dtype, where)
-    raise TypeError(f"{where} must be a number of {dtype}, got {argument!r}")
-
-
-@functools.lru_cache(1 << 12, typed=True)  # the same shapes come again and again
-def _number(argument: float, dtype: str, where: str) -> np.generic:
     scalar, numbers = SCALARS[dtype]
     if not isinstance(argument, numbers) or (isinstance(argument, bool) and dtype != "bool"):
         raise TypeError(f"{where} must be a number of {dtype}, got {argument!r}")

@@ -28,11 +28,8 @@ struct PairOf<__nv_bfloat16> {
   typedef __nv_bfloat162 type;
 };
 
-// 1 / (1 + e^-x), to 2 + |x| last digits.
-__device__ __forceinline__ float sigmoid(float x) {
-  float e = __expf(-fabsf(x));  // in (0, 1]: no overflow
-  return __fdividef(x >= 0 ? 1 : e, 1 + e);
-}
+// 1 / (1 + e^-x), a rising function, to some last digits; where e^-x overflows, it is 0.
+__device__ __forceinline__ float sigmoid(float x) { return __fdividef(1, 1 + __expf(-x)); }
 
 // Where element i of an array (B, height, width, channels) lies.
 struct Place {

@@ -46,7 +46,9 @@ struct Map {
 template <class T>
 __device__ __forceinline__ unsigned rank_among(T own, T largest, const Map& map) {
   float score = map.score(own);
-  return rank_of(map.score(largest) > score ? 0.0f : score + 0.0f);  // -0 becomes 0, which it is equal to
+  if (map.score(largest) > score) score = 0;
+  if (map.logits) return __float_as_uint(score) | 0x80000000u;  // neither -0 nor below 0: the same, sooner
+  return rank_of(score + 0.0f);                                 // -0 becomes 0, which it is equal to
 }
 
 template <class T, int N>
@@ -94,11 +96,14 @@ __device__ __forceinline__ Key best_cell(const T* heatmap, const T* columns, int
   unsigned best = 0, index = 0;
   #pragma unroll
   for (int part = 0; part < PARTS; part += N) {
-    int at = threadIdx.x * PARTS + part, i = begin + at, x = i / map.classes % map.width;
+    unsigned at = threadIdx.x * PARTS + part, i = begin + at, x = i / (unsigned)map.classes % map.width;
     if (i >= map.size()) break;
-    auto own = *(const Pack<T, N>*)(heatmap + i), largest = *(const Pack<T, N>*)(columns + at + map.classes);
-    if (x > 0) keep_larger(largest, *(const Pack<T, N>*)(columns + at));
-    if (x < map.width - 1) keep_larger(largest, *(const Pack<T, N>*)(columns + at + 2 * map.classes));
+    auto own = *(const Pack<T, N>*)(heatmap + i), largest = own;
+    if (map.only_peaks) {
+      largest = *(const Pack<T, N>*)(columns + at + map.classes);
+      if (x > 0) keep_larger(largest, *(const Pack<T, N>*)(columns + at));
+      if (x < map.width - 1) keep_larger(largest, *(const Pack<T, N>*)(columns + at + 2 * map.classes));
+    }
     #pragma unroll
     for (int k = 0; k < N; k++) {
       unsigned rank = rank_among(own.at[k], largest.at[k], map);
@@ -108,39 +113,40 @@ __device__ __forceinline__ Key best_cell(const T* heatmap, const T* columns, int
   return best ? key_of(best, index) : 0;
 }
 
-// Block (tree, image) -> tree (B, trees, NODES). Shared memory: CELLS + 2 * classes numbers T where columns is true.
+// Block (tree, image) -> tree (B, trees, NODES). Shared memory, of peaks: CELLS + 2 * classes numbers T.
 template <class T, int N>
 __global__ void __launch_bounds__(THREADS) top_k_groups(
     const T* __restrict__ heatmap, unsigned long long* __restrict__ tree, int height, int width, int classes,
-    bool only_peaks, bool logits, bool columns) {
+    bool only_peaks, bool logits) {
   extern __shared__ __align__(16) unsigned char memory[];
   __shared__ Key keys[THREADS / PARTS];
   Map map = {height, width, classes, only_peaks, logits};
-  T* largest = (T*)memory;
+  T* columns = (T*)memory;
   int begin = blockIdx.x * CELLS, row = width * classes;
   heatmap += blockIdx.y * map.size();
-  for (int i = threadIdx.x * N; columns && i < CELLS + 2 * classes; i += THREADS * N) {
+  for (int i = threadIdx.x * N; only_peaks && i < CELLS + 2 * classes; i += THREADS * N) {
     int at = begin - classes + i;
     if (at < 0 || at >= map.size()) continue;
     auto best = *(const Pack<T, N>*)(heatmap + at);
     if (at >= row) keep_larger(best, *(const Pack<T, N>*)(heatmap + at - row));
     if (at + row < map.size()) keep_larger(best, *(const Pack<T, N>*)(heatmap + at + row));
-    *(Pack<T, N>*)(largest + i) = best;
+    *(Pack<T, N>*)(columns + i) = best;
   }
   __syncthreads();
-  Key best = columns ? best_cell<N>(heatmap, largest, begin, map)
-                     : best_cell<N>(heatmap, begin + threadIdx.x * PARTS, PARTS, map);
+  Key best = best_cell<N>(heatmap, columns, begin, map);
   tree += (blockIdx.y * gridDim.x + blockIdx.x) * NODES;
+  int node = threadIdx.x / PARTS, warp = threadIdx.x / warpSize;
   for (int nodes = THREADS / PARTS, number = NODES - nodes; nodes > 0; nodes /= PARTS, number /= PARTS) {
-    for (int lane = 1; lane < PARTS; lane *= 2) {
-      Key other = __shfl_xor_sync(~0u, best, lane);
-      if (other > best) best = other;
+    if (warp * warpSize < nodes * PARTS) {
+      for (int lane = 1; lane < PARTS; lane *= 2) {
+        Key other = __shfl_xor_sync(~0u, best, lane);
+        if (other > best) best = other;
+      }
     }
-    int node = threadIdx.x / PARTS;
     __syncthreads();  // whoever still reads the keys before
     if (threadIdx.x % PARTS == 0 && node < nodes) keys[node] = tree[number + node] = best;
     __syncthreads();
-    best = threadIdx.x < nodes ? keys[threadIdx.x] : 0;
+    if (threadIdx.x < nodes) best = keys[threadIdx.x];
   }
 }
 

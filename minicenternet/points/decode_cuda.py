@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..backend import Array, c_type, contiguous, get_xp, kernel, neighbours
+from ..backend import Array, c_type, contiguous, current_gpu, get_xp, kernel, neighbours
 from ..errors import InputError
 
 FILE = "points/decode.cu"
@@ -14,7 +14,7 @@ def top_k(heatmap: Array, k: int, *, only_peaks: bool, logits: bool = False) -> 
     """Return scores float32, labels, y, x int64, each (B, K), like decode.top_k; of the peaks alone if asked.
 
     logits: whether the scores are the heatmap's sigmoids, rounded to its dtype.
-    A NaN comes out as the best score.  Raises InputError for k above 1024.
+    A NaN comes out as the best score.  Raises InputError for k above 1024, and for more classes than fit.
     """
     if k > MOST:
         raise InputError(f"top_k on a GPU takes k up to {MOST}, got {k}")
@@ -23,11 +23,12 @@ def top_k(heatmap: Array, k: int, *, only_peaks: bool, logits: bool = False) -> 
     k, trees, heatmap = min(k, size), -(-size // CELLS), contiguous(heatmap)
     types = f"<{c_type(heatmap.dtype)}, {neighbours(classes, heatmap.dtype)}>"
     tree = xp.empty((batch, trees, NODES), "uint64")
-    columns = only_peaks and classes <= CELLS
+    shared = (CELLS + 2 * classes) * heatmap.itemsize if only_peaks else 0
+    if shared > current_gpu().shared_memory:
+        raise InputError(f"the peaks of {classes} classes do not fit the shared memory of this GPU; take fewer classes")
     kernel(FILE, f"top_k_groups{types}")(
-        (trees, batch), THREADS, heatmap, tree, height, width, classes, only_peaks, logits, columns,
-        shared=(CELLS + 2 * classes) * heatmap.itemsize if columns else 0
-    )  # fmt: skip
+        (trees, batch), THREADS, heatmap, tree, height, width, classes, only_peaks, logits, shared=shared
+    )
     scores = xp.empty((batch, k), "float32")
     labels, y, x = xp.empty((3, batch, k), "int64")
     kernel(FILE, f"top_k_cells{types}")(

@@ -104,5 +104,7 @@ def test_nan_comes_out_on_top(cupy, sign):
 def test_empty_and_too_many(cupy):
     empty = cupy.zeros((0, 4, 4, 2), np.float32)
     assert decode(empty, empty, empty, 5).boxes.shape == (0, 5, 4)
+    with pytest.raises(InputError, match="the peaks of 30000 classes do not fit"):
+        decode(*[cupy.zeros((1, 2, 1, 30000), np.float32), *[cupy.zeros((1, 2, 1, 2), np.float32)] * 2], 5)
     with pytest.raises(InputError, match="up to 1024, got 1025"):
         top_k(cupy.zeros((1, 99, 99, 1), np.float32), 1025)
