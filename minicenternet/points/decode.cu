@@ -171,16 +171,38 @@ __device__ void sort(Key* keys, int size) {
   __syncthreads();
 }
 
-// The best k of key(0) .. key(count - 1) come to be keys[0 .. k), best first; 0 where there are not so many.
+// Append the keys of those threads that have one to `filled` keys, in their order, and return how many there are then.
+__device__ __forceinline__ int append(Key* keys, int filled, Key own) {
+  __shared__ int found[CHUNK / 2 / 32];  // by each warp
+  int warp = threadIdx.x / warpSize, lane = threadIdx.x % warpSize, at = filled;
+  unsigned having = __ballot_sync(~0u, own > 0);
+  if (lane == 0) found[warp] = __popc(having);
+  __syncthreads();
+  for (int other = 0; other < blockDim.x / warpSize; other++) {
+    if (other < warp) at += found[other];
+    filled += found[other];
+  }
+  if (own > 0) keys[at + __popc(having & ((1u << lane) - 1))] = own;
+  __syncthreads();
+  return filled;
+}
+
+// The best k of key(0) .. key(count - 1) come to be keys[0 .. k), best first; 0 where there are not so many. Those below
+// `least`, which k of them reach, are left out before it is sorted.
 template <class KeyOf>
-__device__ __forceinline__ void keep_best(Key* keys, int k, int count, KeyOf key) {
-  for (int taken = 0, kept = 0; taken < count; kept = k) {
-    int filled = min(CHUNK, kept + count - taken), size = 2;
+__device__ __forceinline__ void keep_best(Key* keys, int k, int count, Key least, KeyOf key) {
+  __syncthreads();  // whoever still writes what `key` reads
+  for (int taken = 0, filled = 0; taken < count; taken += blockDim.x) {
+    int i = taken + threadIdx.x;
+    Key own = i < count ? key(i) : 0;
+    filled = append(keys, filled, own >= least ? own : 0);
+    bool last = taken + blockDim.x >= count;
+    if (!last && filled + blockDim.x <= CHUNK) continue;
+    int size = 2;
     while (size < max(k, filled)) size *= 2;
-    __syncthreads();  // whoever still reads what was kept before
-    for (int i = kept + threadIdx.x; i < size; i += blockDim.x) keys[i] = i < filled ? key(taken + i - kept) : 0;
+    for (int i = filled + threadIdx.x; i < size; i += blockDim.x) keys[i] = 0;
     sort(keys, size);
-    taken += filled - kept;
+    filled = min(filled, k);
   }
 }
 
@@ -195,10 +217,10 @@ __global__ void __launch_bounds__(CHUNK / 2, 1) top_k_cells(
   Map map = {height, width, classes, only_peaks, logits};
   heatmap += blockIdx.x * map.size();
   tree += blockIdx.x * trees * NODES;
-  keep_best(keys, k, trees, [&](int i) { return tree[i * NODES]; });
+  keep_best(keys, k, trees, 0, [&](int i) { return tree[i * NODES]; });
   for (int cells = CELLS / PARTS, number = 1; cells > 0; cells /= PARTS, number = PARTS * number + 1) {
     for (int i = threadIdx.x; i < k; i += blockDim.x) groups[i] = keys[i];
-    keep_best(keys, k, PARTS * k, [&](int i) -> Key {
+    keep_best(keys, k, PARTS * k, keys[k - 1], [&](int i) -> Key {  // the best of each group is one of its parts
       if (groups[i / PARTS] == 0) return 0;
       int group = index_of(groups[i / PARTS]) / (PARTS * cells), first = (group * PARTS + i % PARTS) * cells;
       if (cells > PARTS) return tree[first / CELLS * NODES + number + first % CELLS / cells];
