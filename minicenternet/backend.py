@@ -212,7 +212,8 @@ def contiguous(array: Array, dtype: np.dtype | str | None = None) -> Array:
 
     A view may be contiguous and yet begin at no multiple of 16 bytes: a GPU that reads there is of no more use.
     """
-    array = cupy_module().ascontiguousarray(array, dtype)
+    if not is_contiguous(array) or (dtype is not None and array.dtype != dtype):
+        array = cupy_module().ascontiguousarray(array, dtype)
     return array.copy() if array.data.ptr % WIDEST else array
 
 

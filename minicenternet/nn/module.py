@@ -98,8 +98,8 @@ class Module(metaclass=_SealAfterInit):
 
     def parameters(self) -> list[Parameter]:
         """Return all parameters in state_dict order."""
-        values = (value for _, module in self.named_modules() for value in vars(module).values())
-        return [value for value in values if isinstance(value, Parameter)]
+        own = [value for value in vars(self).values() if isinstance(value, Parameter)]
+        return own + [parameter for _, child in self.children() for parameter in child.parameters()]
 
     def state_dict(self) -> dict[str, Array]:
         """Return key -> array of all parameters and buffers: the module's own arrays, not copies."""
