@@ -2,7 +2,8 @@
 //
 // Forward: one thread for N neighbouring channels of an output; it finds the largest, which is NaN where there is one,
 // then which tap u*K + v that is, the first of equal ones. Instead of a tap in the border one inside is seen twice, so
-// that no thread parts from the others. Backward: one thread for N channels of an input gathers from the windows that saw it,
+// that no thread parts from the others. Backward: one thread for N channels of some inputs gathers from the windows that
+// saw them,
 //
 //   dx[b, h, w, c] = sum of dy[b, i, j, c] over those i, j whose winning tap is (h + P - S*i, w + P - S*j)
 //
@@ -64,33 +65,52 @@ __global__ void max_pool2d_forward(const T* __restrict__ x, T* __restrict__ y, u
   *(Pack<unsigned char, N>*)(taps + i) = won;
 }
 
-// count: of inputs.
+// Of a window in the compiled sizes, a thread takes N channels of those S x S inputs whose last window is the same, the
+// `most` x `most` windows that see some of them each once; else of one input. rows, columns: of such blocks; count: the
+// numbers of a map of as many pixels.
 template <class T, int N, int K, int S>
 __global__ void max_pool2d_backward(const T* __restrict__ dy, const unsigned char* __restrict__ taps,
                                     T* __restrict__ dx, int count, int height, int width, int channels, int out_height,
-                                    int out_width, int size, int stride, int padding) {
+                                    int out_width, int size, int stride, int padding, int rows, int columns) {
+  constexpr int SIDE = K ? S : 1;
   int i = (blockIdx.x * blockDim.x + threadIdx.x) * N;
   if (i >= count) return;
   if (K) size = K, stride = S;
-  Place in = place_of(i, height, width, channels);
-  float sums[N] = {};
-  // Of the windows that saw row y, at most K / S rounded up, the last one starts at or above it.
-  int last_y = (in.y + padding) / stride, last_x = (in.x + padding) / stride, most = (size + stride - 1) / stride;
+  Place block = place_of(i, rows, columns, channels);
+  // In the padded map: the first input, and how far into its last window it lies.
+  int y = K ? S * block.y : block.y + padding, x = K ? S * block.x : block.x + padding;
+  int last_y = y / stride, last_x = x / stride, into_y = y - stride * last_y, into_x = x - stride * last_x;
+  int most = (size + stride - 1) / stride;
+  float sums[SIDE][SIDE][N] = {};
   #pragma unroll
-  for (int oy = last_y; oy > last_y - most; oy--)
+  for (int back_y = 0; back_y < most; back_y++)
     #pragma unroll
-    for (int ox = last_x; ox > last_x - most; ox--) {
-      int u = in.y + padding - stride * oy, v = in.x + padding - stride * ox, tap = u * size + v;
-      if (oy < 0 || oy >= out_height || ox < 0 || ox >= out_width || u >= size || v >= size) continue;
-      int window = index_of({in.image, oy, ox, in.channel}, out_height, out_width, channels);
+    for (int back_x = 0; back_x < most; back_x++) {
+      int oy = last_y - back_y, ox = last_x - back_x;
+      if (oy < 0 || oy >= out_height || ox < 0 || ox >= out_width) continue;
+      int window = index_of({block.image, oy, ox, block.channel}, out_height, out_width, channels);
       auto winner = *(const Pack<unsigned char, N>*)(taps + window);
       auto gradient = *(const Pack<T, N>*)(dy + window);
       #pragma unroll
-      for (int k = 0; k < N; k++)
-        if (winner.at[k] == tap) sums[k] += (float)gradient.at[k];
+      for (int p = 0; p < SIDE; p++)
+        #pragma unroll
+        for (int q = 0; q < SIDE; q++) {
+          int u = (K ? p : into_y) + stride * back_y, v = (K ? q : into_x) + stride * back_x;
+          if (u >= size || v >= size) continue;
+          #pragma unroll
+          for (int k = 0; k < N; k++)
+            if (winner.at[k] == u * size + v) sums[p][q][k] += (float)gradient.at[k];
+        }
     }
-  Pack<T, N> sent;
   #pragma unroll
-  for (int k = 0; k < N; k++) sent.at[k] = (T)sums[k];
-  *(Pack<T, N>*)(dx + i) = sent;
+  for (int p = 0; p < SIDE; p++)
+    #pragma unroll
+    for (int q = 0; q < SIDE; q++) {
+      Place in = {block.image, y + p - padding, x + q - padding, block.channel};
+      if (in.y < 0 || in.y >= height || in.x < 0 || in.x >= width) continue;
+      Pack<T, N> sent;
+      #pragma unroll
+      for (int k = 0; k < N; k++) sent.at[k] = (T)sums[p][q][k];
+      *(Pack<T, N>*)(dx + index_of(in, height, width, channels)) = sent;
+    }
 }
