@@ -2,8 +2,8 @@
 //
 // Forward: one thread for N neighbouring channels of an output; it finds the largest, which is NaN where there is one,
 // then which tap u*K + v that is, the first of equal ones. Instead of a tap in the border one inside is seen twice, so
-// that no thread parts from the others. Backward: one thread for N channels of some inputs gathers from the windows that
-// saw them,
+// that no thread parts from the others. Backward: one thread for N channels of some inputs gathers from the windows
+// that saw them,
 //
 //   dx[b, h, w, c] = sum of dy[b, i, j, c] over those i, j whose winning tap is (h + P - S*i, w + P - S*j)
 //
@@ -40,7 +40,8 @@ __global__ void max_pool2d_forward(const T* __restrict__ x, T* __restrict__ y, u
   int top = max(0, -y_first), bottom = min(size, height - y_first) - 1;  // the taps inside
   int left = max(0, -x_first), right = min(size, width - x_first) - 1;
   auto seen = [&](int u, int v) {
-    return *(const Pack<T, N>*)(x + index_of({out.image, y_first + u, x_first + v, out.channel}, height, width, channels));
+    Place in = {out.image, y_first + u, x_first + v, out.channel};
+    return *(const Pack<T, N>*)(x + index_of(in, height, width, channels));
   };
   Pack<T, N> largest = seen(top, left);
   #pragma unroll

@@ -2,7 +2,7 @@
 //
 //   top_k_groups   the best cell of 64, of 8 such groups, and of 8 of those: a tree over each 4096 cells
 //   top_k_cells    from the roots down: a cell of the best K is in a group whose own best is among the K best of all
-//                  groups, so that of the K best groups all 8 parts are looked at, and no others; then scores and places
+//                  groups, so that of the K best groups all 8 parts are looked at, and no others; scores and places
 //   decode_boxes   box = (x + dx ∓ w/2, y + dy ∓ h/2) · stride
 //
 // A cell is one 64-bit key that sorts as it should: its score in the upper half, so mapped that larger floats are
