@@ -32,7 +32,7 @@ from operator import attrgetter
 
 import numpy as np
 
-from .backend import Array, c_type, contiguous, get_xp, kernel, neighbours, to_cpu
+from .backend import Array, c_type, contiguous, get_xp, is_contiguous, kernel, neighbours, to_cpu
 from .memory import SMALLEST, empty
 from .strips import row_blocks
 from .threads import one_blas_thread, parallel_for
@@ -187,7 +187,7 @@ def _go_back(root: Tensor, gradient: Array, ready: Callable[[Tensor], None] | No
 
 def _sum(a: Array, b: Array, into_first: bool) -> Array:
     """Return a + b; large arrays on all threads, or 16 bytes a thread on a GPU, written over a if `into_first`."""
-    if a.nbytes < SMALLEST or a.dtype != b.dtype or not (a.flags.c_contiguous and b.flags.c_contiguous):
+    if a.nbytes < SMALLEST or a.dtype != b.dtype or not (is_contiguous(a) and is_contiguous(b)):
         return a + b
     xp = get_xp(a, b)
     if xp is not np:

@@ -8,6 +8,7 @@ compiles a kernel of this package on first use, checks the arguments against its
 from __future__ import annotations
 
 import functools
+import importlib
 import re
 import sys
 from collections.abc import Callable
@@ -44,14 +45,12 @@ def get_xp(*arrays: Array) -> ModuleType:
         )
     if not gpu:
         return np
-    return sys.modules.get("cupy") or cupy_module()  # the array's own module, found sooner than by an import
+    return cupy_module()
 
 
 def cupy_module() -> ModuleType:
     """Return cupy.  Raises ImportError when it is not installed."""
-    import cupy
-
-    return cupy
+    return sys.modules.get("cupy") or importlib.import_module("cupy")  # found sooner than by an import, and often
 
 
 def to_cpu(array: Array) -> np.ndarray:
@@ -171,6 +170,7 @@ NUMBERS = {"b": bool, "i": int, "u": int, "f": (int, float)}  # Python's, that a
 SCALARS = {  # of each dtype its NumPy scalar, and those numbers; a bfloat16 is only ever in an array
     name: (np.dtype(name).type, NUMBERS[np.dtype(name).kind]) for name in DTYPES.values() if name != "bfloat16"
 }
+KEPT = 1 << 10  # numbers of launches, of each kernel
 LARGEST = 2**31 - 4096  # kernels count elements in an int, also those that the last block has too many
 FREE_SHARED = 48 << 10  # bytes of shared memory that need no asking for
 WIDEST = 16  # bytes that a thread reads at once, and at a multiple of which they must begin
@@ -204,12 +204,18 @@ def neighbours(channels: int, dtype: np.dtype) -> int:
     return WIDEST // dtype.itemsize if channels * dtype.itemsize % WIDEST == 0 else 1
 
 
+def is_contiguous(array: Array) -> bool:
+    """Whether it is in C order: as CuPy knows it, since to ask for its flags takes as long as half of a launch."""
+    return getattr(array, "_c_contiguous", False) or array.flags.c_contiguous
+
+
 def contiguous(array: Array, dtype: np.dtype | str | None = None) -> Array:
     """Return an array on the GPU in C order, where kernels can read 16 bytes at once; a copy only where it must be one.
 
     A view may be contiguous and yet begin at no multiple of 16 bytes: a GPU that reads there is of no more use.
     """
-    array = get_xp(array).ascontiguousarray(array, dtype)
+    if not is_contiguous(array) or (dtype is not None and array.dtype != dtype):
+        array = cupy_module().ascontiguousarray(array, dtype)
     return array.copy() if array.data.ptr % WIDEST else array
 
 
@@ -292,10 +298,15 @@ class Kernel:
 
     def __init__(self, function: Callable, expression: str, declared: list[tuple[str, str, bool]]):
         self.function, self.expression, self.shared_allowed = function, expression, FREE_SHARED
-        self.parameters = [
+        checks = [
             (_pointer if is_pointer else _struct if dtype == "struct" else _scalar, dtype, f"{expression}: {name}")
             for name, dtype, is_pointer in declared
         ]
+        first = next((i for i, (check, *_) in enumerate(checks) if check is not _pointer), len(checks))
+        self.arrays, self.others = checks[:first], checks[first:]
+        self.checked_again = self._checked  # of numbers alone what was checked once is kept: they come again and again
+        if all(check is _scalar for check, *_ in self.others):
+            self.checked_again = functools.lru_cache(KEPT, typed=True)(self._checked)
 
     def __call__(self, grid, block, *arguments: Array | float | None, shared: int = 0) -> None:
         """Launch on the current stream; returns before the kernel has run.  An empty grid launches nothing.
@@ -305,17 +316,28 @@ class Kernel:
         with the same fields.  shared: bytes of dynamic shared memory.
         Raises TypeError, ValueError and OverflowError for arguments that the kernel would misread.
         """
+        count = len(self.arrays)
+        if len(arguments) != count + len(self.others):
+            raise TypeError(f"{self.expression} takes {count + len(self.others)} arguments, got {len(arguments)}")
+        for (_, dtype, where), array in zip(self.arrays, arguments, strict=False):
+            if array is not None:
+                _pointer(array, dtype, where)
+        try:
+            others = self.checked_again(*arguments[count:])
+        except TypeError:  # also for what no lookup takes
+            others = self._checked(*arguments[count:])
         grid = grid if isinstance(grid, tuple) else (grid,)
         block = block if isinstance(block, tuple) else (block,)
-        if len(arguments) != len(self.parameters):
-            raise TypeError(f"{self.expression} takes {len(self.parameters)} arguments, got {len(arguments)}")
-        pairs = zip(self.parameters, arguments, strict=True)
-        checked = [check(argument, dtype, where) for (check, dtype, where), argument in pairs]
         if 0 in grid:
             return
         if shared > self.shared_allowed:
             self.function.max_dynamic_shared_size_bytes = self.shared_allowed = shared
-        self.function(grid, block, tuple(checked), shared_mem=shared)
+        self.function(grid, block, (*arguments[:count], *others), shared_mem=shared)
+
+    def _checked(self, *others: Array | float | None) -> tuple:
+        """Return the arguments behind the first arrays as CuPy must be given them."""
+        pairs = zip(self.others, others, strict=True)
+        return tuple([check(argument, dtype, where) for (check, dtype, where), argument in pairs])
 
     def each(self, count: int, *arguments: Array | float | None, threads: int = 256) -> None:
         """Launch one thread for each of `count` outputs, `threads` to a block."""
@@ -328,11 +350,11 @@ class Kernel:
 def _pointer(argument: Array | None, dtype: str, where: str) -> Array | None:
     if argument is None:
         return None
-    if not on_gpu(argument):
+    if not hasattr(type(argument), "__cuda_array_interface__"):  # `on_gpu`, without a call
         raise TypeError(f"{where} must be an array on the GPU, got {type(argument).__name__}")
     if dtype_name(argument.dtype) != dtype:
         raise TypeError(f"{where} must be {dtype}, got {argument.dtype}")
-    if not argument.flags.c_contiguous:
+    if not is_contiguous(argument):
         raise ValueError(f"{where} {argument.shape} must be contiguous; copy it before")
     if argument.size > LARGEST:
         raise OverflowError(
@@ -345,7 +367,12 @@ def _pointer(argument: Array | None, dtype: str, where: str) -> Array | None:
 def _struct(argument: np.ndarray, _, where: str) -> np.ndarray:
     if not isinstance(argument, np.ndarray) or argument.dtype.names is None or argument.size != 1:
         raise TypeError(f"{where} must be one element of a structured dtype, got {argument!r}")
-    return argument.view(f"V{argument.itemsize}")  # of its fields CuPy would have NumPy make a list, in 30 us
+    return np.frombuffer(argument, _bytes(argument.itemsize))  # of fields CuPy would have NumPy make a list, in 30 us
+
+
+@functools.cache
+def _bytes(count: int) -> np.dtype:
+    return np.dtype(f"V{count}")
 
 
 def _scalar(argument: float | np.generic, dtype: str, where: str) -> np.generic:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .backend import Array, dtype_name, get_xp, kernel
+from .backend import Array, dtype_name, get_xp, is_capturing, is_contiguous, kernel
 from .graph import table
 
 FILE = "optim.cu"
@@ -22,7 +22,7 @@ class OneLaunch:
     """Remembers where the arrays lie: the tables on the GPU are written again only when one of them has moved."""
 
     def __init__(self):
-        self.places = None  # the addresses and sizes that the tables are of
+        self.places = self.sizes = None  # the addresses and sizes that the tables are of
         self.addresses = self.parts = self.rates = None
 
     def set_rates(self, rates: Sequence[float], like: Array) -> None:
@@ -52,13 +52,15 @@ class OneLaunch:
     def _look_up(self, expression: str, arrays: Sequence[Sequence[Array]]) -> None:
         """Have the tables say where these arrays lie."""
         for array in (array for of_one in arrays for array in of_one):
-            if dtype_name(array.dtype) != "float32" or not array.flags.c_contiguous:
+            if dtype_name(array.dtype) != "float32" or not is_contiguous(array):
                 raise TypeError(f"{expression} needs contiguous float32 arrays, got {array.dtype} {array.strides}")
-        places = [[array.data.ptr for array in of_one] for of_one in arrays], [of_one[0].size for of_one in arrays]
-        if places != self.places:
-            self.places = places
-            self.addresses = table(np.array(places[0], np.int64).T.copy())  # (tensors, P)
-            self.parts = table(_parts(tuple(places[1])))
+        places = [[array.data.ptr for array in of_one] for of_one in arrays]
+        sizes = tuple([of_one[0].size for of_one in arrays])
+        of_graph = is_capturing()  # a graph keeps tables of its own
+        if places != self.places or of_graph:
+            self.places, self.addresses = places, table(np.array(places, np.int64).T.copy())  # (tensors, P)
+        if sizes != self.sizes or of_graph:
+            self.sizes, self.parts = sizes, table(_parts(sizes))
 
 
 @functools.lru_cache(maxsize=16)

@@ -108,17 +108,18 @@ def best_cells(cupy, dtype: str) -> None:
         on_cpu = [array.astype(np.float32) for array in arrays]
         on_gpu = [cupy.asarray(array) for array in arrays]
         for given in (on_gpu, [elsewhere(cupy, array) for array in on_gpu]):
-            for ours, theirs in zip(decode.decode(*given, 9), decode.decode(*on_cpu, 9), strict=True):
+            for ours, theirs in zip(decode.decode(*given, 99), decode.decode(*on_cpu, 99), strict=True):
                 assert np.array_equal(ours.get(), theirs)
 
 
 def encode(cupy, dtype: str) -> None:
     boxes = np.float32([[[4, 4, 40, 30], [0, 0, 0, 9], [10, 20, 50, 60], [11, 20, 50, 60], [70, 0, 99, 12]]])
     labels = np.array([[0, 1, 1, 1, -1]])
-    found = targets_cuda.encode(cupy.asarray(boxes), cupy.asarray(labels), 2, 17, 19)
-    expected = targets.encode(boxes[0, :4], labels[0, :4], 2, 17, 19)
-    for gpu, cpu in zip(found, expected, strict=True):
-        np.testing.assert_allclose(gpu.get()[0], cpu, rtol=1e-6)
+    for classes in (2, 4):
+        found = targets_cuda.encode(cupy.asarray(boxes), cupy.asarray(labels), classes, 17, 19)
+        expected = targets.encode(boxes[0, :4], labels[0, :4], classes, 17, 19)
+        for gpu, cpu in zip(found, expected, strict=True):
+            np.testing.assert_allclose(gpu.get()[0], cpu, rtol=1e-6)
 
 
 def optimisers(cupy, dtype: str) -> None:

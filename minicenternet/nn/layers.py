@@ -9,6 +9,7 @@ import numpy as np
 
 from .. import ops
 from ..autograd import Tensor, running_again
+from ..backend import is_capturing, on_gpu
 from . import init
 from .module import Module, Parameter
 
@@ -184,8 +185,6 @@ class BatchNorm2d(Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         counts = self.training and not running_again()  # the same batch is counted once
-        if counts:
-            self.num_batches_tracked += 1
         return ops.batch_norm(
             x,
             self.weight,
@@ -199,6 +198,7 @@ class BatchNorm2d(Module):
             epsilon=self.epsilon,
             world=self.world,
             measured=x.statistics,
+            batches=self.num_batches_tracked if counts else None,
         )
 
 
@@ -270,8 +270,8 @@ def together(x: Tensor, branches: Sequence[Module]) -> list[Tensor]:
         return [branch(x) for branch in branches]
     hidden = ops.conv2d(
         x,
-        ops.concatenate(*(convolution.weight for convolution in firsts), axis=0),
-        ops.concatenate(*(convolution.bias for convolution in firsts), axis=0),
+        _joined(firsts, "weight"),
+        _joined(firsts, "bias"),
         stride=firsts[0].stride,
         padding=firsts[0].padding,
         relu=True,
@@ -290,6 +290,18 @@ def together(x: Tensor, branches: Sequence[Module]) -> list[Tensor]:
         branch.report((x,), y)
         outputs.append(y)
     return outputs
+
+
+def _joined(convolutions: Sequence[Conv2d], name: str) -> Tensor:
+    """Return a parameter of all convolutions, one after another; those whose weights stay as they are keep it."""
+    kept, parameters = convolutions[0].kernels, [getattr(convolution, name) for convolution in convolutions]
+    gpu = parameters[0].data.device.id if on_gpu(parameters[0].data) else None
+    if kept is not None and (name, gpu) in kept:
+        return kept[name, gpu]
+    joined = ops.concatenate(*parameters, axis=0)
+    if kept is not None and (gpu is None or not is_capturing()):  # what a capture makes lies in memory of the graph
+        kept[name, gpu] = joined
+    return joined
 
 
 def _begins_with_convolution(branch: Module) -> bool:

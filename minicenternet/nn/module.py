@@ -98,7 +98,8 @@ class Module(metaclass=_SealAfterInit):
 
     def parameters(self) -> list[Parameter]:
         """Return all parameters in state_dict order."""
-        return [parameter for _, parameter in self.named_parameters()]
+        own = [value for value in vars(self).values() if isinstance(value, Parameter)]
+        return own + [parameter for _, child in self.children() for parameter in child.parameters()]
 
     def state_dict(self) -> dict[str, Array]:
         """Return key -> array of all parameters and buffers: the module's own arrays, not copies."""

@@ -1,9 +1,8 @@
 // Batch normalisation:  y = γ (x - μ) / √(σ² + ε) + β (+ residual) (then ReLU),  per channel of x (rows, channels)
 //
 //   batch_norm_statistics    μ and Σ(x - μ)² of a part of the rows
-//   batch_norm_combine       of all parts: μ, σ², and the running averages
-//   batch_norm_running       the running averages, where the convolution before has found μ and σ²
-//   batch_norm_normalise     y
+//   batch_norm_combine       of all parts: μ, σ²
+//   batch_norm_normalise     y, and the running averages
 //   batch_norm_sums          with g = dy where y > 0: Σ g and Σ g (x - μ) of a part of the rows
 //   batch_norm_gradients     of all parts: dβ = Σ g, dγ = Σ g x̂
 //   batch_norm_backward      dx = γ/√(σ²+ε) · (g - dβ/n - x̂ dγ/n) while training, γ/√(σ²+ε) · g with running averages
@@ -64,17 +63,9 @@ __global__ void batch_norm_statistics(const T* __restrict__ x, float* __restrict
   }
 }
 
-// A batch that overflowed leaves them as they are, since in fp16 its step is skipped, and another follows.
-__device__ void follow(float& running_mean, float& running_var, float mean, float unbiased, float momentum) {
-  if (!isfinite(mean) || !isfinite(unbiased)) return;
-  running_mean += momentum * (mean - running_mean);
-  running_var += momentum * (unbiased - running_var);
-}
-
 __global__ void batch_norm_combine(const float* __restrict__ means, const float* __restrict__ squares,
-                                   float* __restrict__ mean, float* __restrict__ variance,
-                                   float* __restrict__ running_mean, float* __restrict__ running_var, int rows,
-                                   int channels, int parts, int rows_of_part, float momentum) {
+                                   float* __restrict__ mean, float* __restrict__ variance, int rows, int channels,
+                                   int parts, int rows_of_part) {
   int channel = first_channel<1>();
   Moments moments = {0, 0, 0};
   for (int part = threadIdx.y; channel < channels && part < parts; part += blockDim.y) {
@@ -85,16 +76,13 @@ __global__ void batch_norm_combine(const float* __restrict__ means, const float*
   if (threadIdx.y > 0 || channel >= channels) return;
   mean[channel] = moments.mean;
   variance[channel] = moments.squares / rows;
-  follow(running_mean[channel], running_var[channel], moments.mean, moments.squares / (rows - 1), momentum);
 }
 
-__global__ void batch_norm_running(const float* __restrict__ mean, const float* __restrict__ variance,
-                                   float* __restrict__ running_mean, float* __restrict__ running_var, int rows,
-                                   int channels, float momentum) {
-  int channel = blockIdx.x * blockDim.x + threadIdx.x;
-  if (channel >= channels) return;
-  float unbiased = variance[channel] * ((float)rows / (rows - 1));
-  follow(running_mean[channel], running_var[channel], mean[channel], unbiased, momentum);
+// A batch that overflowed leaves them as they are, since in fp16 its step is skipped, and another follows.
+__device__ void follow(float& running_mean, float& running_var, float mean, float unbiased, float momentum) {
+  if (!isfinite(mean) || !isfinite(unbiased)) return;
+  running_mean += momentum * (mean - running_mean);
+  running_var += momentum * (unbiased - running_var);
 }
 
 // What backward must find again to the last bit, to know where ReLU let y pass: the rounding is said, not left open.
@@ -102,14 +90,20 @@ __device__ __forceinline__ float normalised(float x, float centre, float scale, 
   return fmaf(x - centre, scale, shift);
 }
 
-// channels is a multiple of N.
+// channels is a multiple of N. While training, the first part's blocks take the batch into the running averages, its
+// variance times n/(n - 1), `unbiased`, and count it; else running_mean, running_var and batches are null.
 template <class T, int N>
 __global__ void batch_norm_normalise(const T* __restrict__ x, const T* __restrict__ residual, T* __restrict__ y,
                                      const float* __restrict__ mean, const float* __restrict__ variance,
-                                     const float* __restrict__ weight, const float* __restrict__ bias, int rows,
-                                     int channels, int rows_of_part, float epsilon, bool relu) {
+                                     const float* __restrict__ weight, const float* __restrict__ bias,
+                                     float* __restrict__ running_mean, float* __restrict__ running_var,
+                                     long long* __restrict__ batches, int rows, int channels, int rows_of_part,
+                                     float epsilon, bool relu, float unbiased, float momentum) {
+  if (batches && blockIdx.x + blockIdx.y + thread_of_block() == 0) ++*batches;
   float shared[3][N];
   spread_over_rows(channels, shared, [&](int c) -> Shared<3> {
+    if (running_mean && blockIdx.y == 0)
+      follow(running_mean[c], running_var[c], mean[c], variance[c] * unbiased, momentum);
     return {mean[c], weight[c] * rsqrtf(variance[c] + epsilon), bias[c]};
   });
   auto& [centre, scale, shift] = shared;
@@ -169,6 +163,7 @@ __global__ void batch_norm_gradients(const float* __restrict__ sums, const float
                                      float* __restrict__ dbias, int channels, int parts, float epsilon) {
   int channel = first_channel<1>();
   float sum[1] = {0}, product[1] = {0};
+  #pragma unroll 4
   for (int part = threadIdx.y; channel < channels && part < parts; part += blockDim.y) {
     sum[0] += sums[part * channels + channel];
     product[0] += products[part * channels + channel];

@@ -48,6 +48,7 @@ def batch_norm(
     epsilon=1e-5,
     world=None,
     measured=None,
+    batches=None,
 ):
     """Return x normalised per channel, plus residual where given, through ReLU where asked.
 
@@ -58,6 +59,7 @@ def batch_norm(
     backward too. Gradients of weight and bias remain each rank's own.
     measured: on a GPU, {"mean", "variance"} of x where the convolution before has found them (see conv2d), which
     saves a pass over x; None or {}: it has not.
+    batches: None, or a number () int64 that counts the batches while training, in place.
     Raises ValueError when shapes do not fit, or when training on a single value per channel (its variance is 0).
     """
     count = x.size // x.shape[-1]
@@ -66,12 +68,15 @@ def batch_norm(
     if get_xp(x, weight) is not np:
         return batch_norm_cuda.batch_norm(
             x, weight, bias, running_mean, running_var, residual,
-            relu=relu, training=training, momentum=momentum, epsilon=epsilon, measured=measured, world=world,
+            relu=relu, training=training, momentum=momentum, epsilon=epsilon, measured=measured, batches=batches,
+            world=world,
         )  # fmt: skip
     if training:
         mean, variance = statistics(x)
         if world:
             count, mean, variance = _of_all_ranks(count, mean, variance, world)
+        if batches is not None:
+            batches += 1
         running_mean += momentum * (mean - running_mean)
         running_var += momentum * (variance * (count / (count - 1)) - running_var)
     else:

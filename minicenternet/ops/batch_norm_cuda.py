@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from ..backend import Array, c_type, contiguous, get_xp, kernel, neighbours
-from .reduce_cuda import HEIGHT, LANES, blocks_of_rows
+from ..backend import c_type, contiguous, get_xp, kernel, neighbours
+from .reduce_cuda import blocks_of_rows, over_parts
 
 FILE = "ops/batch_norm.cu"
 BLOCKS = 2112  # wanted where no sums are left: more than run at once, so that all processors end together
+NOTHING = None, None, None  # to write to: running averages that stay as they are, and no batch counted
 
 
 def batch_norm(
@@ -22,6 +23,7 @@ def batch_norm(
     momentum,
     epsilon,
     measured=None,
+    batches=None,
     world=None,
 ):
     """Return (y, backward) like batch_norm.raw: float32, float16 or bfloat16 x, float32 per-channel vectors.
@@ -39,39 +41,39 @@ def batch_norm(
         mean, variance = measured["mean"], measured["variance"]
     elif training:
         of_parts, one_column, rows_of_one = blocks_of_rows(rows, channels, 1)
-        means, squares = xp.empty((2, of_parts[1], channels), "float32")
-        mean, variance = xp.empty((2, channels), "float32")
+        means, squares = (xp.empty((of_parts[1], channels), "float32") for _ in range(2))
+        mean, variance = (xp.empty(channels, "float32") for _ in range(2))
         kernel(FILE, f"batch_norm_statistics<{T}>")(
             of_parts, one_column, x, means, squares, rows, channels, rows_of_one
         )
-        _for_channels("batch_norm_combine", channels, means, squares, mean, variance, running_mean, running_var, rows,
-                      channels, of_parts[1], rows_of_one, 0.0 if world else momentum)  # fmt: skip
+        kernel(FILE, "batch_norm_combine")(
+            *over_parts(channels), means, squares, mean, variance, rows, channels, of_parts[1], rows_of_one
+        )
     if world:
         means, variances = world.collect(xp.stack([mean, variance])).transpose(1, 0, 2)  # (ranks, C) each
         mean = means.mean(0)
         variance = (variances + (means - mean) ** 2).mean(0)
-    if training and (measured or world):
-        kernel(FILE, "batch_norm_running").each(
-            channels, mean, variance, running_mean, running_var, all_rows, channels, momentum
-        )
+    running, unbiased = (running_mean, running_var, batches), all_rows / (all_rows - 1) if training else 1.0
     y = xp.empty(x.shape, x.dtype)
     kernel(FILE, f"batch_norm_normalise<{T}, {N}>")(
-        grid, block, x, residual, y, mean, variance, weight, bias, rows, channels, rows_of_part, epsilon, relu
-    )
+        grid, block, x, residual, y, mean, variance, weight, bias, *(running if training else NOTHING), rows, channels,
+        rows_of_part, epsilon, relu, unbiased, momentum
+    )  # fmt: skip
     has_residual = residual is not None
     rectified, again = (y if relu and has_residual else None), "true" if relu and not has_residual else "false"
 
     def backward(dy):
         dy = contiguous(dy)
         of_sums, _, rows_of_sum = blocks_of_rows(rows, channels, N)
-        sums, products = xp.empty((2, of_sums[1], channels), "float32")
-        dweight, dbias = xp.empty((2, channels), "float32")
+        sums, products = (xp.empty((of_sums[1], channels), "float32") for _ in range(2))
+        dweight, dbias = (xp.empty(channels, "float32") for _ in range(2))
         kernel(FILE, f"batch_norm_sums<{T}, {N}, {again}>")(
             of_sums, block, dy, rectified, x, mean, variance, weight, bias, sums, products, rows, channels, rows_of_sum,
             epsilon
         )  # fmt: skip
-        _for_channels("batch_norm_gradients", channels, sums, products, variance, dweight, dbias, channels,
-                      of_sums[1], epsilon)  # fmt: skip
+        kernel(FILE, "batch_norm_gradients")(
+            *over_parts(channels), sums, products, variance, dweight, dbias, channels, of_sums[1], epsilon
+        )
         every_dweight, every_dbias = world.sum(xp.stack([dweight, dbias])) if world else (dweight, dbias)
         dx = xp.empty(x.shape, x.dtype)
         dresidual = xp.empty(x.shape, x.dtype) if has_residual else None
@@ -82,7 +84,3 @@ def batch_norm(
         return dx, dweight, dbias, None, None, dresidual
 
     return y, backward
-
-
-def _for_channels(expression: str, channels: int, *arguments: Array | float | None) -> None:
-    kernel(FILE, expression)(-(-channels // LANES), (LANES, HEIGHT), *arguments)

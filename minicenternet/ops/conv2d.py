@@ -29,7 +29,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ..autograd import differentiable
-from ..backend import Array, get_xp
+from ..backend import Array, contiguous, get_xp
 from ..errors import InputError
 from ..memory import empty
 from ..strips import PLANS, WORTH_SHARING, Strip, room, run, strips
@@ -72,6 +72,8 @@ def conv2d(
     geometry = Geometry.of(stride, padding, dilation, groups)
     conv2d_cuda.check_precision(x, weight, precision)
     _check(x.shape, weight.shape, None if bias is None else bias.shape, geometry)
+    if get_xp(x) is not np:  # an image is converted once, for the weight gradient, too
+        x = contiguous(x, conv2d_cuda.storage(precision))
     y = forward(x, weight, geometry, bias, relu, kernels, precision, statistics)
     rectified = y if relu else None
 

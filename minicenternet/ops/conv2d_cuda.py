@@ -286,7 +286,13 @@ def choose(
 
 def _chosen(kind: str, precision: str, groups: int, channels: int, outputs: int, like: Array) -> Choice:
     """Return the choice for the current GPU and a result with the pixels of `like`."""
-    return choose(kind, precision, groups, channels, outputs, _pixels(like), current_gpu())
+    shape = kind, precision, groups, channels, outputs, _pixels(like), current_gpu()
+    return _choice(os.environ.get("MINICENTERNET_CUDA_CONV"), BLOCKS, *shape)
+
+
+@functools.lru_cache(PLANS)  # a choice takes the host as long as a launch
+def _choice(wanted: str | None, blocks: int, *shape) -> Choice:
+    return choose(*shape)
 
 
 def shared_bytes(kind: str, choice: Choice) -> int:

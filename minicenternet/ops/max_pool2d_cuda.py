@@ -27,8 +27,10 @@ def max_pool2d(x, *, size, stride, padding):
     def backward(dy):
         dx = xp.empty(shape, dy.dtype)
         N = neighbours(channels, dy.dtype)
+        rows, columns = (-(-(n + padding) // S) if S else n for n in (height, width))  # of blocks of inputs
+        count = batch * rows * columns * channels
         kernel(FILE, f"max_pool2d_backward<{c_type(dy.dtype)}, {N}, {K}, {S}>").each(
-            -(-dx.size // N), contiguous(dy), taps, dx, dx.size, *geometry
+            -(-count // N), contiguous(dy), taps, dx, count, *geometry, rows, columns
         )
         return (dx,)
 

@@ -14,6 +14,23 @@ struct __align__(N * sizeof(T) < 16 ? N * sizeof(T) : 16) Pack {
   T at[N];
 };
 
+// Two numbers of 16 bits side by side, as CUDA computes with both at once.
+template <class T>
+struct PairOf {
+  typedef float2 type;
+};
+template <>
+struct PairOf<__half> {
+  typedef __half2 type;
+};
+template <>
+struct PairOf<__nv_bfloat16> {
+  typedef __nv_bfloat162 type;
+};
+
+// 1 / (1 + e^-x), a rising function, to some last digits; where e^-x overflows, it is 0.
+__device__ __forceinline__ float sigmoid(float x) { return __fdividef(1, 1 + __expf(-x)); }
+
 // Where element i of an array (B, height, width, channels) lies.
 struct Place {
   int image, y, x, channel;

@@ -9,10 +9,7 @@ __global__ void sigmoid_forward(const T* __restrict__ x, T* __restrict__ y, int 
   if (i >= count) return;
   auto value = *(const Pack<T, N>*)(x + i);
   #pragma unroll
-  for (int k = 0; k < N; k++) {
-    float e = expf(-fabsf((float)value.at[k]));  // in (0, 1]: no overflow
-    value.at[k] = (T)(((float)value.at[k] >= 0 ? 1 : e) / (1 + e));
-  }
+  for (int k = 0; k < N; k++) value.at[k] = (T)sigmoid((float)value.at[k]);
   *(Pack<T, N>*)(y + i) = value;
 }
 

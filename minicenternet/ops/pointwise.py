@@ -92,8 +92,11 @@ def mul(a, b):
     """Return a * b."""
 
     def backward(dy):
-        da, db = in_blocks(operator.mul, dy, b), in_blocks(operator.mul, dy, a)
-        return unbroadcast(da, shape_of(a)), unbroadcast(db, shape_of(b))
+        def gradient(x, other):
+            shape = shape_of(x)
+            return None if shape is None else unbroadcast(in_blocks(operator.mul, dy, other), shape)
+
+        return gradient(a, b), gradient(b, a)
 
     return in_blocks(operator.mul, a, b), backward
 

@@ -27,6 +27,7 @@ __global__ void channel_sum_parts(const T* __restrict__ x, float* __restrict__ p
 __global__ void channel_sum_total(const float* __restrict__ parts, float* __restrict__ sums, int channels, int count) {
   int channel = first_channel<1>();
   float sum[1] = {0};
+  #pragma unroll 4
   for (int part = threadIdx.y; channel < channels && part < count; part += blockDim.y)
     sum[0] += parts[part * channels + channel];
   float all = sum_over_rows(sum);

@@ -24,6 +24,11 @@ def blocks_of_rows(rows: int, channels: int, N: int, wanted: int = BLOCKS) -> tu
     return (columns, -(-rows // rows_of_part)), (width, height), rows_of_part
 
 
+def over_parts(channels: int) -> tuple[int, tuple[int, int]]:
+    """Return grid and block where the parts of each channel are put together: so tall that many loads are under way."""
+    return -(-channels // 8), (8, 32)
+
+
 def channel_sum(x: Array) -> Array:
     """Return the sum over all but the last axis, float32."""
     xp, channels = get_xp(x), x.shape[-1]
@@ -31,5 +36,5 @@ def channel_sum(x: Array) -> Array:
     grid, block, rows_of_part = blocks_of_rows(rows, channels, N)
     parts, sums = xp.empty((grid[1], channels), "float32"), xp.empty(channels, "float32")
     kernel(FILE, f"channel_sum_parts<{c_type(x.dtype)}, {N}>")(grid, block, x, parts, rows, channels, rows_of_part)
-    kernel(FILE, "channel_sum_total")(-(-channels // LANES), (LANES, HEIGHT), parts, sums, channels, grid[1])
+    kernel(FILE, "channel_sum_total")(*over_parts(channels), parts, sums, channels, grid[1])
     return sums

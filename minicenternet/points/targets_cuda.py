@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..backend import Array, get_xp, kernel
+from ..backend import Array, get_xp, kernel, neighbours
 from ..errors import InputError
 from .targets import MAX_OBJECTS, Targets
 
@@ -44,7 +44,7 @@ def encode(
     )
     tile = max(1, min(THREADS, TILE_BYTES // (4 * num_classes)))
     parts = min(-(-height * width // tile), -(-BLOCKS // max(1, batch)))
-    kernel(FILE, "targets_encode")(
+    kernel(FILE, f"targets_encode<{neighbours(num_classes, targets.heatmap.dtype)}>")(
         (parts, batch), THREADS, boxes, labels, *targets, slots, max_objects, height, width, num_classes, tile,
         stride, min_overlap, form == "released", shared=OBJECT_BYTES * slots + 4 * tile * num_classes
     )  # fmt: skip

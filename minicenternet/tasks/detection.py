@@ -8,7 +8,6 @@ import numpy as np
 
 from ..autograd import Tensor
 from ..backend import Array
-from ..ops import sigmoid
 from ..points.decode import Decoded
 from ..points.decode import decode as decode_maps
 from ..points.losses import detection_loss
@@ -96,4 +95,4 @@ def _mean(values: Sequence[Tensor]) -> Tensor:
 def decode(outputs: Mapping[str, Tensor], k: int = 100) -> Decoded:
     """Return the best k boxes of each image, in pixels of the network input: see points.decode.decode."""
     maps = (outputs[name].data for name in ("hm", "reg", "wh"))
-    return decode_maps(*maps, k, STRIDE, score=lambda logits: sigmoid.raw(logits)[0])
+    return decode_maps(*maps, k, STRIDE, logits=True)

@@ -121,7 +121,6 @@ def convolution(run: Run, batch: int, precision: str, fused: bool) -> Iterator[W
         yield Work(f"conv2d_{found.rung}_correlate", run.name, kind, operations, moved)
         if statistics:
             yield Work("conv2d_merge_statistics", run.name, "batch norm", 0, parts)
-            yield Work("batch_norm_running", run.name, "batch norm", 0, 6 * 4 * channels[1])
 
     inputs, outputs = run.input_shape[3], run.output_shape[3]
     yield from padded("x", inputs)

@@ -15,3 +15,8 @@ struct alignas(2) __half {
 
 inline float __half2float(__half value) { return value; }
 inline __half __float2half(float value) { return value; }
+
+struct alignas(4) __half2 { __half x, y; };
+inline __half2 __hmax2(__half2 a, __half2 b) { return {fmaxf(a.x, b.x), fmaxf(a.y, b.y)}; }
+inline __half larger_or_nan(__half a, __half b) { return b > a || isnan((float)b) ? b : a; }
+inline __half2 __hmax2_nan(__half2 a, __half2 b) { return {larger_or_nan(a.x, b.x), larger_or_nan(a.y, b.y)}; }

@@ -21,6 +21,11 @@ def for_neighbours(*names: str) -> list[str]:
     return [f"{name}<{T}, {N}>" for name in names for T in NEIGHBOURS for N in (1, NEIGHBOURS[T])]
 
 
+def with_flag(names: list[str]) -> list[str]:
+    """Return each name with another template argument, false or true."""
+    return [f"{name[:-1]}, {flag}>" for name in names for flag in ("false", "true")]
+
+
 def for_tiles(rung: str) -> list[str]:
     """Return both kernels of a rung of the convolution for each of its tiles."""
     names = (
@@ -45,14 +50,9 @@ INSTANTIATIONS: dict[str, list[str]] = {
     "ops/batch_norm.cu": [
         *for_floats("batch_norm_statistics"),
         "batch_norm_combine",
-        "batch_norm_running",
         "batch_norm_gradients",
         *for_neighbours("batch_norm_normalise"),
-        *(
-            f"{name[:-1]}, {again}>"
-            for name in for_neighbours("batch_norm_sums", "batch_norm_backward")
-            for again in ("false", "true")
-        ),
+        *with_flag(for_neighbours("batch_norm_sums", "batch_norm_backward")),
     ],
     "ops/conv2d_arrange.cu": [
         *(f"conv2d_arrange<{T}, false>" for T in NEIGHBOURS),
@@ -88,9 +88,9 @@ INSTANTIATIONS: dict[str, list[str]] = {
     "optim.cu": ["sgd_step", "adam_step", "average_step", "gradient_squares", "gradient_norm"],
     "points/decode.cu": [*for_neighbours("top_k_groups", "top_k_cells"), *for_floats("decode_boxes")],
     "points/losses.cu": [
-        *for_neighbours("focal_loss_forward", "focal_loss_backward"),
+        *with_flag(for_neighbours("focal_loss_forward", "focal_loss_backward")),
         "focal_loss_total",
         *for_floats("l1_loss_forward", "l1_loss_backward"),
     ],
-    "points/targets.cu": ["targets_encode"],
+    "points/targets.cu": ["targets_encode<1>", "targets_encode<4>"],
 }

@@ -114,6 +114,7 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
     nbytes = property(lambda self: self._host.nbytes)
     strides = property(lambda self: self._host.strides)
     flags = property(lambda self: self._host.flags)
+    _c_contiguous = property(lambda self: self._host.flags.c_contiguous)
     T = property(lambda self: ndarray(self._host.T))
     device = property(lambda self: cuda.Device())
     data = property(lambda self: types.SimpleNamespace(ptr=self._host.ctypes.data))

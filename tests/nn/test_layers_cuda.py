@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 
+from minicenternet import CenterNet, ops
 from minicenternet.autograd import Tensor
 from minicenternet.backbones import BACKBONES
 from minicenternet.backend import to_cpu, to_gpu
@@ -42,10 +43,11 @@ def test_statistics_come_from_the_epilogue_and_all_is_as_by_two_passes(cupy, pre
         y = model[1](y)
         if hasattr(cupy, "launches"):
             names = {launch.name.partition("<")[0] for launch in cupy.launches}
-            assert ("batch_norm_running" in names) == (way == "epilogue")
+            assert ("conv2d_merge_statistics" in names) and len(cupy.launches) == (4 if way == "epilogue" else 6)
             assert ("batch_norm_statistics" in names) == (way == "passes")
         y.backward(to_gpu(np.random.default_rng(2).standard_normal(y.shape).astype(y.dtype)))
         arrays = [y.data, image.grad, model[0].weight.grad, model[1].weight.grad, *model.state_dict().values()]
+        assert to_cpu(model[1].num_batches_tracked) == 1
         found[way] = [to_cpu(array).astype(np.float64) for array in arrays]
     for ours, theirs in zip(found["epilogue"], found["passes"], strict=True):
         tolerance = 2e-3 if precision == "fp16" else TOLERANCE
@@ -117,3 +119,23 @@ def test_every_batch_norm_behind_a_convolution_is_spared_its_pass(cupy, monkeypa
     with watching(note):
         backbone(Tensor(cupy.ones((2, side, side, 3), np.float32)))
     assert all(spared) and len(norms) == sum(isinstance(layer, BatchNorm2d) for _, layer in backbone.named_modules())
+
+
+def test_the_heads_of_a_folded_network_are_joined_once_on_each_device(cupy, monkeypatch):
+    joined, concatenate = [], ops.concatenate
+    monkeypatch.setattr(ops, "concatenate", lambda *tensors, axis: joined.append(1) or concatenate(*tensors, axis=axis))
+    model = CenterNet("small", class_names=["a", "b"], input_size=(32, 32))
+    image = np.random.default_rng(0).standard_normal((1, 32, 32, 3)).astype(np.float32)
+    model.eval()(Tensor(image))
+    assert len(joined) == 2  # weights and biases: those of a network in training change
+    model(Tensor(image))
+    assert len(joined) == 4
+    model, found = model.fold(), []
+    joined.clear()
+    for device in ("cpu", "cuda"):
+        model.to(device)
+        for _ in range(2):
+            found.append(to_cpu(model(Tensor(image if device == "cpu" else to_gpu(image)))["hm"].data))
+    assert len(joined) == 4
+    for other in found[1:]:
+        np.testing.assert_allclose(other, found[0], rtol=0, atol=TOLERANCE * np.abs(found[0]).max())

@@ -31,8 +31,10 @@ def test_statistics_do_not_cancel_and_running_averages_follow(cupy, rows):
     rng = np.random.default_rng(rows)
     x = (100 + 0.01 * rng.standard_normal((rows, 1, 1, 33))).astype(np.float32)
     running_mean, running_var = cupy.zeros(33, np.float32), cupy.ones(33, np.float32)
-    ones, zeros = cupy.ones(33, np.float32), cupy.zeros(33, np.float32)
-    y, _ = batch_norm.raw(cupy.asarray(x), ones, zeros, running_mean, running_var, training=True)
+    ones, zeros, batches = cupy.ones(33, np.float32), cupy.zeros(33, np.float32), cupy.full((), 6, np.int64)
+    state = running_mean, running_var
+    y, _ = batch_norm.raw(cupy.asarray(x), ones, zeros, *state, training=True, batches=batches)
+    assert batches.get() == 7
     exact = x.astype(np.float64).reshape(rows, 33)
     mean, variance = exact.mean(0), exact.var(0)
     np.testing.assert_allclose(running_mean.get(), 0.1 * mean, rtol=1e-6)
@@ -92,3 +94,13 @@ def test_gradients_pass_exactly_where_y_is_positive(cupy, dtype, residual, chann
         elif not training:
             expected = positive * (weight.get() / np.sqrt(variance.get() + 1e-5))
             assert_close(dx, expected, dtype)
+
+
+def test_what_is_no_training_changes_neither_averages_nor_the_count(cupy):
+    ones, batches = cupy.ones(8, np.float32), cupy.zeros((), np.int64)
+    x = cupy.asarray(np.random.default_rng(0).standard_normal((2, 9, 7, 8)).astype(np.float32))
+    batch_norm.raw(x, ones, ones, ones, ones, batches=batches)
+    assert batches.get() == 0 and np.array_equal(ones.get(), np.ones(8))
+    measured = {"mean": cupy.zeros(8, np.float32), "variance": cupy.full(8, np.inf, np.float32)}
+    batch_norm.raw(x, ones, ones, ones, ones, training=True, measured=measured, batches=batches)  # in fp16 it may be so
+    assert batches.get() == 1 and np.array_equal(ones.get(), np.ones(8))

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from on_gpu import DTYPES, EMPTY, SHAPES, check
+from on_gpu import DTYPES, EMPTY, SHAPES, as_dtype, check
 
 from minicenternet.ops import max_pool2d
 
@@ -22,10 +22,13 @@ def test_of_equal_numbers_the_first_gets_the_gradient(cupy):
         check(cupy, max_pool2d, x, dtype="float32", **window)
 
 
-def test_nan_and_infinity(cupy):
-    x = np.random.default_rng(4).standard_normal((1, 6, 6, 2)).astype(np.float32)
+@pytest.mark.parametrize("channels", [2, 3, 8])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_nan_and_infinity(cupy, dtype, channels):
+    x = np.random.default_rng(4).standard_normal((1, 6, 6, channels)).astype(as_dtype(dtype))
     x[0, 2, 3, 0], x[0, 4:, 4:, 1], x[0, 0, 0, 1] = np.nan, -np.inf, np.inf
-    assert np.array_equal(max_pool2d.raw(cupy.asarray(x))[0].get(), max_pool2d.raw(x)[0], equal_nan=True)
+    found, expected = max_pool2d.raw(cupy.asarray(x))[0].get(), max_pool2d.raw(x.astype(np.float32))[0]
+    assert np.array_equal(found.astype(np.float32), expected, equal_nan=True)
 
 
 def test_empty_and_too_large(cupy):

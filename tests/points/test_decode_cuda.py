@@ -3,6 +3,7 @@ import pytest
 from on_gpu import DTYPES, SHAPES, as_dtype, nothing_read
 
 from minicenternet.errors import InputError
+from minicenternet.ops import sigmoid
 from minicenternet.points.decode import decode, top_k
 
 
@@ -64,6 +65,19 @@ def test_several_trees(cupy, dtype, k, classes):
             assert np.array_equal(getattr(found, name).get(), getattr(expected, name)), name
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 3, 31, 3), (2, 45, 47, 8), (1, 40, 2, 120), (2, 2, 3, 4104)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_of_logits_the_sigmoids_count_rounded_as_they_are_stored(cupy, dtype, shape):
+    """In 16 bits many are equal where logits are not: all are peaks then, and the first cell is the best."""
+    rng = np.random.default_rng(9)
+    for scale in (1, 8):  # at 8 some are all but 0 and 1
+        logits = cupy.asarray((scale * rng.standard_normal(shape)).astype(as_dtype(dtype)))
+        offset, size = map(cupy.asarray, maps((*shape[:3], 2), dtype)[1:])
+        found = decode(logits, offset, size, 50, logits=True)
+        for ours, theirs in zip(found, decode(sigmoid.raw(logits)[0], offset, size, 50), strict=True):
+            assert np.array_equal(ours.get(), theirs.get())
+
+
 @pytest.mark.parametrize("where", [0, 4095, 4096, 9000, -1])
 def test_the_best_k_may_all_be_neighbours(cupy, where):
     """A run of the best, across the borders of groups and trees: one group holds several of them."""
@@ -90,5 +104,7 @@ def test_nan_comes_out_on_top(cupy, sign):
 def test_empty_and_too_many(cupy):
     empty = cupy.zeros((0, 4, 4, 2), np.float32)
     assert decode(empty, empty, empty, 5).boxes.shape == (0, 5, 4)
+    with pytest.raises(InputError, match="the peaks of 30000 classes do not fit"):
+        decode(*[cupy.zeros((1, 2, 1, 30000), np.float32), *[cupy.zeros((1, 2, 1, 2), np.float32)] * 2], 5)
     with pytest.raises(InputError, match="up to 1024, got 1025"):
         top_k(cupy.zeros((1, 99, 99, 1), np.float32), 1025)

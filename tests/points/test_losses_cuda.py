@@ -36,6 +36,18 @@ def test_extreme_logits_and_no_objects(cupy):
         check(cupy, focal_loss, logits, np.full((1, 1, 5, 1), value, np.float32), dtype="float32", scale=4)
 
 
+@pytest.mark.parametrize("alpha, beta", [(2, 4), (1.5, 3)])
+def test_no_digit_of_a_small_p_is_lost(cupy, alpha, beta):
+    """Each gradient for itself, not beside the largest one."""
+    logits = np.linspace(-14, 14, 300).reshape(1, 5, 15, 4)
+    target = np.repeat(np.float32([0, 0.3, 1]), 100).reshape(logits.shape)
+    loss, backward = focal_loss.raw(cupy.asarray(np.float32(logits)), cupy.asarray(target), alpha, beta)
+    expected, expected_backward = focal_loss.raw(np.float32(logits).astype(float), target.astype(float), alpha, beta)
+    np.testing.assert_allclose(loss.get(), expected, rtol=2e-6)
+    gradient, _ = backward(cupy.ones((), np.float32))
+    np.testing.assert_allclose(gradient.get(), expected_backward(1.0)[0], rtol=5e-6)
+
+
 def test_an_empty_batch_costs_nothing(cupy):
     empty = cupy.zeros((0, 4, 4, 2), np.float32)
     loss, backward = focal_loss.raw(empty, empty)

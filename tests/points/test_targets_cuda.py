@@ -60,6 +60,22 @@ def test_more_objects_than_slots(cupy):
     assert_equal(found, targets.Targets(*(np.stack(fields) for fields in zip(*one_by_one, strict=True))))
 
 
+@pytest.mark.parametrize("classes", [3, 8])
+def test_more_slots_than_threads(cupy, classes):
+    """And more objects than are kept, the last of which is looked for after the first threads' share."""
+    rng = np.random.default_rng(1)
+    corners = rng.uniform(0, 90, (2, 300, 2))
+    boxes = np.concatenate([corners, corners + rng.uniform(5, 30, (2, 300, 2))], axis=2).astype(np.float32)
+    labels = np.where(rng.random((2, 300)) < 0.7, rng.integers(0, classes, (2, 300)), -1)
+    for most in (150, 1000):
+        found = targets_cuda.encode(cupy.asarray(boxes), cupy.asarray(labels), classes, 31, 33, max_objects=most)
+        kept = [labels[i] >= 0 for i in range(2)]
+        one_by_one = [
+            targets.encode(boxes[i][kept[i]], labels[i][kept[i]], classes, 31, 33, max_objects=most) for i in range(2)
+        ]
+        assert_equal(found, targets.Targets(*(np.stack(fields) for fields in zip(*one_by_one, strict=True))))
+
+
 def test_a_block_draws_several_tiles(cupy, monkeypatch):
     """What one tile was given does not show in the next one, and no tile is left out."""
     rng = np.random.default_rng(2)
