@@ -76,6 +76,14 @@ def another_gpu(cupy, monkeypatch):
 
 
 @pytest.fixture
+def without_pictures(monkeypatch):
+    """Training runs of the test draw no pictures and write no report; those in processes of their own do."""
+    from without_pictures import leave_out
+
+    leave_out(monkeypatch.setattr)
+
+
+@pytest.fixture
 def use_threads(monkeypatch):
     """A function that sets MINICENTERNET_THREADS for the rest of the test, as often as wanted."""
 
