@@ -8,6 +8,7 @@ import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from minicenternet import backend, download, threads
@@ -73,6 +74,15 @@ def another_gpu(cupy, monkeypatch):
 
     yield become
     backend._gpu.cache_clear()
+
+
+@pytest.fixture
+def zero_weights(monkeypatch):
+    """Networks begin with zeros, for tests of names and shapes alone: to draw 10^8 random numbers takes seconds."""
+    from minicenternet.nn import init
+
+    monkeypatch.setattr(init, "kaiming_uniform", lambda shape, *_: np.zeros(shape, np.float32))
+    monkeypatch.setattr(init, "normal", lambda shape, *_: np.zeros(shape, np.float32))
 
 
 @pytest.fixture
