@@ -16,6 +16,11 @@ from minicenternet import backend, download, threads
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+def pytest_collection_modifyitems(items):
+    """Begin with the site: a worker that took over some of its tests in the end would make all of it once more."""
+    items.sort(key=lambda item: item.path.name != "test_site.py")
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """A folder of small real data sets beside the project; tests that need it are skipped where it is absent."""
