@@ -8,11 +8,17 @@ import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from minicenternet import backend, download, threads
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the site: a worker that took over some of its tests in the end would make all of it once more."""
+    items.sort(key=lambda item: item.path.name != "test_site.py")
 
 
 @pytest.fixture(scope="session")
@@ -73,6 +79,23 @@ def another_gpu(cupy, monkeypatch):
 
     yield become
     backend._gpu.cache_clear()
+
+
+@pytest.fixture
+def zero_weights(monkeypatch):
+    """Networks begin with zeros, for tests of names and shapes alone: to draw 10^8 random numbers takes seconds."""
+    from minicenternet.nn import init
+
+    monkeypatch.setattr(init, "kaiming_uniform", lambda shape, *_: np.zeros(shape, np.float32))
+    monkeypatch.setattr(init, "normal", lambda shape, *_: np.zeros(shape, np.float32))
+
+
+@pytest.fixture
+def without_pictures(monkeypatch):
+    """Training runs of the test draw no pictures and write no report; those in processes of their own do."""
+    from without_pictures import leave_out
+
+    leave_out(monkeypatch.setattr)
 
 
 @pytest.fixture

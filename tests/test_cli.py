@@ -406,6 +406,7 @@ def test_data_without_objects_can_be_trained_on_and_evaluated(run, tmp_path):
 # ---- bad weights -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_weights_of_other_classes_can_be_trained_on_from_but_not_evaluated(run, tmp_path, weights):
     write_photo(tmp_path / "a.png")
     (tmp_path / "cats.json").write_text(json.dumps(coco([cat()])))

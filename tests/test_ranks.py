@@ -21,24 +21,25 @@ from minicenternet.evaluate import evaluate
 from minicenternet.metrics import to_coco_results
 from minicenternet.nn.weights import load_weights
 
-COMMAND = ("-m", "minicenternet", "train")
+COMMAND, WITH_PICTURES = ("-m", "without_pictures", "train"), ("-m", "minicenternet", "train")
 OPTIONS = (
     *("--data", "shapes", "--shapes", "48", "--val-shapes", "6", "--size", "32", "--batch-size", "12"),
     *("--optimiser", "sgd", "--learning-rate", "1e-4", "--sync-batch-norm", "--workers", "0", "--device", "cpu"),
 )
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(minicenternet.__file__).parents[1]), "MINICENTERNET_THREADS": "1"}
+PATH = os.pathsep.join([str(Path(__file__).parent), str(Path(minicenternet.__file__).parents[1])])
+ENVIRONMENT = {**os.environ, "PYTHONPATH": PATH, "MINICENTERNET_THREADS": "1"}
 
 
-def start(ranks: int, *options: str, name: str = "") -> subprocess.Popen:
+def start(ranks: int, *options: str, name: str = "", command: tuple[str, ...] = COMMAND) -> subprocess.Popen:
     environment = {**ENVIRONMENT, RUN_NAME: name}
     if ranks > 1:
-        return mpirun(ranks, *COMMAND, *options, environment=environment)
-    return subprocess.Popen([sys.executable, *COMMAND, *options], env=environment, stdout=-1, stderr=-1, text=True)
+        return mpirun(ranks, *command, *options, environment=environment)
+    return subprocess.Popen([sys.executable, *command, *options], env=environment, stdout=-1, stderr=-1, text=True)
 
 
-def run(ranks: int, *options: str) -> str:
+def run(ranks: int, *options: str, command: tuple[str, ...] = COMMAND) -> str:
     """Train to the end and return what was printed."""
-    process = start(ranks, *options)
+    process = start(ranks, *options, command=command)
     printed, complaints = process.communicate(timeout=180)
     assert process.returncode == 0, complaints
     return printed
@@ -71,7 +72,8 @@ def alone(tmp_path_factory):
 
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_ranks_train_as_one_process_does(alone, tmp_path, ranks):
-    printed = run(ranks, *OPTIONS, "--epochs", "5", "--output", str(tmp_path / "run"))
+    command = WITH_PICTURES if ranks == 2 else COMMAND
+    printed = run(ranks, *OPTIONS, "--epochs", "5", "--output", str(tmp_path / "run"), command=command)
     assert_same(weights(tmp_path / "run"), weights(alone))
     assert printed.count("epoch 5/5") == 1  # one rank speaks
     ours, theirs = ((folder / "metrics.csv").read_text().splitlines() for folder in (tmp_path / "run", alone))
@@ -79,6 +81,7 @@ def test_ranks_train_as_one_process_does(alone, tmp_path, ranks):
     assert ours[-1].split(",")[:2] == theirs[-1].split(",")[:2]
     np.testing.assert_allclose(*(float(rows[-1].split(",")[2]) for rows in (ours, theirs)), rtol=1e-5)  # the loss
     assert not list((tmp_path / "run").glob(".*.tmp"))
+    assert (tmp_path / "run" / "report.html").exists() == (command is WITH_PICTURES)
 
 
 def test_a_rank_that_is_killed_ends_the_run_which_goes_on_with_another_number_of_ranks(alone, tmp_path):

@@ -68,6 +68,7 @@ def test_a_run_on_a_gpu_does_what_the_cpus_does(cupy, on_cpu, tmp_path):
     assert_same(tmp_path, on_cpu, 1e-3)
 
 
+@pytest.mark.usefixtures("without_pictures")
 @pytest.mark.parametrize("first, then", [("cuda", "cpu"), ("cpu", "cuda")])
 def test_a_run_goes_on_on_another_device(cupy, on_cpu, tmp_path, first, then):
     run = start(tmp_path, first)
@@ -102,6 +103,7 @@ def test_a_step_reads_nothing_on_the_host(cupy, tmp_path, optimiser):
     assert not np.array_equal(run.average.arrays["stem.0.weight"].get(), before[1])
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_losses_are_read_rarely(cupy, tmp_path, monkeypatch):
     monkeypatch.setattr("minicenternet.train.READ_EVERY", 7)
     run = start(tmp_path, shapes=16, batch_size=2, epochs=1, evaluate_every=1)
@@ -274,6 +276,7 @@ def test_fp16_that_overflows_without_a_scale_ends_training(cupy, tmp_path):
         run.save_state()
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_the_mean_of_an_epoch_leaves_out_what_overflowed_in_fp16(cupy, tmp_path):
     run = start(tmp_path, precision="fp16", shapes=8, batch_size=2, epochs=1)
     seen, step = [], run.step

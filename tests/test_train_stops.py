@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 from ranks import in_ranks
 from tiny_data import TinyData, example_that_takes_for_ever
+from without_pictures import leave_out
 
 from minicenternet import stopping, train
 from minicenternet.config import TrainConfig
 from minicenternet.data.loader import Loader
-from minicenternet.evaluate import Evaluation, evaluate
+from minicenternet.evaluate import evaluate
 from minicenternet.nn.weights import load_weights
 from minicenternet.predict import explain
 from minicenternet.run_folder import checkpoints, read_metrics
@@ -30,17 +31,10 @@ OPTIONS = {
     "average": 0.9, "device": "cpu", "keep_every": 1,
 }  # fmt: skip
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="a program cannot send itself SIGTERM there")
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    """Pictures take longer than all the rest."""
-    monkeypatch.setattr(Evaluation, "draw", lambda *_: None)
-    monkeypatch.setattr(Run, "_draw_targets", lambda *_: None)
-    monkeypatch.setattr(train, "write_report", lambda *_: None)
-    for name in ("draw_grid", "draw_heatmap", "draw_curves"):
-        monkeypatch.setattr(f"minicenternet.draw.{name}", lambda *_: None)
+pytestmark = [
+    pytest.mark.skipif(sys.platform == "win32", reason="a program cannot send itself SIGTERM there"),
+    pytest.mark.usefixtures("without_pictures"),
+]
 
 
 def start(folder: Path, world=None, **changes) -> Run:
@@ -65,9 +59,7 @@ def assert_same_run(folder: Path, unbroken: Path) -> None:
 def unbroken(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("unbroken")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "_draw_progress", lambda *_: None)
-        patch.setattr(Run, "_draw_targets", lambda *_: None)
-        patch.setattr(train, "write_report", lambda *_: None)
+        leave_out(patch.setattr)
         start(folder).train()
     return folder
 

@@ -30,7 +30,7 @@ COUNTS = {
 
 
 @pytest.mark.parametrize("backbone", COUNTS)
-def test_keys_shapes_and_counts_are_the_released_ones(backbone):
+def test_keys_shapes_and_counts_are_the_released_ones(zero_weights, backbone):
     file, millions, giga, unused = COUNTS[backbone]
     model = CenterNet(backbone, class_names=COCO_SIZED, input_size=(128, 256))
     ours = [f"{key} {list(array.shape)}" for key, array in model.state_dict().items()]

@@ -16,14 +16,14 @@ COCO_SIZED = [f"class {i}" for i in range(80)]
 
 
 @pytest.mark.parametrize("depth", [18, 34, 50, 101, 152])
-def test_keys_and_shapes_are_the_released_ones(depth):
+def test_keys_and_shapes_are_the_released_ones(zero_weights, depth):
     state = CenterNet(f"resnet{depth}", class_names=COCO_SIZED).state_dict()
     ours = [f"{key} {list(array.shape)}" for key, array in state.items()]
     assert ours == (KEYS / f"res_{depth}.txt").read_text().splitlines()
 
 
 @pytest.mark.parametrize(("depth", "millions", "giga"), [(18, 15.820, 22.72), (34, 25.929, 32.38), (50, 34.443, 36.21)])
-def test_parameters_and_multiply_adds(depth, millions, giga):
+def test_parameters_and_multiply_adds(zero_weights, depth, millions, giga):
     """Published counts at 512 x 512, in millions of parameters and 10^9 multiply-adds."""
     summary = summarise(CenterNet(f"resnet{depth}", class_names=COCO_SIZED), np.zeros((1, 512, 512, 3), np.float32))
     assert summary.parameters / 1e6 == pytest.approx(millions, abs=6e-4)

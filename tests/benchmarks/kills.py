@@ -43,7 +43,9 @@ OPTIONS = (
     *("--data", "shapes", "--shapes", "96", "--val-shapes", "6", "--size", "32", "--batch-size", "12", "--epochs", "2"),
     *("--workers", "1", "--device", "cpu", "--keep-every", "1", "--save-every", "1e-9"),  # minutes: after each step
 )
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(HERE.parents[1]), "MINICENTERNET_THREADS": "1"}
+COMMAND = ("-m", "minicenternet", "train")
+PATH = os.pathsep.join(map(str, (HERE.parent, HERE.parents[1])))
+ENVIRONMENT = {**os.environ, "PYTHONPATH": PATH, "MINICENTERNET_THREADS": "1"}
 LIMIT = 60.0  # seconds in which all processes must have ended
 COMPARED = ("step", "loss", "heatmap", "size", "offset", "ap", "ap50", "learning_rate")  # of metrics.csv: no times
 WEIGHTS = ("last", "best", "state")
@@ -64,7 +66,7 @@ def start(ranks: int, folder: Path) -> subprocess.Popen:
     there = (folder / "config.json").exists()
     options = ("--resume", str(folder)) if there else (*OPTIONS, "--output", str(folder))
     environment = {**ENVIRONMENT, RUN_NAME: str(folder)}
-    return mpirun(ranks, "-m", "minicenternet", "train", *options, environment=environment)
+    return mpirun(ranks, *COMMAND, *options, environment=environment)
 
 
 def finish(ranks: int, folder: Path) -> list[str]:

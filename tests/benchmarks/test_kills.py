@@ -39,6 +39,7 @@ def test_damaged_files_are_named(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
-def test_a_kill_ends_the_run_which_then_comes_to_the_same_end(capsys):
+def test_a_kill_ends_the_run_which_then_comes_to_the_same_end(monkeypatch, capsys):
+    monkeypatch.setattr(kills, "COMMAND", ("-m", "without_pictures", "train"))
     assert kills.main(["--kills", "1", "--seed", "3"]) == 0
     assert "1 kills, 0 with faults" in capsys.readouterr().out

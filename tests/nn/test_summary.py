@@ -143,9 +143,10 @@ def measured_peak(module: Module, loss, batch: int) -> int:
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize("size", [128, 256])
-@pytest.mark.parametrize("backbone, batch", [("small", 12), ("resnet18", 3)])
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(
+    ("backbone", "batch", "size", "checkpointing"),
+    [("small", 12, 128, False), ("small", 12, 256, True), ("resnet18", 3, 128, True), ("resnet18", 3, 256, False)],
+)
 def test_the_predicted_peak_is_within_a_tenth_of_the_measured(backbone, batch, size, checkpointing):
     """In a process of its own, on one thread: what other tests left in memory is used again, and would not be seen."""
     command = [sys.executable, __file__, backbone, str(batch), str(size), str(int(checkpointing))]
