@@ -143,8 +143,9 @@ class Benchmark:
         for batch in (1, self.plan.batch):
             for precision in self.precisions:
                 yield f"inference, batch {batch}, {precision}", partial(self.turns, "infer", batch, precision)
-        for job in ("splat", "loss", "decode"):  # what only a detector has to do
-            yield job, partial(self.part, job)
+        for precision in self.precisions:
+            for job in ("splat", "loss", "decode"):  # what only a detector has to do
+                yield f"{job}, {precision}", partial(self.part, job, precision)
         for precision in self.precisions:
             yield f"breakdown, {precision}", partial(self.breakdown, precision)
 
@@ -204,10 +205,10 @@ class Benchmark:
             found[side.name] = module.peak(partial(three, side, options))
         self.found.setdefault("memory", {})[precision] = found
 
-    def part(self, job: str) -> None:
-        options = dict(size=self.plan.size, batch=self.plan.batch, classes=self.plan.classes)
+    def part(self, job: str, precision: str) -> None:
+        options = dict(size=self.plan.size, batch=self.plan.batch, classes=self.plan.classes, precision=precision)
         seconds = cpu.take_turns([self.ours], job, options, self.plan)
-        self.found.setdefault("parts", {})[job] = seconds[self.ours.name]
+        self.found.setdefault("parts", {}).setdefault(precision, {})[job] = seconds[self.ours.name]
 
     def breakdown(self, precision: str) -> None:
         options = self.plan.network(self.plan.batch) | {"precision": precision}
@@ -269,9 +270,10 @@ def summary(found: dict, plan: Plan, precisions: Sequence[str]) -> str:
         rate = 1 / statistics.median(row["seconds"][cpu.OURS.name])
         reached = "reached" if rate >= GRAPH_IMAGES else "not reached"
         rows.append(("", f"{rate:.1f}/s", "", "", f">= {GRAPH_IMAGES}/s", reached))
-    parts = {name: statistics.median(seconds) for name, seconds in found.get("parts", {}).items()}
-    rows += [(f"{name} of a batch", f"{1000 * seconds:.3f} ms", "", "", "", "") for name, seconds in parts.items()]
     for precision in precisions:
+        parts = {job: statistics.median(times) for job, times in found.get("parts", {}).get(precision, {}).items()}
+        for job, seconds in parts.items():
+            rows.append((f"{job} of a batch, {precision}", f"{1000 * seconds:.3f} ms", "", "", "", ""))
         if len(parts) == 3 and precision in steps:
             share = sum(parts.values()) / steps[precision]
             reached = "reached" if share < PARTS else "not reached"

@@ -127,8 +127,8 @@ def detections(model: CenterNet, images: Array, graph: bool) -> Callable[[], Dec
     return lambda: captured({"image": images})
 
 
-def splat(size: int, batch: int, classes: int) -> Callable[[], None]:
-    """The targets of a batch, 128 objects in each image."""
+def splat(size: int, batch: int, classes: int, precision: str) -> Callable[[], None]:
+    """The targets of a batch, 128 objects in each image; float32 whatever the precision."""
     rng, cells = np.random.default_rng(3), size // inputs.STRIDE
     corners = rng.uniform(0, size / 2, (batch, inputs.OBJECTS, 2))
     boxes = np.concatenate([corners, corners + rng.uniform(4, size / 2, corners.shape)], 2).astype(np.float32)
@@ -136,10 +136,12 @@ def splat(size: int, batch: int, classes: int) -> Callable[[], None]:
     return as_graph(lambda: targets_cuda.encode(*on_device, classes, cells, cells, inputs.STRIDE))
 
 
-def loss(size: int, batch: int, classes: int) -> Callable[[], None]:
-    """The losses of a batch's maps and their gradients."""
+def loss(size: int, batch: int, classes: int, precision: str) -> Callable[[], None]:
+    """The losses of a batch's maps and their gradients; the maps as a network of this precision gives them."""
     task, targets = network("small", 32, classes).task, targets_of(batch, size, classes)
-    maps = {name: Tensor(array, requires_grad=True) for name, array in maps_of(size, batch, classes).items()}
+    maps = maps_of(size, batch, classes, precision)
+    for tensor in maps.values():
+        tensor.requires_grad = True  # also of 16 bits, as a network's
 
     def run() -> None:
         for tensor in maps.values():
@@ -149,10 +151,9 @@ def loss(size: int, batch: int, classes: int) -> Callable[[], None]:
     return as_graph(run)
 
 
-def decode(size: int, batch: int, classes: int) -> Callable[[], None]:
-    """From a batch's maps to the best 100 boxes of each image."""
-    task = network("small", 32, classes).task
-    maps = {name: Tensor(array) for name, array in maps_of(size, batch, classes).items()}
+def decode(size: int, batch: int, classes: int, precision: str) -> Callable[[], None]:
+    """From a batch's maps, as a network of this precision gives them, to the best 100 boxes of each image."""
+    task, maps = network("small", 32, classes).task, maps_of(size, batch, classes, precision)
     return as_graph(lambda: task.decode(maps))
 
 
@@ -167,10 +168,10 @@ def targets_of(batch: int, size: int, classes: int) -> dict[str, Array]:
     return {name: to_gpu(array) for name, array in inputs.targets(batch, size, classes).items()}
 
 
-def maps_of(size: int, batch: int, classes: int) -> dict[str, Array]:
+def maps_of(size: int, batch: int, classes: int, precision: str) -> dict[str, Tensor]:
     """Return the maps of a batch, on the GPU: the same for every image."""
-    maps = inputs.maps(size // inputs.STRIDE, classes)
-    return {name: to_gpu(np.repeat(array, batch, axis=0)) for name, array in maps.items()}
+    maps, dtype = inputs.maps(size // inputs.STRIDE, classes), conv2d_cuda.storage(precision)
+    return {name: Tensor(to_gpu(np.repeat(array, batch, axis=0)).astype(dtype)) for name, array in maps.items()}
 
 
 JOBS = {

@@ -189,11 +189,19 @@ def test_every_job_runs_on_the_gpu_alone(cupy, precision):
         cupy.reset()
 
 
-def test_parts_of_a_step_run_and_read_nothing(cupy):
-    for job in ("splat", "loss", "decode"):
-        run = side_cuda.JOBS[job](size=32, batch=2, classes=3)
+@pytest.mark.parametrize("precision", side_cuda.available())
+def test_parts_of_a_step_run_and_read_nothing(cupy, precision):
+    """On maps as they are stored in the precision; targets are float32."""
+    stored = {"float32": "float", "tf32": "float", "bf16": "__nv_bfloat16", "fp16": "__half"}[precision]
+    for job, name in (("splat", "targets_encode"), ("loss", "focal_loss_forward"), ("decode", "top_k_groups")):
+        run = side_cuda.JOBS[job](size=32, batch=2, classes=3, precision=precision)
+        if hasattr(cupy, "launches"):
+            cupy.launches.clear()
         with nothing_read(cupy):
             run()
+        if hasattr(cupy, "launches"):
+            (launch,) = [launch.name for launch in cupy.launches if launch.name.startswith(name)]
+            assert job == "splat" or f"<{stored}, " in launch
 
 
 def test_the_layers_are_those_that_the_network_runs():
@@ -435,7 +443,7 @@ def test_the_summary_by_hand():
         "infer graph": [row([0.0005], [0.0025], 1)],
         "infer": [row([0.001], [0.002], 1), row([0.02], [0.01])],
         "memory": {"tf32": {name: {"in use": n << 20, "held": n << 21} for name, n in peaks.items()}},
-        "parts": {"splat": [0.001], "loss": [0.0005], "decode": [0.001]},
+        "parts": {"tf32": {"splat": [0.001], "loss": [0.0005], "decode": [0.001]}, "bf16": {"splat": [1]}},
         "ceilings": {"copy": 4e12, "tf32": 4e14},
         "work": {"tf32": {"operations": 1e13, "bytes": 2e11}},
     }  # fmt: skip
@@ -449,6 +457,7 @@ def test_the_summary_by_hand():
         "inference and decoding, batch 32, tf32 1600.0/s 3200.0/s 0.50 >= 1 not reached",
         "one image as a CUDA graph, tf32 2000.0/s 400.0/s 5.00 >= 1.5 reached",
         "2000.0/s >= 1000/s reached",
+        "loss of a batch, tf32 0.500 ms",
         "these three, of a step in tf32 2.50 % < 2 % not reached",
         "copying, read and written 4000 GB/s",
         "cuBLAS, tf32 400.0 TFLOP/s",
