@@ -121,7 +121,7 @@ def use_convolution(monkeypatch):
     module = importlib.import_module("minicenternet.ops.conv2d")
 
     def forget() -> None:
-        for cache in (module.wanted_method, module.folding):
+        for cache in (module.wanted_method, module.folding, module._in_one_piece):
             cache.cache_clear()
 
     def use(method: str) -> None:

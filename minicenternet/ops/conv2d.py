@@ -13,10 +13,9 @@ Three array functions are the whole story, and conv_transpose2d is the same thre
 
 `reference_*`, one matrix product per kernel tap, is the definition. The fast forms work strip by strip, each strip
 sized to the caches: "direct" gathers a strip's columns and multiplies once (im2col), "winograd" (winograd.py) needs
-2.56 to 4 times fewer multiplications, and does both gradients by one transform of dy. What is a fraction of a strip is
-done in one piece (small_maps.py). `folding` is the rule that picks; MINICENTERNET_CONV=reference | direct | winograd
-takes one wherever it can. In float32 their largest error is below 1e-5 of the largest output. On a GPU the same three
-are in conv2d_cuda.py.
+2.56 to 4 times fewer multiplications, and does both gradients by one transform of dy. A fraction of a strip is done in
+one piece (small_maps.py). `folding` is the rule that picks; MINICENTERNET_CONV=reference | direct | winograd takes one
+wherever it can. In float32 their largest error is below 1e-5 of the largest output. On a GPU: conv2d_cuda.py.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from ..errors import InputError
 from ..memory import empty
 from ..strips import PLANS, WORTH_SHARING, Strip, room, run, strips
 from . import conv2d_cuda, small_maps, winograd
-from .geometry import Correlation, Geometry, Window, columns_of, forward_correlation, gradient_correlations
+from .geometry import Correlation, Geometry, Window, columns_of, forward_plan, gradient_correlations
 from .rectify import Finish, bias_relu, finished, through_relu
 from .reduce import channel_sum
 
@@ -217,9 +216,8 @@ def forward(
     finish = bias_relu(bias, relu)
     if wanted_method() == "reference":
         return finished(reference_forward(x, weight, geometry), finish)
-    plan = forward_correlation(weight.shape[2:], geometry)
-    shape = len(x), *geometry.output_size(*x.shape[1:3], weight.shape[2:]), len(weight)
-    piece = _in_one_piece(plan, x, shape)
+    plan, shape = forward_plan(x.shape, weight.shape, geometry)
+    piece = _in_one_piece(plan, x.shape, shape, x.itemsize, WORTH_SHARING * STRIP_BYTES)
     if piece is not None:
         return piece.correlate(x, _kernel(weight, plan, 0, kernels)[0], finish).reshape(shape)
     y = empty(shape, x.dtype)
@@ -251,7 +249,7 @@ def input_gradient(
     dx, jobs = empty((len(dy), *size, weight.shape[1] * geometry.groups), dy.dtype), []
     for phase_y, phase_x, plan in gradient_correlations(weight.shape[2:], geometry):
         part = dx[:, phase_y :: geometry.stride[0], phase_x :: geometry.stride[1]]
-        piece = _in_one_piece(plan, dy, part.shape)
+        piece = _in_one_piece(plan, dy.shape, part.shape, dy.itemsize, WORTH_SHARING * STRIP_BYTES)
         if piece is not None:
             part[...] = piece.correlate(dy, _kernel(weight, plan, 0, kernels)[0], finish).reshape(part.shape)
         elif all(plan.taps) and part.size:  # a map smaller than the stride has empty phases
@@ -270,11 +268,11 @@ def weight_gradient(
         return conv2d_cuda.weight_gradient(x, dy, kernel, geometry, precision=precision)
     if wanted_method() == "reference":
         return reference_weight_gradient(x, dy, kernel, geometry)
-    windows, groups = forward_correlation(tuple(kernel), geometry).windows, geometry.groups
-    fold = folding(windows, groups, min(x.shape[3], dy.shape[3]), dy.shape)
+    channels, outputs, taps, groups = x.shape[3] // geometry.groups, dy.shape[3], math.prod(kernel), geometry.groups
+    windows = forward_plan(x.shape, (outputs, channels, *kernel), geometry)[0].windows
+    fold = folding(windows, groups, min(x.shape[3], outputs), dy.shape)
     if fold:
         return winograd.weight_gradient(x, dy, windows, fold)
-    channels, outputs, taps = x.shape[3] // groups, dy.shape[3], math.prod(kernel)
     pieces = strips(dy.shape, taps * x.shape[3] * x.itemsize, max(STRIP_BYTES, 1024 * taps * x.shape[3] * x.itemsize))
     parts = min(WEIGHT_PARTS, len(pieces))
     sums = np.zeros((max(1, parts), groups, taps * channels, outputs // groups), x.dtype)
@@ -297,19 +295,20 @@ def gradients_together(x: Array, dy: Array, weight: Array, plan: Correlation) ->
     """Return dx, the plan's correlation of dy, and dweight where one look at dy gives the two together, else None."""
     if get_xp(x, dy) is not np or wanted_method() == "reference":
         return None
+    piece = _in_one_piece(plan, dy.shape, x.shape, x.itemsize, WORTH_SHARING * STRIP_BYTES)
+    if piece is not None:
+        return piece.gradients(x, dy, weight)
     fold = folding(plan.windows, plan.groups, min(x.shape[3], dy.shape[3]), x.shape)
-    if fold:
-        return winograd.gradients(x, dy, weight, plan, fold)
-    piece = _in_one_piece(plan, dy, x.shape)
-    return None if piece is None else piece.gradients(x, dy, weight)
+    return winograd.gradients(x, dy, weight, plan, fold) if fold else None
 
 
-def _in_one_piece(plan: Correlation, x: np.ndarray, shape: tuple[int, ...]) -> small_maps.Piece | None:
-    """Return how to do the plan's correlation of a small x, with outputs of `shape`; None where it goes by strips."""
-    if plan.groups > 1 or folding(plan.windows, 1, min(x.shape[3], shape[3]), shape):
+@functools.lru_cache(PLANS)
+def _in_one_piece(plan: Correlation, x: tuple, shape: tuple, itemsize: int, most: float) -> small_maps.Piece | None:
+    """Return how to correlate maps of shape x with columns of up to `most` bytes; None: in strips, or by Winograd."""
+    if plan.groups > 1 or folding(plan.windows, 1, min(x[3], shape[3]), shape):
         return None
-    piece = small_maps.piece(plan, x.shape, shape[1:3], x.itemsize)
-    return piece if 0 < piece.bytes <= WORTH_SHARING * STRIP_BYTES else None
+    piece = small_maps.piece(plan, x, shape[1:3], itemsize)
+    return piece if 0 < piece.bytes <= most else None
 
 
 def _correlate(

@@ -98,6 +98,13 @@ def forward_correlation(kernel: tuple[int, int], geometry: Geometry) -> Correlat
     return Correlation(windows, (range(kernel[0]), range(kernel[1])), False, geometry.groups)
 
 
+@functools.lru_cache(PLANS)
+def forward_plan(x: tuple, weight: tuple, geometry: Geometry) -> tuple[Correlation, tuple[int, int, int, int]]:
+    """Return the forward correlation of x (B, H, W, C) with weight (O, C/G, KH, KW), and the shape (B, OH, OW, O)."""
+    shape = x[0], *geometry.output_size(*x[1:3], weight[2:]), weight[0]
+    return forward_correlation(weight[2:], geometry), shape
+
+
 @functools.lru_cache
 def gradient_correlations(kernel: tuple[int, int], geometry: Geometry) -> tuple[tuple[int, int, Correlation], ...]:
     """Return (phase_y, phase_x, correlation) for the inputs [phase_y::S, phase_x::S]: how they follow from dy."""

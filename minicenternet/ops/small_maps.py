@@ -8,13 +8,11 @@ Larger maps go strip by strip, by `columns_of` of geometry.py.
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import NamedTuple
 
 import numpy as np
 
-from ..strips import PLANS
 from ..threads import one_blas_thread
 from .geometry import Correlation, seen_by
 from .rectify import Finish
@@ -65,7 +63,6 @@ class Piece(NamedTuple):
         return dx.reshape(x.shape), dweight
 
 
-@functools.lru_cache(PLANS)
 def piece(plan: Correlation, x_shape: tuple[int, ...], size: tuple[int, int], itemsize: int) -> Piece:
     """Return the plan's correlation of x (B, H, W, C), of numbers of itemsize bytes, for outputs of `size` (OH, OW)."""
     batch, *map_size, channels = x_shape
