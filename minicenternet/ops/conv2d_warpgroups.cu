@@ -1,6 +1,6 @@
-// Convolution, fifth rung: the implicit GEMM of conv2d_tensor_cores.cu as Hopper GPUs (compute capability 9.0) do it at
-// full speed. There four warps, a warpgroup, multiply tiles that lie in shared memory, with no load to registers
-// between, and go on while the tensor cores are at it:
+// Convolution, fifth rung: the implicit GEMM of conv2d_tensor_cores.cu as Hopper GPUs (compute capability 9.0) are made
+// for it. There four warps, a warpgroup, have the tensor cores multiply tiles that lie in shared memory, with no load to
+// registers between, and go on while these are at it:
 //
 //     all        | wait, barrier | begin 0, copy 2 | wait, barrier | begin 1, copy 3 | ...
 //     tensor cores               | multiply 0 ...................... | multiply 1 ... |

@@ -105,6 +105,7 @@ __device__ __forceinline__ void warpgroup_finish(float (&sum)[TILES][SUMS]) {
 template <class T, bool TRANSPOSED, int SUMS>
 __device__ __forceinline__ void wgmma(float (&d)[SUMS], unsigned long long a, unsigned long long b);
 
+// The instruction names every sum and every register of a sum: spelled out for 32 to 128 of them.
 #define TEN(t) "%" #t "0,%" #t "1,%" #t "2,%" #t "3,%" #t "4,%" #t "5,%" #t "6,%" #t "7,%" #t "8,%" #t "9,"
 #define NAMES_30 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9," TEN(1) TEN(2)
 #define NAMES_60 NAMES_30 TEN(3) TEN(4) TEN(5)
