@@ -21,6 +21,17 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.name != "test_site.py")
 
 
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist, where it is installed
+def pytest_xdist_make_scheduler(config, log):
+    """Deal the tests out once, file after file, and let a worker with nothing left take some of another's.
+
+    So in place of the plugin's own way, "load"; another that is asked for by --dist is left to it.
+    """
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log) if config.getvalue("dist") == "load" else None
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """A folder of small real data sets beside the project; tests that need it are skipped where it is absent."""
