@@ -57,6 +57,7 @@ COLUMN_BYTES = 1 << 28  # im2col takes as many images at a time as have so many 
 BLOCKS = 264  # sums are split among blocks as long as there are no more (two for each of an H200's processors)
 LEAST_STEPS = 4  # through the depth, of a block that shares it with others
 ON_TENSOR_CORES = ("tensor_cores", "warpgroups")
+WARPGROUP_THREADS = 256  # of a block, as in the kernels
 ARCHITECTURES = {"warpgroups": "sm_90a"}  # see backend.kernel
 HOPPER = (9, 0)  # the compute capability that has wgmma
 KNOWS_HOPPER = (12, 9)  # the first version of NVRTC that compiles for sm_90a as CuPy asks it: see backend.kernel
@@ -290,8 +291,9 @@ def _chosen(kind: str, precision: str, groups: int, channels: int, outputs: int,
     return _choice(os.environ.get("MINICENTERNET_CUDA_CONV"), BLOCKS, *shape)
 
 
-@functools.lru_cache(PLANS)  # a choice takes the host as long as a launch
+@functools.lru_cache(PLANS)
 def _choice(wanted: str | None, blocks: int, *shape) -> Choice:
+    """Return choose(*shape), which takes the host as long as a launch; wanted, blocks: what else it looks at."""
     return choose(*shape)
 
 
@@ -687,7 +689,7 @@ def _tile(kind: str, dtype: np.dtype, choice: Choice) -> tuple[str, int, int]:
         rows, columns = rest
         return f"{kind}<{', '.join(map(str, choice.tile))}>", bm // rows * (bn // columns), 0
     tile = ", ".join(map(str, (bm, bn, bk * 4 // dtype.itemsize, *rest)))
-    threads = 256 if choice.rung == "warpgroups" else bm // rest[0] * (bn // rest[1]) * 32
+    threads = WARPGROUP_THREADS if choice.rung == "warpgroups" else bm // rest[0] * (bn // rest[1]) * 32
     return f"{kind}<{c_type(dtype)}, {tile}>", threads, shared_bytes(kind, choice)
 
 

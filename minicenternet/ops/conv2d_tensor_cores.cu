@@ -13,6 +13,7 @@
 // Tensor cores are fast: what is done for each copy of 16 bytes must be a few additions and comparisons.
 // The launch bounds leave a thread 128 registers, so that 16 warps of 32 x 32 sums fit a processor; 64 x 64 sums take 8.
 // A copy is 16 bytes: channels must be a multiple of 4 (float) or 8 (the others), and the arrays aligned likewise.
+#include "conv2d_copies.cuh"
 #include "conv2d_tile.cuh"
 #include "numbers.cuh"
 #include "tensor_cores.cuh"
@@ -46,45 +47,22 @@ __global__ void __launch_bounds__(BM / WM * (BN / WN) * 32, WARPS<WM, WN> / (BM 
     conv2d_tensor_cores_correlate(const T* __restrict__ x, const T* __restrict__ taps, const float* __restrict__ bias,
                                   T* __restrict__ out, float* __restrict__ mean, float* __restrict__ squares,
                                   float* __restrict__ partial, Phases phases, int relu) {
-  constexpr int THREADS = BM / WM * (BN / WN) * 32, CHUNK = 16 / sizeof(T);  // numbers of one copy
-  constexpr int WORDS = BK * sizeof(T) / 4, L = WORDS + 4;                   // of a row, and from row to row
-  constexpr int ROWS = THREADS / (BK / CHUNK);                               // rows that one pass of the threads copies
+  constexpr int THREADS = BM / WM * (BN / WN) * 32;
+  constexpr int WORDS = BK * sizeof(T) / 4, L = WORDS + 4;  // of a row, and from row to row
   extern __shared__ __align__(16) uint32_t shared[];
   uint32_t* tiles_x = shared;                    // [STAGES][BM][L]
   uint32_t* tiles_w = shared + STAGES * BM * L;  // [STAGES][BN][L]
   const Block<BM, BN> block(phases);
   const Correlation g = phases.of[block.phase];
-  const int m0 = block.m0, n0 = block.n0, group = block.group, depth = g.depth();
-  if (m0 >= g.pixels()) return;  // phases differ in size
+  if (block.m0 >= g.pixels()) return;  // phases differ in size
 
-  const Share share((depth + BK - 1) / BK);
-  const int begin = share.begin, steps = share.count;
-  // This thread copies column d of rows r, r + ROWS, ... of both tiles.
-  const int d = threadIdx.x % (BK / CHUNK) * CHUNK, r = threadIdx.x / (BK / CHUNK);
-  Column column(begin * BK + d, g);
-  Row row[BM / ROWS];
-#pragma unroll
-  for (int i = 0; i < BM / ROWS; i++) row[i] = Row(m0 + r + i * ROWS, group, g);
-  const int n = n0 + r, weight = g.taps_begin + (group * g.outputs + n) * depth + begin * BK + d;  // of the first row
-
+  const Share share((g.depth() + BK - 1) / BK);
+  const int steps = share.count;
+  StepCopies<T, BM, BN, BK, THREADS> copies(block, share.begin, g);
+  const int place = copies.r * L + copies.d / copies.CHUNK * 4;  // of its first row in a tile
   auto copy = [&](int step) {  // called for step = 0, 1, 2, ...
-    if (step < steps) {
-      uint32_t* to_x = tiles_x + (step % STAGES * BM + r) * L + d / CHUNK * 4;
-      uint32_t* to_w = tiles_w + (step % STAGES * BN + r) * L + d / CHUNK * 4;
-      const Away away(column, g);
-      const bool exists = (begin + step) * BK + d < depth;
-#pragma unroll
-      for (int i = 0; i < BM / ROWS; i++) {
-        int at = row[i].at(away, g);
-        cp_async(to_x + i * ROWS * L, x + max(at, 0), at >= 0);
-      }
-#pragma unroll
-      for (int i = 0; i < BN / ROWS; i++) {
-        bool inside = exists && n + i * ROWS < g.outputs;
-        cp_async(to_w + i * ROWS * L, taps + (inside ? weight + i * ROWS * depth + step * BK : 0), inside);
-      }
-      column.advance(BK, g);
-    }
+    uint32_t *to_x = tiles_x + step % STAGES * BM * L + place, *to_w = tiles_w + step % STAGES * BN * L + place;
+    if (step < steps) copies.template begin<L>(step, to_x, to_w, x, taps, g);
     cp_async_commit();  // one group for each step, even an empty one: waiting counts groups
   };
 #pragma unroll

@@ -8,6 +8,7 @@
 // A block is two warpgroups; each has BM / 2 of its BM pixels and all of its BN outputs. A step takes 32 words of the
 // depth: rows of 128 bytes, as wgmma wants them (tensor_cores.cuh).
 // float is cut off to tf32, which the tensor cores do by themselves; the taps were rounded when they were arranged.
+#include "conv2d_copies.cuh"
 #include "conv2d_tile.cuh"
 #include "numbers.cuh"
 #include "tensor_cores.cuh"
@@ -25,8 +26,7 @@ __global__ void __launch_bounds__(THREADS, BLOCKS<BM, BN, STAGES>)
     conv2d_warpgroups_correlate(const T* __restrict__ x, const T* __restrict__ taps, const float* __restrict__ bias,
                                 T* __restrict__ out, float* __restrict__ mean, float* __restrict__ squares,
                                 float* __restrict__ partial, Phases phases, int relu) {
-  constexpr int CHUNK = 16 / sizeof(T), ROWS = THREADS / CHUNKS;  // numbers of a copy; rows that one pass copies
-  constexpr int TILES = BM / 64 / WARPGROUPS;                     // of 64 pixels, that a warpgroup has
+  constexpr int TILES = BM / 64 / WARPGROUPS;  // of 64 pixels, that a warpgroup has
   static_assert(BK * sizeof(T) == 4 * ROW_WORDS, "a row is 128 bytes");
   static_assert(BM * LINE<BN> * sizeof(T) <= 4 * STAGES * (BM + BN) * ROW_WORDS, "results need the place of the tiles");
   extern __shared__ __align__(1024) uint32_t shared[];
@@ -34,38 +34,16 @@ __global__ void __launch_bounds__(THREADS, BLOCKS<BM, BN, STAGES>)
   uint32_t* tiles_w = shared + STAGES * BM * ROW_WORDS;  // [STAGES][BN][ROW_WORDS]
   const Block<BM, BN> block(phases);
   const Correlation g = phases.of[block.phase];
-  const int m0 = block.m0, n0 = block.n0, group = block.group, depth = g.depth();
-  if (m0 >= g.pixels()) return;  // phases differ in size
+  if (block.m0 >= g.pixels()) return;  // phases differ in size
 
-  const Share share((depth + BK - 1) / BK);
-  const int begin = share.begin, steps = share.count;
-  // This thread copies column d of rows r, r + ROWS, ... of both tiles.
-  const int d = threadIdx.x % CHUNKS * CHUNK, r = threadIdx.x / CHUNKS;
-  const int place = r * ROW_WORDS + swizzled(r, threadIdx.x % CHUNKS) * 4;
-  Column column(begin * BK + d, g);
-  Row row[BM / ROWS];
-#pragma unroll
-  for (int i = 0; i < BM / ROWS; i++) row[i] = Row(m0 + r + i * ROWS, group, g);
-  const int n = n0 + r, weight = g.taps_begin + (group * g.outputs + n) * depth + begin * BK + d;  // of the first row
-
+  const Share share((g.depth() + BK - 1) / BK);
+  const int steps = share.count;
+  StepCopies<T, BM, BN, BK, THREADS> copies(block, share.begin, g);
+  const int place = copies.r * ROW_WORDS + swizzled(copies.r, threadIdx.x % CHUNKS) * 4;  // of its first row in a tile
   auto copy = [&](int step) {  // called for step = 0, 1, 2, ...
-    if (step < steps) {
-      uint32_t* to_x = tiles_x + step % STAGES * BM * ROW_WORDS + place;
-      uint32_t* to_w = tiles_w + step % STAGES * BN * ROW_WORDS + place;
-      const Away away(column, g);
-      const bool exists = (begin + step) * BK + d < depth;
-#pragma unroll
-      for (int i = 0; i < BM / ROWS; i++) {
-        int at = row[i].at(away, g);
-        cp_async(to_x + i * ROWS * ROW_WORDS, x + max(at, 0), at >= 0);
-      }
-#pragma unroll
-      for (int i = 0; i < BN / ROWS; i++) {
-        bool inside = exists && n + i * ROWS < g.outputs;
-        cp_async(to_w + i * ROWS * ROW_WORDS, taps + (inside ? weight + i * ROWS * depth + step * BK : 0), inside);
-      }
-      column.advance(BK, g);
-    }
+    uint32_t* to_x = tiles_x + step % STAGES * BM * ROW_WORDS + place;
+    uint32_t* to_w = tiles_w + step % STAGES * BN * ROW_WORDS + place;
+    if (step < steps) copies.template begin<ROW_WORDS>(step, to_x, to_w, x, taps, g);
     cp_async_commit();  // one group for each step, even an empty one: waiting counts groups
   };
 #pragma unroll

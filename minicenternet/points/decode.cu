@@ -63,10 +63,25 @@ __device__ __forceinline__ void keep_larger(Pack<T, N>& largest, const Pack<T, N
   }
 }
 
+// The best cell that was met; of equal ones the first.
+struct Best {
+  unsigned rank = 0, index = 0;
+
+  template <class T, int N>
+  __device__ __forceinline__ void keep(const Pack<T, N>& own, const Pack<T, N>& largest, unsigned first, const Map& map) {
+    #pragma unroll
+    for (int k = 0; k < N; k++) {
+      unsigned other = rank_among(own.at[k], largest.at[k], map);
+      if (other > rank) rank = other, index = first + k;
+    }
+  }
+  __device__ __forceinline__ Key key() const { return rank ? key_of(rank, index) : 0; }
+};
+
 // The best of some cells of a heatmap, N of them read at once; `first`, `cells` and classes are multiples of N.
 template <int N, class T>
 __device__ __forceinline__ Key best_cell(const T* heatmap, int first, int cells, const Map& map) {
-  unsigned best = 0, index = 0;
+  Best best;
   for (int i = first; i < first + cells && i < map.size(); i += N) {
     auto own = *(const Pack<T, N>*)(heatmap + i), largest = own;
     int cell = i / map.classes, y = cell / map.width, x = cell - y * map.width;
@@ -80,20 +95,16 @@ __device__ __forceinline__ Key best_cell(const T* heatmap, int first, int cells,
       #pragma unroll
       for (int n = 0; n < 9; n++) keep_larger(largest, seen[n]);
     }
-    #pragma unroll
-    for (int k = 0; k < N; k++) {
-      unsigned rank = rank_among(own.at[k], largest.at[k], map);
-      if (rank > best) best = rank, index = i + k;
-    }
+    best.keep(own, largest, i, map);
   }
-  return best ? key_of(best, index) : 0;
+  return best.key();
 }
 
 // The same of a block's cells from `begin` on, where `columns` has the largest of each cell, the one above and the one
 // below, from begin - classes on: neighbours are then read three times in all, not nine.
 template <int N, class T>
 __device__ __forceinline__ Key best_cell(const T* heatmap, const T* columns, int begin, const Map& map) {
-  unsigned best = 0, index = 0;
+  Best best;
   #pragma unroll
   for (int part = 0; part < PARTS; part += N) {
     unsigned at = threadIdx.x * PARTS + part, i = begin + at, x = i / (unsigned)map.classes % map.width;
@@ -104,13 +115,9 @@ __device__ __forceinline__ Key best_cell(const T* heatmap, const T* columns, int
       if (x > 0) keep_larger(largest, *(const Pack<T, N>*)(columns + at));
       if (x < map.width - 1) keep_larger(largest, *(const Pack<T, N>*)(columns + at + 2 * map.classes));
     }
-    #pragma unroll
-    for (int k = 0; k < N; k++) {
-      unsigned rank = rank_among(own.at[k], largest.at[k], map);
-      if (rank > best) best = rank, index = i + k;
-    }
+    best.keep(own, largest, i, map);
   }
-  return best ? key_of(best, index) : 0;
+  return best.key();
 }
 
 // Block (tree, image) -> tree (B, trees, NODES). Shared memory, of peaks: CELLS + 2 * classes numbers T.

@@ -373,18 +373,23 @@ UNCHECKED inline void async_copy(void* to, const void* from, unsigned bytes, uns
 
 UNCHECKED inline void async_commit() { current->copy_group++; }
 
-// Finish all but the last `pending` groups that were committed.
+// Finish what waits in all but the last `pending` of the groups that were committed, in order; the rest goes on waiting.
+template <class Waiting, class Finish>
+UNCHECKED inline void finish_groups(Waiting* waiting, unsigned& count, unsigned committed, unsigned pending, Finish finish) {
+  unsigned kept = 0;
+  for (unsigned i = 0; i < count; i++) {
+    Waiting one = waiting[i];
+    if (one.group + pending < committed) finish(one);
+    else waiting[kept++] = one;
+  }
+  count = kept;
+}
+
 UNCHECKED inline void async_wait(unsigned pending) {
   Fiber& fiber = *current;
-  unsigned kept = 0;
-  for (unsigned i = 0; i < fiber.copy_count; i++) {
-    AsyncCopy copy = fiber.copies[i];
-    if (copy.group + pending < fiber.copy_group)
-      landed(fiber), copy_words((unsigned*)copy.to, (const unsigned*)copy.from, copy.bytes / 4, copy.valid / 4);
-    else
-      fiber.copies[kept++] = copy;
-  }
-  fiber.copy_count = kept;
+  finish_groups(fiber.copies, fiber.copy_count, fiber.copy_group, pending, [&](const AsyncCopy& copy) UNCHECKED {
+    landed(fiber), copy_words((unsigned*)copy.to, (const unsigned*)copy.from, copy.bytes / 4, copy.valid / 4);
+  });
 }
 
 // ---- asynchronous products (wgmma), which read shared memory --------------------------------------------------------
@@ -402,18 +407,10 @@ UNCHECKED inline void async_product(AsyncProduct product, int line) {
 
 UNCHECKED inline void async_product_commit() { current->product_group++; }
 
-// Finish all but the last `pending` groups that were committed.
 UNCHECKED inline void async_product_wait(unsigned pending) {
   Fiber& fiber = *current;
-  unsigned kept = 0;
-  for (unsigned i = 0; i < fiber.product_count; i++) {
-    AsyncProduct product = fiber.products[i];
-    if (product.group + pending < fiber.product_group)
-      product.multiply(product.sum, product.a, product.b);
-    else
-      fiber.products[kept++] = product;
-  }
-  fiber.product_count = kept;
+  finish_groups(fiber.products, fiber.product_count, fiber.product_group, pending,
+                [](const AsyncProduct& product) UNCHECKED { product.multiply(product.sum, product.a, product.b); });
 }
 
 // ---- the scheduler --------------------------------------------------------------------------------------------------

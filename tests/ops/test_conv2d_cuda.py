@@ -434,7 +434,7 @@ FAULTS = {  # name: (rung, text of its kernels, what is planted in its place)
         "cp_async_wait<STAGES - 1>();  // this",
     ),
     "a missing barrier": ("tiled", "__syncthreads();  // the tiles are filled", ""),
-    "a column too few": ("tensor_cores", "* BK + d < depth;", "* BK + d < depth - CHUNK;"),
+    "a column too few": ("tensor_cores", "+ step * BK < depth;", "+ step * BK < depth - CHUNK;"),
     "a row too many": ("tiled", "< (unsigned)g.height", "<= (unsigned)g.height"),
     "cut off instead of rounded": ("tensor_cores", "to_operand<T>(a[now][i]);  // the taps", ";  // the taps"),
     "copies waited for too late": (
@@ -443,8 +443,31 @@ FAULTS = {  # name: (rung, text of its kernels, what is planted in its place)
         "cp_async_wait<STAGES - 2>();  // this",
     ),
     "sums read too early": ("warpgroups", "warpgroup_finish(sum);\n  __sync", "__sync"),
-    "chunks not swizzled": ("warpgroups", "swizzled(r, threadIdx.x % CHUNKS) * 4;\n  Column", "r % 8 * 4;\n  Column"),
+    "chunks not swizzled": (
+        "warpgroups",
+        "swizzled(copies.r, threadIdx.x % CHUNKS) * 4;  // of its",
+        "copies.r % 8 * 4;  // of its",
+    ),
+    "tiles that begin at no multiple of 1024 bytes, by which chunks are swizzled": (
+        "warpgroups",
+        "__align__(1024)",
+        "__align__(128)",
+    ),
     "the next slice's place": ("warpgroups", "ROW_WORDS + k, tile_w + k)", "ROW_WORDS + k, tile_w)"),
+}
+REFUSED_FAULTS = {  # name: (rung, text, what is planted, the simulator's message)
+    "no fence after the copies": (
+        "warpgroups",
+        "fence_copies();               // tensor",
+        ";  // tensor",
+        r"tensor cores read what \d+ threads have copied without a fence",
+    ),
+    "copies of 16 bytes to memory aligned to 4": (
+        "tensor_cores",
+        "__shared__ __align__(16) uint32_t",
+        "__shared__ uint32_t",
+        "cp.async needs 16-byte alignment",
+    ),
 }
 FAULTS_FOR_SANITIZERS = {  # name: (rung, text, what is planted, sanitizer, its report)
     "a pixel too many": ("tiled", "if (m >= g.pixels())", "if (m > g.pixels())", "address", "overflow"),
@@ -540,29 +563,14 @@ def test_a_ring_that_is_too_small_is_found(cupy, plant, monkeypatch):
     correlate(cupy, "tensor_cores")
 
 
-def test_copies_that_no_fence_shows_to_the_tensor_cores_are_found(cupy, plant):
+@pytest.mark.parametrize("name", REFUSED_FAULTS)
+def test_what_the_simulator_refuses_is_found(cupy, plant, name):
     if not hasattr(cupy, "launches"):
         pytest.skip("faults are for the simulator")
-    plant("warpgroups", "fence_copies();               // tensor", ";  // tensor")
-    with pytest.raises(RuntimeError, match=r"tensor cores read what \d+ threads have copied without a fence"):
-        correlate(cupy, "warpgroups")
-
-
-def test_tiles_that_do_not_begin_at_1024_bytes_are_found(cupy, plant):
-    """Where chunks are swizzled is a matter of their address."""
-    if not hasattr(cupy, "launches"):
-        pytest.skip("faults are for the simulator")
-    plant("warpgroups", "__align__(1024)", "__align__(128)")
-    with pytest.raises(AssertionError, match="Not equal to tolerance"):
-        correlate(cupy, "warpgroups")
-
-
-def test_copies_of_16_bytes_to_memory_aligned_to_4_are_found(cupy, plant):
-    if not hasattr(cupy, "launches"):
-        pytest.skip("faults are for the simulator")
-    plant("tensor_cores", "__shared__ __align__(16) uint32_t", "__shared__ uint32_t")
-    with pytest.raises(RuntimeError, match="cp.async needs 16-byte alignment"):
-        correlate(cupy, "tensor_cores")
+    rung, text, fault, message = REFUSED_FAULTS[name]
+    plant(rung, text, fault)
+    with pytest.raises(RuntimeError, match=message):
+        correlate(cupy, rung)
 
 
 @pytest.mark.parametrize("rung, precision", [on for on in ON if on[0] in conv2d_cuda.TILES])
