@@ -25,7 +25,7 @@ from .nn.layers import BatchNorm2d, together
 from .nn.module import Module
 from .nn.summary import Summary, summarise, training_peak
 from .nn.weights import load_weights, save_weights
-from .ops.conv2d_cuda import check_tensor_cores, storage
+from .ops.precisions import check_tensor_cores, storage
 from .predict import Detections, ImageLike, predict
 from .tasks import TASKS
 

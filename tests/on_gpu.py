@@ -24,6 +24,7 @@ SHAPES = [  # odd, not square, one of everything, no multiple of any block
     (2, 8, 6, 64),
 ]
 EMPTY = (0, 4, 6, 8)
+RTX = 101376  # bytes of shared memory for a block of compute capability 8.6, 8.9 and 12.0: too few for large tiles
 
 
 def as_dtype(name: str) -> np.dtype:

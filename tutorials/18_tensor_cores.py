@@ -35,7 +35,7 @@ from minicenternet import CenterNet
 from minicenternet.backend import cuda_source
 from minicenternet.draw import COLOURS, show
 from minicenternet.nn.layers import Conv2d, ConvTranspose2d
-from minicenternet.ops import conv2d_cuda
+from minicenternet.ops import conv2d_choice
 from minicenternet.ops.conv2d import reference_forward
 from minicenternet.ops.geometry import Geometry
 
@@ -140,7 +140,7 @@ print(f"({pixels}, {depth}) times ({depth}, {OUTPUTS}): equal to minicenternet.o
 # **Predict** for a block of 128 × 128 and a thread of 8 × 8: how many multiply-adds for one load, at both levels?
 
 # %%
-for (bm, bn, _, tm, tn), *_ in conv2d_cuda.TILES["tiled"]["correlate"].values():
+for (bm, bn, _, tm, tn), *_ in conv2d_choice.TILES["tiled"]["correlate"].values():
     print(
         f"block {bm:3} x {bn:3}, thread {tm} x {tn}: {bm * bn / (bm + bn):4.1f} multiply-adds a load from global"
         f" memory, {tm * tn / (tm + tn):3.1f} a load from shared memory; {bm // tm * (bn // tn)} threads"
@@ -527,7 +527,7 @@ for given, blocks, why in cases:
 # more than 8 warps on a processor, and leave a thread 255 registers.
 
 # %%
-bm, bn, bk, wm, wn, stages = conv2d_cuda.TILES["tensor_cores"]["correlate"]["large"][0]
+bm, bn, bk, wm, wn, stages = conv2d_choice.TILES["tensor_cores"]["correlate"]["large"][0]
 threads, shared = bm // wm * (bn // wn) * 32, 4 * stages * (bm + bn) * (bk + 4)
 blocks = blocks_per_processor(threads, 255, shared)
 print(f"{threads} threads, {shared} bytes of shared memory: {blocks} blocks, {blocks * threads // 32} of 64 warps")
@@ -692,8 +692,8 @@ print(f"at best {number / sum(seconds.values()):,.0f} images a second, if every 
 # warpgroup with 64 × 256?
 
 # %%
-_, _, _, wm, wn, _ = conv2d_cuda.TILES["tensor_cores"]["correlate"]["widest"][0]
-_, n, _, _ = conv2d_cuda.TILES["warpgroups"]["correlate"]["widest"][0]
+_, _, _, wm, wn, _ = conv2d_choice.TILES["tensor_cores"]["correlate"]["widest"][0]
+_, n, _, _ = conv2d_choice.TILES["warpgroups"]["correlate"]["widest"][0]
 for who, rows, columns in (("a warp", wm, wn), ("a warpgroup", 64, n)):
     print(f"{who:11}, {rows} x {columns} sums: {1000 * (rows + columns) / (rows * columns):.1f} numbers for 1000")
 
@@ -779,7 +779,7 @@ print("8 channels, two of them zero: equal to the convolution of 6")
 #
 # ## In the package
 #
-# - `minicenternet.ops.conv2d_cuda.forward` chooses a rung of the ladder by `minicenternet.ops.conv2d_cuda.choose`.
+# - `minicenternet.ops.conv2d_cuda.forward` chooses a rung of the ladder by `minicenternet.ops.conv2d_choice.choose`.
 # - `Row::at` in `ops/conv2d_tile.cuh` is exercise 1 with the divisions taken out of the loop.
 # - `ops/tensor_cores.cuh` holds `mma` and `cp_async`; exercises 2 and 3 are parts of `ops/conv2d_tensor_cores.cu`.
 # - `ops/conv2d_warpgroups.cu` is the ladder's fifth rung; `gpu.py --tune` takes it where it was measured to be faster.

@@ -34,6 +34,7 @@ from ..memory import empty
 from ..strips import PLANS, WORTH_SHARING, Strip, room, run, strips
 from . import conv2d_cuda, small_maps, winograd
 from .geometry import Correlation, Geometry, Window, columns_of, forward_plan, gradient_correlations
+from .precisions import check_precision, storage
 from .rectify import Finish, bias_relu, finished, through_relu
 from .reduce import channel_sum
 
@@ -69,10 +70,10 @@ def conv2d(
     Raises ValueError when shapes do not fit, InputError for a precision that the device does not have.
     """
     geometry = Geometry.of(stride, padding, dilation, groups)
-    conv2d_cuda.check_precision(x, weight, precision)
+    check_precision(x, weight, precision)
     _check(x.shape, weight.shape, None if bias is None else bias.shape, geometry)
     if get_xp(x) is not np:  # an image is converted once, for the weight gradient, too
-        x = contiguous(x, conv2d_cuda.storage(precision))
+        x = contiguous(x, storage(precision))
     y = forward(x, weight, geometry, bias, relu, kernels, precision, statistics)
     rectified = y if relu else None
 
@@ -156,8 +157,7 @@ def _taps(kernel: tuple[int, int], output_size: tuple[int, int], geometry: Geome
 
 
 def _pad(x: Array, padding: tuple[int, int]) -> Array:
-    (pad_y, pad_x), xp = padding, get_xp(x)
-    return xp.pad(x, ((0, 0), (pad_y, pad_y), (pad_x, pad_x), (0, 0))) if pad_y or pad_x else x
+    return get_xp(x).pad(x, ((0, 0), *((more, more) for more in padding), (0, 0)))
 
 
 def _grouped_matmul(x: Array, matrix: Array, groups: int) -> Array:

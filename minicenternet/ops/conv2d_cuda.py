@@ -21,11 +21,7 @@ To tf32 numbers are rounded, but cut off by tensor_cores in the weight gradient 
 All but float32 need compute capability 8.0; warpgroups 9.0 (Hopper), neither less nor more, and CUDA 12.9.
 What comes in another dtype is converted; weight gradients are float32 always.
 
-Which rung and tile is taken says conv2d_cuda.json, by precision, pass and class of shape (`shape_class`). `tune`
-measures on a GPU and writes it; "measured_on" in it says what was measured where, the other choices are guesses. Where
-a GPU cannot run one (a block of GeForce RTX, A10 and L4 can have 99 KB of shared memory: too little for the large
-tiles), another tile of the rung or of tensor_cores is taken.
-MINICENTERNET_CUDA_CONV=naive | im2col | tiled | tensor_cores | warpgroups takes one wherever it can.
+Which rung and tile is taken, and how to say so: conv2d_choice.py.
 
 No kernel uses atomics: all sums have a fixed order, and the same call gives the same bits.
 """
@@ -33,95 +29,21 @@ No kernel uses atomics: all sums have a fixed order, and the same call gives the
 from __future__ import annotations
 
 import functools
-import importlib
-import json
 import math
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from ..backend import GPU, Array, c_type, contiguous, current_gpu, get_xp, is_capturing, kernel, to_gpu
-from ..errors import InputError
-from ..files import replacing
+from ..backend import Array, c_type, contiguous, get_xp, is_capturing, kernel
 from ..strips import PLANS
+from .conv2d_choice import ON_TENSOR_CORES, Choice, chosen, depth_splits, shared_bytes, split_count
 from .geometry import Geometry, gradient_correlations
-
-RUNGS = ("naive", "im2col", "tiled", "tensor_cores", "warpgroups")
-PRECISIONS = {"float32": 4, "tf32": 4, "bf16": 2, "fp16": 2}  # bytes of a stored number
-TABLE = Path(__file__).with_suffix(".json")
+from .precisions import storage
 
 COLUMN_BYTES = 1 << 28  # im2col takes as many images at a time as have so many bytes of columns
-BLOCKS = 264  # sums are split among blocks as long as there are no more (two for each of an H200's processors)
-LEAST_STEPS = 4  # through the depth, of a block that shares it with others
-ON_TENSOR_CORES = ("tensor_cores", "warpgroups")
 WARPGROUP_THREADS = 256  # of a block, as in the kernels
 ARCHITECTURES = {"warpgroups": "sm_90a"}  # see backend.kernel
-HOPPER = (9, 0)  # the compute capability that has wgmma
-KNOWS_HOPPER = (12, 9)  # the first version of NVRTC that compiles for sm_90a as CuPy asks it: see backend.kernel
-
-# The tiles that are compiled, by the shape class that they are meant for. tiled: (BM, BN, BK, TM, TN);
-# tensor_cores: (BM, BN, BK, WM, WN, STAGES), BK in words of 4 bytes: the 16-bit types take twice as many numbers;
-# warpgroups: (BM, BN, BK, STAGES).
-TILES = {
-    "tiled": {
-        "correlate": {
-            "small": [(64, 64, 16, 4, 4)],
-            "narrow": [(128, 32, 16, 4, 4)],
-            "large": [(128, 128, 16, 8, 8)],
-            "widest": [(128, 128, 16, 8, 8)],
-        },
-        "dweight": {
-            "small": [(64, 64, 16, 4, 4)],
-            "narrow": [(32, 128, 16, 4, 8)],
-            "large": [(128, 128, 16, 8, 8)],
-            "widest": [(128, 128, 16, 8, 8)],
-        },
-    },
-    "tensor_cores": {
-        "correlate": {
-            "small": [(64, 64, 32, 32, 32, 4)],
-            "narrow": [(128, 32, 16, 32, 32, 4)],
-            "medium": [(128, 64, 32, 32, 32, 3)],
-            "wide": [(128, 192, 32, 64, 48, 3)],
-            "large": [(128, 128, 32, 64, 64, 3)],
-            "widest": [(128, 128, 32, 64, 64, 3)],
-        },
-        "dweight": {
-            "small": [(64, 64, 32, 32, 32, 3)],
-            "narrow": [(32, 128, 32, 32, 32, 3)],
-            "medium": [(64, 256, 16, 64, 64, 4)],
-            "wide": [(256, 128, 32, 64, 64, 3)],
-            "large": [(128, 128, 32, 64, 64, 3)],
-            "widest": [(256, 128, 32, 64, 64, 3)],
-        },
-    },
-    "warpgroups": {
-        "correlate": {
-            "small": [(128, 64, 32, 4)],
-            "medium": [(128, 64, 32, 4), (256, 64, 32, 4)],
-            "large": [(128, 128, 32, 3), (256, 128, 32, 4)],
-            "wide": [(128, 192, 32, 4)],
-            "widest": [(128, 256, 32, 4)],
-        },
-        "dweight": {
-            "small": [(64, 256, 32, 4)],
-            "medium": [(64, 256, 32, 4)],
-            "large": [(128, 128, 32, 3)],
-            "wide": [(128, 256, 32, 4)],
-            "widest": [(128, 256, 32, 4)],
-        },
-    },
-}
-
-
-class Choice(NamedTuple):
-    """A rung and, for the last three, its tile."""
-
-    rung: str
-    tile: tuple[int, ...] = ()
 
 
 # --- the three functions ---------------------------------------------------------------------------------------------
@@ -151,7 +73,7 @@ def forward(
     outputs, channels, *kernel_size = weight.shape
     y = get_xp(x).empty((len(x), *geometry.output_size(*x.shape[1:3], kernel_size), outputs), x.dtype)
     groups = geometry.groups
-    choice = choice or _chosen("correlate", precision, groups, channels, outputs // groups, y)
+    choice = choice or chosen("correlate", precision, groups, channels, outputs // groups, _pixels(y))
     if y.size == 0:
         return y
     if choice.rung == "naive":
@@ -188,7 +110,7 @@ def input_gradient(
     outputs, channels, *kernel_size = weight.shape
     groups = geometry.groups
     dx = get_xp(dy).empty((len(dy), *size, channels * groups), dy.dtype)
-    choice = choice or _chosen("correlate", precision, groups, outputs // groups, channels, dx)
+    choice = choice or chosen("correlate", precision, groups, outputs // groups, channels, _pixels(dx))
     if dx.size == 0:
         return dx
     if choice.rung == "naive":
@@ -217,7 +139,7 @@ def weight_gradient(
     """Return dweight (O, C/G, KH, KW), float32, of x (B, H, W, C) and dy (B, OH, OW, O)."""
     x, dy = _stored(x, precision), _stored(dy, precision)
     groups, channels, outputs = geometry.groups, x.shape[3] // geometry.groups, dy.shape[3]
-    choice = choice or _chosen("dweight", precision, groups, channels, outputs // groups, dy)
+    choice = choice or chosen("dweight", precision, groups, channels, outputs // groups, _pixels(dy))
     shape = outputs, channels, *kernel_size
     if dy.size == 0:
         return get_xp(x).zeros(shape, np.float32)
@@ -230,120 +152,6 @@ def weight_gradient(
     else:
         _split_weight_gradient(x, dy, geometry, dweight, choice)
     return dweight
-
-
-# --- the rule --------------------------------------------------------------------------------------------------------
-
-
-def shape_class(kind: str, groups: int, channels: int, outputs: int, pixels: int) -> str:
-    """Return the class of a shape; channels, outputs: of one group, pixels: all of the result.
-
-    grouped: groups of too few channels to fill a tile.  narrow: up to 32 outputs.  small: too few 128 x 128 tiles to
-    give each processor of a large GPU one.  medium: up to 64 outputs.  large: up to 128.  wide: up to 192, as of three
-    heads at once.  widest: more.
-    """
-    if groups > 1 and min(channels, outputs) < 16:
-        return "grouped"
-    if outputs <= 32:
-        return "narrow"
-    if kind == "correlate" and -(-pixels // 128) * -(-outputs // 128) * groups < BLOCKS // 2:
-        return "small"
-    classes = {64: "medium", 128: "large", 192: "wide"}
-    return next((name for most, name in classes.items() if outputs <= most), "widest")
-
-
-@functools.cache
-def table() -> dict:
-    """Return the table of the package: {"measured_on": device or None, "choices": {"PRECISION KIND CLASS": ...}}."""
-    return json.loads(TABLE.read_text(encoding="utf-8"))
-
-
-def choose(
-    kind: str, precision: str, groups: int, channels: int, outputs: int, pixels: int, gpu: GPU | None = None
-) -> Choice:
-    """Return the table's choice for this shape, or the rung that MINICENTERNET_CUDA_CONV names where it can be used.
-
-    kind: "correlate" (forward pass and input gradient) or "dweight"; the rest as in `shape_class`.  gpu: which has to
-    run it: where it cannot, another tile is taken.  None: any.
-    Raises InputError when the variable names no rung.
-    """
-    wanted = os.environ.get("MINICENTERNET_CUDA_CONV", "")
-    if wanted not in ("", *RUNGS):
-        raise InputError(
-            f"MINICENTERNET_CUDA_CONV is {wanted!r}; expected one of {', '.join(RUNGS)}, or leave it unset"
-        )
-    found = shape_class(kind, groups, channels, outputs, pixels)
-    rung, tile = table()["choices"][f"{precision} {kind} {found}"]
-    choice = Choice(rung, tuple(tile))
-    if wanted not in ("", choice.rung) and can(wanted, kind, precision, groups, channels, outputs):
-        choice = candidates(wanted, kind, found)[0]
-    if not can(choice.rung, kind, precision, groups, channels, outputs):
-        return Choice("naive")
-    if gpu is not None and not runs_on(gpu, kind, choice):
-        others = candidates(choice.rung, kind, found) + candidates("tensor_cores", kind, found)
-        return next(other for other in others if runs_on(gpu, kind, other))
-    return choice
-
-
-def _chosen(kind: str, precision: str, groups: int, channels: int, outputs: int, like: Array) -> Choice:
-    """Return the choice for the current GPU and a result with the pixels of `like`."""
-    shape = kind, precision, groups, channels, outputs, _pixels(like), current_gpu()
-    return _choice(os.environ.get("MINICENTERNET_CUDA_CONV"), BLOCKS, *shape)
-
-
-@functools.lru_cache(PLANS)
-def _choice(wanted: str | None, blocks: int, *shape) -> Choice:
-    """Return choose(*shape), which takes the host as long as a launch; wanted, blocks: what else it looks at."""
-    return choose(*shape)
-
-
-def shared_bytes(kind: str, choice: Choice) -> int:
-    """Return the bytes of dynamic shared memory that a block takes, the same in all precisions."""
-    if choice.rung not in ON_TENSOR_CORES:
-        return 0
-    bm, bn, bk, *_, stages = choice.tile
-    if choice.rung == "warpgroups":
-        return 4 * stages * (bm + bn) * bk
-    # BM + BN rows of BK words, 4 words longer for the banks; or BK of BM and BN words, 8 longer each.
-    return 4 * stages * ((bm + bn) * (bk + 4) if kind == "correlate" else bk * (bm + bn + 16))
-
-
-def runs_on(gpu: GPU, kind: str, choice: Choice) -> bool:
-    """Whether a GPU has the instructions of a rung, its compiler knows them, and its shared memory holds the tile."""
-    if choice.rung == "warpgroups" and not has_warpgroups(gpu):
-        return False
-    return shared_bytes(kind, choice) <= gpu.shared_memory
-
-
-def has_warpgroups(gpu: GPU) -> bool:
-    """Whether a GPU has wgmma and its compiler knows it."""
-    return gpu.compute_capability == HOPPER and gpu.compiler >= KNOWS_HOPPER
-
-
-def can(rung: str, kind: str, precision: str, groups: int, channels: int, outputs: int) -> bool:
-    """Whether a rung does this pass and precision and, in groups, numbers of channels that its copies can begin at.
-
-    What is allowed to be rounded to tf32 need not be.
-    """
-    if rung == "naive":
-        return True
-    itemsize = PRECISIONS[precision]
-    if rung in ("im2col", "tiled"):
-        return itemsize == 4
-    if rung == "warpgroups" and (kind, precision) == ("dweight", "tf32"):
-        return False  # wgmma does not transpose it
-    vector = 16 // itemsize
-    return precision != "float32" and (groups == 1 or channels % vector == outputs % vector == 0)
-
-
-def candidates(rung: str, kind: str, shape: str) -> list[Choice]:
-    """Return the choices of a rung for a shape class, the default first: one of the tiles meant for it."""
-    if rung not in TILES:
-        return [Choice(rung)]
-    tiles = TILES[rung][kind]
-    meant = tiles.get(shape, tiles["small"])
-    every = meant + [tile for some in tiles.values() for tile in some]
-    return [Choice(rung, tile) for tile in dict.fromkeys(every)]
 
 
 # --- what the kernels are given --------------------------------------------------------------------------------------
@@ -454,47 +262,6 @@ def _launch(rung: str, expression: str):
 
 def _helper(expression: str):
     return kernel("ops/conv2d_arrange.cu", f"conv2d_{expression}")
-
-
-def check_precision(x: Array, weight: Array, precision: str) -> None:
-    """Raise InputError when x's device does not have the precision, ValueError when it wants x and weight alike."""
-    on_cpu = get_xp(x, weight) is np
-    if on_cpu and precision != "float32":
-        raise InputError(f"precision {precision} is of GPUs; on the CPU there is float32, the default")
-    if not on_cpu:
-        check_tensor_cores(precision)
-    if x.dtype != weight.dtype and precision in ("float32", "tf32"):
-        raise ValueError(f"a convolution needs one dtype, got x {x.dtype} and weight {weight.dtype}")
-
-
-def check_tensor_cores(precision: str) -> None:
-    """Raise InputError when the current GPU is too old for the precision: its kernels copy with cp.async."""
-    if precision != "float32" and current_gpu().compute_capability < (8, 0):
-        gpu, (major, minor) = current_gpu().name, current_gpu().compute_capability
-        raise InputError(
-            f"precision {precision} needs compute capability 8.0, and this GPU, {gpu}, has {major}.{minor}; use float32"
-        )
-
-
-def storage(precision: str) -> np.dtype:
-    """Return the dtype in which arrays of a precision are stored.  Raises InputError for an unknown precision."""
-    if precision not in PRECISIONS:
-        raise InputError(f"precision is {precision!r}; expected one of {', '.join(PRECISIONS)}")
-    if precision == "bf16":
-        return _bfloat16()
-    return np.dtype(np.float16 if precision == "fp16" else np.float32)
-
-
-@functools.cache
-def _bfloat16() -> np.dtype:
-    if np.lib.NumpyVersion(np.__version__) < "2.1.2":  # with an older one CuPy does not know the type
-        raise InputError(
-            f'precision bf16 needs NumPy 2.1.2 or newer, and this is {np.__version__}: pip install "numpy>=2.1.2"'
-        )
-    try:
-        return np.dtype(importlib.import_module("ml_dtypes").bfloat16)
-    except ImportError:
-        raise InputError("precision bf16 needs the package ml_dtypes: pip install ml_dtypes") from None
 
 
 def _stored(array: Array, precision: str) -> Array:
@@ -662,19 +429,6 @@ def _split_weight_gradient(x: Array, dy: Array, geometry: Geometry, dweight: Arr
     )
 
 
-def depth_splits(choice: Choice, blocks: int, depth: int, itemsize: int) -> int:
-    """Return among how many blocks the depth of a correlation's tile is shared; a matter of shapes alone."""
-    step = choice.tile[2] * (4 // itemsize if choice.rung in ON_TENSOR_CORES else 1)
-    return max(1, min(BLOCKS // blocks, depth // step // LEAST_STEPS))
-
-
-def split_count(choice: Choice, outputs: int, depth: int, pixels: int, groups: int) -> int:
-    """Return into how many sums over shares of the pixels a weight gradient is cut; a matter of shapes alone."""
-    bm, bn, bk, *_ = choice.tile
-    blocks = -(-outputs // bm) * -(-depth // bn) * groups
-    return max(1, min(BLOCKS // blocks, -(-pixels // bk)))
-
-
 def _tile_kernel(kind: str, x: Array, choice: Choice):
     """Return the kernel of a tile, its threads and its bytes of dynamic shared memory."""
     expression, threads, shared = _tile(kind, x.dtype, choice)
@@ -702,101 +456,3 @@ def _padded(x: Array, channels: int, choice: Choice) -> tuple[Array, int]:
     wide = get_xp(x).empty((*x.shape[:3], padded), x.dtype)  # more than one group is not padded: see `can`
     _helper(f"pad_channels<{c_type(x.dtype)}>").each(wide.size // vector, x, wide, wide.size, channels, padded)
     return wide, padded
-
-
-# --- tuning ----------------------------------------------------------------------------------------------------------
-
-
-def tune(
-    layers: Iterable[tuple[tuple[int, ...], tuple[int, ...], Geometry]],
-    precisions: Iterable[str] = tuple(PRECISIONS),
-    path: Path | None = None,
-    timer: Callable[[Callable[[], object]], float] | None = None,
-    say: Callable[[str], None] = print,
-) -> dict:
-    """Time the candidates on the layers (shape of x, shape of weight, geometry); return the table of the fastest.
-
-    Of each precision, pass and shape class, the candidate that can do most layers, and of these the one with the
-    smallest sum of times, is taken; what no layer belongs to stays as it is.  im2col is timed to be beside the others,
-    but never taken, as a CUDA graph cannot hold cuBLAS; naive is timed where groups are small: elsewhere it is but what
-    `choose` falls back to.
-    path: where to write the table, as JSON, after each layer and precision.  timer: seconds that a call takes, measured
-    with CUDA events where None.  say: is told the times of each pass.
-    """
-    timer = timer or _seconds
-    cupy = get_xp(to_gpu(np.empty(0)))
-    device = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.runtime.getDevice())["name"].decode()
-    found = {"measured_on": device, "choices": dict(table()["choices"])}
-    times: dict[str, dict[Choice, list[float]]] = {}
-    for x_shape, weight_shape, geometry in layers:
-        for precision in precisions:
-            for kind, shape, call in passes(x_shape, weight_shape, geometry, precision):
-                name, of_pass = f"{precision} {kind} {shape[0]}", {}
-                for rung in RUNGS:
-                    if can(rung, kind, precision, *shape[1]) and (rung != "naive" or shape[0] == "grouped"):
-                        for choice in candidates(rung, kind, shape[0]):
-                            if runs_on(current_gpu(), kind, choice):
-                                of_pass[choice] = timer(functools.partial(call, choice=choice))
-                say(f"{name}, {x_shape} by {weight_shape}, ms: {_in_milliseconds(of_pass)}")
-                for choice, seconds in of_pass.items():
-                    if choice.rung != "im2col":
-                        times.setdefault(name, {}).setdefault(choice, []).append(seconds)
-            for name, of_class in times.items():
-                found["choices"][name] = min(of_class, key=lambda choice: _rank(of_class[choice]))
-            if path is not None:
-                _write(found, path)
-    return found
-
-
-def _rank(times: list[float]) -> tuple[int, float]:
-    return -len(times), sum(times)
-
-
-def _in_milliseconds(times: dict[Choice, float]) -> str:
-    figures = (f"{' '.join(map(str, (rung, *tile)))} {1000 * times[rung, tile]:.3f}" for rung, tile in times)
-    return ", ".join(figures) or "naive alone"
-
-
-def _write(found: dict, path: Path) -> None:
-    lines = ",\n".join(f"    {json.dumps(name)}: {json.dumps(choice)}" for name, choice in found["choices"].items())
-    text = f'{{\n  "measured_on": {json.dumps(found["measured_on"])},\n  "choices": {{\n{lines}\n  }}\n}}\n'
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def passes(
-    x_shape: tuple[int, ...], weight_shape: tuple[int, ...], geometry: Geometry, precision: str
-) -> Iterator[tuple[str, tuple[str, tuple[int, int, int]], Callable[..., Array]]]:
-    """Yield (kind, (shape class, (groups, channels, outputs)), call) for forward, input gradient and weight gradient.
-
-    call(choice=...) runs the pass on arrays made for it.
-    """
-    cupy = get_xp(to_gpu(np.empty(0)))
-    groups, outputs, channels = geometry.groups, weight_shape[0] // geometry.groups, weight_shape[1]
-    dtype, size = storage(precision), geometry.output_size(*x_shape[1:3], weight_shape[2:])
-
-    def numbers(shape: tuple[int, ...]) -> Array:  # unlike one another: equal ones are multiplied faster
-        return cupy.sin(cupy.arange(math.prod(shape), dtype="float32")).astype(dtype).reshape(shape)
-
-    x, weight, dy = map(numbers, (x_shape, weight_shape, (x_shape[0], *size, weight_shape[0])))
-    for kind, inputs, results, like, call in (
-        ("correlate", channels, outputs, dy, functools.partial(forward, x, weight, geometry)),
-        ("correlate", outputs, channels, x, functools.partial(input_gradient, dy, weight, x_shape[1:3], geometry)),
-        ("dweight", channels, outputs, dy, functools.partial(weight_gradient, x, dy, weight_shape[2:], geometry)),
-    ):
-        found = shape_class(kind, groups, inputs, results, _pixels(like))
-        yield kind, (found, (groups, inputs, results)), functools.partial(call, precision=precision)
-
-
-def _seconds(call: Callable[[], object], repeats: int = 10) -> float:
-    """Return the median time of a call on the GPU, after two that are not counted."""
-    cuda = get_xp(to_gpu(np.empty(0))).cuda
-    times = []
-    for _ in range(2 + repeats):
-        begin, end = cuda.Event(), cuda.Event()
-        begin.record()
-        call()
-        end.record()
-        end.synchronize()
-        times.append(cuda.get_elapsed_time(begin, end) / 1000)
-    return float(np.median(times[2:]))

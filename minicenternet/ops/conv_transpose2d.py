@@ -16,8 +16,8 @@ import functools
 from ..autograd import differentiable
 from ..strips import PLANS
 from .conv2d import forward, gradients_together, input_gradient, weight_gradient
-from .conv2d_cuda import check_precision
 from .geometry import Geometry, forward_correlation
+from .precisions import check_precision
 from .rectify import through_relu
 from .reduce import channel_sum
 

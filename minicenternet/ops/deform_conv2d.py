@@ -36,8 +36,8 @@ from ..backend import Array, beside, get_xp
 from ..strips import PLANS, WORTH_SHARING, cut
 from ..threads import parallel_for
 from . import deform_conv2d_cuda
-from .conv2d_cuda import check_precision
 from .geometry import Geometry
+from .precisions import check_precision
 from .reduce import channel_sum
 
 STRIP_BYTES = 1 << 20  # columns of one strip

@@ -20,7 +20,7 @@ from on_gpu import nothing_read
 from minicenternet import CenterNet
 from minicenternet.autograd import Tensor
 from minicenternet.backend import current_gpu, to_cpu, to_gpu
-from minicenternet.ops import conv2d_cuda, deform_conv2d_cuda
+from minicenternet.ops import conv2d_choice, conv2d_cuda, deform_conv2d_cuda, precisions
 from minicenternet.ops.geometry import Geometry
 from minicenternet.optim import Adam
 
@@ -42,7 +42,7 @@ LAST_BIT = {"tf32": 2**-10, "fp16": 2**-10, "bf16": 2**-7}  # which a loss may b
 
 def convolution(cupy, precision: str) -> None:
     """Raise AssertionError unless all rungs and tiles do the three passes as the definition does in float64."""
-    dtype = conv2d_cuda.storage(precision)
+    dtype = precisions.storage(precision)
     for kernel_size, size, channels, outputs, options in CONVOLUTIONS:
         geometry = Geometry.of(*({"stride": 1, "padding": 0, "dilation": 1, "groups": 1} | options).values())
         rng, groups = np.random.default_rng(0), geometry.groups
@@ -72,18 +72,18 @@ def convolution(cupy, precision: str) -> None:
                     _assert_near(ours, theirs, precision, f"{what}, {kernel_size}, {options}")
 
 
-def choices(kind: str, *shape) -> Iterator[conv2d_cuda.Choice]:
-    """Yield all that can do a pass here; shape: what else `conv2d_cuda.can` asks for."""
-    for rung in conv2d_cuda.RUNGS:
-        if conv2d_cuda.can(rung, kind, *shape):
-            for choice in conv2d_cuda.candidates(rung, kind, "small"):
-                if conv2d_cuda.runs_on(current_gpu(), kind, choice):
+def choices(kind: str, *shape) -> Iterator[conv2d_choice.Choice]:
+    """Yield all that can do a pass here; shape: what else `conv2d_choice.can` asks for."""
+    for rung in conv2d_choice.RUNGS:
+        if conv2d_choice.can(rung, kind, *shape):
+            for choice in conv2d_choice.candidates(rung, kind, "small"):
+                if conv2d_choice.runs_on(current_gpu(), kind, choice):
                     yield choice
 
 
 def deformable(cupy, precision: str) -> None:
     """Raise AssertionError unless the deformable convolution and its gradients are the definition's."""
-    dtype, geometry, rng = conv2d_cuda.storage(precision), Geometry.of(1, 1, 1, 1), np.random.default_rng(0)
+    dtype, geometry, rng = precisions.storage(precision), Geometry.of(1, 1, 1, 1), np.random.default_rng(0)
     offset = rng.integers(-2, 3, (2, 7, 6, 18)) + rng.integers(1, 8, (2, 7, 6, 18)) / 8
     others = [rng.standard_normal(shape) for shape in ((2, 7, 6, 5), (4, 5, 3, 3), (2, 7, 6, 4))]
     x, weight, dy, offset, mask = (

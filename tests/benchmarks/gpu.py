@@ -34,7 +34,7 @@ import correctness
 import side_cuda
 
 from minicenternet.backend import try_gpu
-from minicenternet.ops import conv2d_cuda
+from minicenternet.ops import conv2d_choice
 
 PYTORCH = "PyTorch"
 
@@ -325,15 +325,15 @@ def missing() -> str:
 def tune(plan: Plan, gpu) -> None:
     """Write the table of the fastest convolution kernels and say what changed in it."""
     side_cuda.compile_all(plan.workers)
-    before = conv2d_cuda.table()["choices"]
+    before = conv2d_choice.table()["choices"]
     options = plan.network(plan.batch)
-    found = side_cuda.tune(gpu, options, side_cuda.available(), conv2d_cuda.TABLE, say)
+    found = side_cuda.tune(gpu, options, side_cuda.available(), conv2d_choice.TABLE, say)
     rows = [
         (name, *(" ".join(map(str, (rung, *tile))) for rung, tile in (before[name], choice)))
         for name, choice in found["choices"].items()
         if list(before[name]) != [choice[0], list(choice[1])]
     ]
-    print(cpu.aligned(f"Changed in {conv2d_cuda.TABLE.name}", [("", "before", found["measured_on"]), *rows]))
+    print(cpu.aligned(f"Changed in {conv2d_choice.TABLE.name}", [("", "before", found["measured_on"]), *rows]))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -25,7 +25,8 @@ import gpu
 import side_cuda
 
 from minicenternet.backend import current_gpu
-from minicenternet.ops import conv2d_cuda
+from minicenternet.ops import conv2d_tuning
+from minicenternet.ops.conv2d_choice import ON_TENSOR_CORES, Choice, can, candidates, runs_on
 
 NETWORK = dict(backbone="resnet18", size=512, classes=80)
 STEPS, CALLS = 2, 3  # that are profiled: of a step, of a convolution
@@ -84,18 +85,18 @@ def profile_steps(clock, peer, batch: int, precision: str, say: Callable[[str], 
 
 def convolutions(
     layers: Sequence, precision: str, profiled: Callable[[Callable[[], object]], list[Launch]]
-) -> Iterator[tuple[str, dict[conv2d_cuda.Choice, float]]]:
+) -> Iterator[tuple[str, dict[Choice, float]]]:
     """Yield what each pass of each layer is, and the seconds of its kernels with every tile on tensor cores.
 
     What is done once for many calls, or by other kernels, is left out: weights arranged, channels padded.
     """
     for x_shape, weight_shape, geometry in layers:
-        passes = list(conv2d_cuda.passes(x_shape, weight_shape, geometry, precision))
+        passes = list(conv2d_tuning.passes(x_shape, weight_shape, geometry, precision))
         for which, (kind, (shape, channels), call) in zip(("forward", "dx", "dweight"), passes, strict=True):
             times = {}
-            rungs = [name for name in conv2d_cuda.ON_TENSOR_CORES if conv2d_cuda.can(name, kind, precision, *channels)]
-            for choice in (choice for name in rungs for choice in conv2d_cuda.candidates(name, kind, shape)):
-                if conv2d_cuda.runs_on(current_gpu(), kind, choice):
+            rungs = [name for name in ON_TENSOR_CORES if can(name, kind, precision, *channels)]
+            for choice in (choice for name in rungs for choice in candidates(name, kind, shape)):
+                if runs_on(current_gpu(), kind, choice):
                     run = partial(call, choice=choice)
                     run()
                     found = profiled(lambda run=run: [run() for _ in range(CALLS)])

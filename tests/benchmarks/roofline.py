@@ -28,7 +28,7 @@ from minicenternet import CenterNet  # noqa: E402
 from minicenternet.autograd import Tensor  # noqa: E402
 from minicenternet.nn import layers as nn  # noqa: E402
 from minicenternet.nn.module import Module, Parameter, watching  # noqa: E402
-from minicenternet.ops import conv2d_cuda  # noqa: E402
+from minicenternet.ops import conv2d_choice, precisions  # noqa: E402
 
 # NVIDIA, "H200 Tensor Core GPU" data sheet, SXM, without sparsity (where it quotes 989 and 1,979 teraFLOPS with it).
 BANDWIDTH = 4.8e12  # bytes a second, HBM3e
@@ -100,7 +100,7 @@ def run_layers(model: CenterNet) -> tuple[list[Run], list[int]]:
 
 def convolution(run: Run, batch: int, precision: str, fused: bool) -> Iterator[Work]:
     """Yield the kernels of a convolution and its gradients, transposed or not; fused: with statistics of its output."""
-    size, weight = conv2d_cuda.PRECISIONS[precision], run.layer.weight.size
+    size, weight = precisions.PRECISIONS[precision], run.layer.weight.size
     operations = 2 * batch * run.layer.multiply_adds(run.input_shape, run.output_shape)
     pixels, wide = {}, {}  # of the maps on both sides; their elements with channels as the tensor cores want them
     for side, shape in (("x", run.input_shape), ("y", run.output_shape)):
@@ -114,7 +114,7 @@ def convolution(run: Run, batch: int, precision: str, fused: bool) -> Iterator[W
             yield Work("conv2d_pad_channels", run.name, "channels padded", 0, moved)
 
     def correlate(kind: str, channels: tuple[int, int], source: str, result: int, statistics: bool) -> Iterator[Work]:
-        found = conv2d_cuda.choose("correlate", precision, run.layer.groups, *channels, result // channels[1])
+        found = conv2d_choice.choose("correlate", precision, run.layer.groups, *channels, result // channels[1])
         parts = 2 * -(-result // channels[1] // found.tile[0]) * channels[1] * 4 if statistics else 0
         yield Work("conv2d_arrange", run.name, "weights arranged", 0, weight * (4 + size))
         moved = (wide[source] + result + weight) * size + parts
@@ -130,8 +130,8 @@ def convolution(run: Run, batch: int, precision: str, fused: bool) -> Iterator[W
         yield from correlate("input gradient", (outputs, inputs), "y", pixels["x"] * inputs, False)
     few, many = run.layer.weight.shape[0], math.prod(run.layer.weight.shape[1:])
     seen = pixels["x" if isinstance(run.layer, nn.ConvTranspose2d) else "y"]
-    found = conv2d_cuda.choose("dweight", precision, run.layer.groups, run.layer.weight.shape[1], few, seen)
-    partial = conv2d_cuda.split_count(found, few, many, seen, 1) * weight * 4
+    found = conv2d_choice.choose("dweight", precision, run.layer.groups, run.layer.weight.shape[1], few, seen)
+    partial = conv2d_choice.split_count(found, few, many, seen, 1) * weight * 4
     moved = (wide["x"] + wide["y"]) * size + partial
     yield Work(f"conv2d_{found.rung}_dweight", run.name, "weight gradient", operations, moved)
     yield Work("conv2d_sum_splits", run.name, "splits summed", 0, partial + weight * 4)
@@ -141,7 +141,7 @@ def convolution(run: Run, batch: int, precision: str, fused: bool) -> Iterator[W
 
 def batch_norm(run: Run, batch: int, precision: str, fused: bool) -> Iterator[Work]:
     """Yield its kernels; fused: the statistics come from the convolution's epilogue."""
-    one = batch * math.prod(run.output_shape) * conv2d_cuda.PRECISIONS[precision]
+    one = batch * math.prod(run.output_shape) * precisions.PRECISIONS[precision]
     if not fused:
         yield Work("batch_norm_statistics", run.name, "batch norm", 0, one)
     yield Work("batch_norm_normalise", run.name, "batch norm", 0, (2 + run.residual) * one)
@@ -152,7 +152,7 @@ def batch_norm(run: Run, batch: int, precision: str, fused: bool) -> Iterator[Wo
 
 def step(model: CenterNet, batch: int, precision: str, fused: bool = False) -> list[Work]:
     """Return the kernels of one training step, forward, backward and Adam."""
-    size, works = conv2d_cuda.PRECISIONS[precision], []
+    size, works = precisions.PRECISIONS[precision], []
     runs, added = run_layers(model)
     for i, run in enumerate(runs):
         x, y = batch * math.prod(run.input_shape) * size, batch * math.prod(run.output_shape) * size

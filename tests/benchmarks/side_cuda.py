@@ -28,7 +28,7 @@ from minicenternet.autograd import Tensor, no_grad
 from minicenternet.backend import Array, current_gpu, kernel, to_gpu
 from minicenternet.errors import InputError
 from minicenternet.graph import Captured
-from minicenternet.ops import conv2d_cuda
+from minicenternet.ops import conv2d_choice, conv2d_cuda, conv2d_tuning, precisions
 from minicenternet.ops.geometry import Geometry
 from minicenternet.optim import Adam
 from minicenternet.points import targets_cuda
@@ -54,7 +54,7 @@ def compile_all(workers: int) -> dict[str, str]:
     CuPy keeps them on the disk: who asks for one later, in whichever process, reads it there.
     """
     every = [(file, expression) for file, expressions in INSTANTIATIONS.items() for expression in expressions]
-    wanted = [item for item in every if _architecture(item[0]) is None or conv2d_cuda.has_warpgroups(current_gpu())]
+    wanted = [item for item in every if _architecture(item[0]) is None or conv2d_choice.has_warpgroups(current_gpu())]
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         found = dict(zip((expression for _, expression in wanted), pool.map(_compile, wanted), strict=True))
     return {expression: wrong for expression, wrong in found.items() if wrong}
@@ -170,7 +170,7 @@ def targets_of(batch: int, size: int, classes: int) -> dict[str, Array]:
 
 def maps_of(size: int, batch: int, classes: int, precision: str) -> dict[str, Tensor]:
     """Return the maps of a batch, on the GPU: the same for every image."""
-    maps, dtype = inputs.maps(size // inputs.STRIDE, classes), conv2d_cuda.storage(precision)
+    maps, dtype = inputs.maps(size // inputs.STRIDE, classes), precisions.storage(precision)
     return {name: Tensor(to_gpu(np.repeat(array, batch, axis=0)).astype(dtype)) for name, array in maps.items()}
 
 
@@ -276,7 +276,7 @@ def ceiling(gpu: GPU, what: str, side: int, megabytes: int, repeats: int) -> flo
         amount, run = 2 * source.nbytes, partial(cupy.copyto, cupy.empty_like(source), source)
     else:
         numbers = np.random.default_rng(0).standard_normal((side, side), np.float32)
-        a = to_gpu(numbers.astype(conv2d_cuda.storage(what)))
+        a = to_gpu(numbers.astype(precisions.storage(what)))
         amount, run = 2 * side**3, partial(cupy.matmul, a, a, out=cupy.empty_like(a))
     with gpu.tf32_products() if what == "tf32" else nullcontext():
         run()
@@ -285,7 +285,7 @@ def ceiling(gpu: GPU, what: str, side: int, megabytes: int, repeats: int) -> flo
 
 def available() -> list[str]:
     """Return the precisions of the convolution that can be had: bf16 needs ml_dtypes."""
-    return [name for name in conv2d_cuda.PRECISIONS if name != "bf16" or importlib.util.find_spec("ml_dtypes")]
+    return [name for name in precisions.PRECISIONS if name != "bf16" or importlib.util.find_spec("ml_dtypes")]
 
 
 def work(backbone: str, size: int, batch: int, classes: int, precision: str) -> dict[str, float]:
@@ -316,7 +316,7 @@ def breakdown(gpu: GPU, options: dict, steps: int) -> list[dict]:
 
 
 def layers(backbone: str, size: int, batch: int, classes: int) -> list[tuple[tuple, tuple, Geometry]]:
-    """Return the convolutions that the network runs, each kind once, as conv2d_cuda.tune takes them.
+    """Return the convolutions that the network runs, each kind once, as conv2d_tuning.tune takes them.
 
     A transposed convolution is the adjoint of the convolution that makes its input of its output.
     """
@@ -358,4 +358,4 @@ def tune(gpu: GPU, options: dict, precisions: Sequence[str], path: Path, say: Ca
             return float(np.median([gpu.seconds(call) for _ in range(CALLS)]))
         return float(np.median([gpu.seconds(partial(several, {})) for _ in range(REPEATS)])) / CALLS
 
-    return conv2d_cuda.tune(layers(**options), precisions, path, seconds, say)
+    return conv2d_tuning.tune(layers(**options), precisions, path, seconds, say)

@@ -26,7 +26,8 @@ from on_gpu import nothing_read  # noqa: E402
 from minicenternet import CenterNet  # noqa: E402
 from minicenternet.autograd import Tensor  # noqa: E402
 from minicenternet.backend import current_gpu  # noqa: E402
-from minicenternet.ops import conv2d_cuda  # noqa: E402
+from minicenternet.ops import conv2d_choice, conv2d_cuda  # noqa: E402
+from minicenternet.ops.geometry import Geometry  # noqa: E402
 
 TINY = gpu.Plan(
     size=32, backbone="small", batch=2, classes=3, precisions=("float32", "bf16"), repetitions=2, seconds=0,
@@ -181,7 +182,7 @@ def test_every_job_runs_on_the_gpu_alone(cupy, precision):
             cupy.reset()
             run()
         launched = " ".join(launch.name for launch in cupy.launches)
-        on_tensor_cores = any(f"conv2d_{rung}_" in launched for rung in conv2d_cuda.ON_TENSOR_CORES)
+        on_tensor_cores = any(f"conv2d_{rung}_" in launched for rung in conv2d_choice.ON_TENSOR_CORES)
         assert on_tensor_cores == (precision != "float32")
         assert ("bfloat16" in launched) == (precision == "bf16")
         reads = cupy.host_reads
@@ -217,23 +218,23 @@ def test_the_layers_are_those_that_the_network_runs():
 
 
 def test_tuning_writes_the_fastest(clock, tmp_path, monkeypatch):
-    layer = (1, 6, 6, 4), (5, 4, 3, 3), conv2d_cuda.Geometry((1, 1), (1, 1), (1, 1), 1)
+    layer = (1, 6, 6, 4), (5, 4, 3, 3), Geometry((1, 1), (1, 1), (1, 1), 1)
     monkeypatch.setattr(side_cuda, "layers", lambda: [layer])
     path = tmp_path / "table.json"
     found = side_cuda.tune(clock, {}, ["float32"], path)
     assert json.loads(path.read_text())["measured_on"] == found["measured_on"] != ""
-    assert found["choices"].keys() == conv2d_cuda.table()["choices"].keys()
+    assert found["choices"].keys() == conv2d_choice.table()["choices"].keys()
 
 
 def test_the_command_to_tune_measures_nothing_and_says_what_changed(clock, tmp_path, monkeypatch, capsys):
-    layer = (1, 6, 6, 4), (5, 4, 3, 3), conv2d_cuda.Geometry((1, 1), (1, 1), (1, 1), 1)
+    layer = (1, 6, 6, 4), (5, 4, 3, 3), Geometry((1, 1), (1, 1), (1, 1), 1)
     monkeypatch.setattr(side_cuda, "layers", lambda **_: [layer])
     monkeypatch.setattr(side_cuda, "available", lambda: ["float32"])
     monkeypatch.setattr(side_cuda, "GPU", lambda: clock)
     times = iter(range(1000, 0, -1))  # the last one tried is the fastest
     monkeypatch.setattr(clock, "seconds", lambda run: (run(), next(times))[1])
-    conv2d_cuda.table()  # kept from here on
-    monkeypatch.setattr(conv2d_cuda, "TABLE", tmp_path / "table.json")
+    conv2d_choice.table()  # kept from here on
+    monkeypatch.setattr(conv2d_choice, "TABLE", tmp_path / "table.json")
     assert gpu.main(["--tune"]) == 0
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert "float32 correlate narrow tiled 128 32 16 4 4 tiled 128 128 16 8 8" in lines
@@ -293,12 +294,12 @@ def test_convolutions_are_checked(cupy, monkeypatch, precision):
         note(name, getattr(conv2d_cuda, name))
     correctness.convolution(cupy, precision)
     for name, kind in kinds.items():
-        every = {choice for rung in conv2d_cuda.RUNGS for choice in conv2d_cuda.candidates(rung, kind, "small")}
+        every = {choice for rung in conv2d_choice.RUNGS for choice in conv2d_choice.candidates(rung, kind, "small")}
         assert checked[name] == {
             choice
             for choice in every
-            if conv2d_cuda.can(choice.rung, kind, precision, 1, 20, 67)
-            and conv2d_cuda.runs_on(current_gpu(), kind, choice)
+            if conv2d_choice.can(choice.rung, kind, precision, 1, 20, 67)
+            and conv2d_choice.runs_on(current_gpu(), kind, choice)
         }
     monkeypatch.setattr(conv2d_cuda, "forward", lambda *a, right=conv2d_cuda.forward, **given: 1.5 * right(*a, **given))
     with pytest.raises(AssertionError, match="naive .*: off by 5.0e-01"):

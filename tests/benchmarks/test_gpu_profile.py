@@ -14,7 +14,7 @@ import gpu  # noqa: E402
 import gpu_profile  # noqa: E402
 from gpu_profile import Launch  # noqa: E402
 
-from minicenternet.ops import conv2d_cuda  # noqa: E402
+from minicenternet.ops import conv2d_choice  # noqa: E402
 from minicenternet.ops.geometry import Geometry  # noqa: E402
 
 LAYER = (2, 7, 7, 8), (40, 8, 3, 3), Geometry.of(1, 1, 1, 1)
@@ -36,7 +36,7 @@ def test_every_tile_of_every_pass_is_timed(cupy, monkeypatch, shared):
     """shared: the depth of a tile, among blocks that each take one step at least."""
     if not hasattr(cupy, "launches"):
         pytest.skip("CuPy itself does not list its launches")
-    monkeypatch.setattr(conv2d_cuda, "LEAST_STEPS", 1 if shared else 10**6)
+    monkeypatch.setattr(conv2d_choice, "LEAST_STEPS", 1 if shared else 10**6)
 
     def profiled(run):
         cupy.launches.clear()
@@ -47,8 +47,8 @@ def test_every_tile_of_every_pass_is_timed(cupy, monkeypatch, shared):
     assert [name.partition(":")[0] for name, _ in found][:3] == ["forward, small", "dx, narrow", "dweight, medium"]
     for name, times in found:
         kind = "dweight" if name.startswith("dweight") else "correlate"
-        rungs = ["tensor_cores"] if kind == "dweight" else conv2d_cuda.ON_TENSOR_CORES  # of tf32
-        tiles = {tile for rung in rungs for some in conv2d_cuda.TILES[rung][kind].values() for tile in some}
+        rungs = ["tensor_cores"] if kind == "dweight" else conv2d_choice.ON_TENSOR_CORES  # of tf32
+        tiles = {tile for rung in rungs for some in conv2d_choice.TILES[rung][kind].values() for tile in some}
         assert {choice.tile for choice in times} == tiles
         assert set(times.values()) == {1.0 if kind == "dweight" or shared else 0.5}  # with the sum of the splits
 

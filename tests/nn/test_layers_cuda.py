@@ -13,7 +13,7 @@ from minicenternet.graph import Captured
 from minicenternet.nn.folding import fold
 from minicenternet.nn.layers import BatchNorm2d, Conv2d, ConvTranspose2d, Sequential
 from minicenternet.nn.module import watching
-from minicenternet.ops import conv2d_cuda
+from minicenternet.ops import conv2d_choice
 
 TOLERANCE = 2e-5  # of the largest value: by how much what the epilogue finds and two passes find may differ
 
@@ -104,7 +104,7 @@ def test_a_graph_reads_kept_weights_and_keeps_none_of_its_own(cupy):
 
 
 def test_every_batch_norm_behind_a_convolution_is_spared_its_pass(cupy, monkeypatch):
-    monkeypatch.setattr(conv2d_cuda, "LEAST_STEPS", 10**6)  # else blocks share the sums of such small maps
+    monkeypatch.setattr(conv2d_choice, "LEAST_STEPS", 10**6)  # else blocks share the sums of such small maps
     backbone, spared, norms, made = BACKBONES["small"](np.random.default_rng(0)).to("cuda"), [], [], {}
 
     def note(layer, inputs, output):

@@ -5,7 +5,6 @@ order of float32 sums and, in 16 bits, the rounding of the result: a rung that r
 """
 
 import importlib
-import json
 import os
 import re
 import subprocess
@@ -16,11 +15,10 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 from cuda_on_cpu.instantiations import INSTANTIATIONS
-from on_gpu import elsewhere
+from on_gpu import RTX, elsewhere
 
 from minicenternet import backend
-from minicenternet.errors import InputError
-from minicenternet.ops import conv2d_cuda, conv_transpose2d
+from minicenternet.ops import conv2d_choice, conv2d_cuda, conv_transpose2d, precisions
 
 definition = importlib.import_module("minicenternet.ops.conv2d")  # the package's name conv2d is the op
 Geometry = definition.Geometry
@@ -110,10 +108,10 @@ class Layer:
         choices, self.rung = [], rung
         for kind in ("correlate", "dweight"):
             of_pass = "tensor_cores" if (rung, kind, self.precision) == ("warpgroups", "dweight", "tf32") else rung
-            if not conv2d_cuda.can(of_pass, kind, self.precision, groups, channels, outputs // groups):
+            if not conv2d_choice.can(of_pass, kind, self.precision, groups, channels, outputs // groups):
                 pytest.skip(f"the rule takes another rung: {rung} cannot do groups of {channels} channels")
-            choices.append(conv2d_cuda.candidates(of_pass, kind, tile)[0])
-            if not conv2d_cuda.runs_on(backend.current_gpu(), kind, choices[-1]):
+            choices.append(conv2d_choice.candidates(of_pass, kind, tile)[0])
+            if not conv2d_choice.runs_on(backend.current_gpu(), kind, choices[-1]):
                 pytest.skip(f"the rule takes another choice: the GPU has not what {choices[-1]} needs")
         return choices
 
@@ -180,14 +178,14 @@ def test_equals_the_definition(cupy, rung, precision, name):
     layer.check(layer.run(*layer.choices(rung)))
 
 
-@pytest.mark.parametrize("rung, precision", [on for on in ON if on[0] in conv2d_cuda.TILES])
+@pytest.mark.parametrize("rung, precision", [on for on in ON if on[0] in conv2d_choice.TILES])
 @pytest.mark.parametrize("tile", ["narrow", "medium", "wide", "large", "widest"])
 def test_other_tiles(cupy, rung, precision, tile):
     layer = Layer(cupy, precision, (3, 3), size=(15, 11), channels=36, outputs=40, padding=1)
     layer.check(layer.run(*layer.choices(rung, tile)))
 
 
-@pytest.mark.parametrize("precision", conv2d_cuda.PRECISIONS)
+@pytest.mark.parametrize("precision", precisions.PRECISIONS)
 @pytest.mark.parametrize("name", ["depth-wise", "groups", "stem", "3x3"])
 def test_the_rule_finds_a_rung_for_every_layer(cupy, precision, name):
     layer = Layer(cupy, precision, **CASES[name])
@@ -219,8 +217,8 @@ def test_bias_relu_and_statistics(cupy, monkeypatch, rung, precision, name, shar
 
     shared: the depth of a tile, among blocks that each take one step at least.
     """
-    monkeypatch.setattr(conv2d_cuda, "LEAST_STEPS", 1 if shared else 10**6)
-    if shared and rung not in conv2d_cuda.TILES:
+    monkeypatch.setattr(conv2d_choice, "LEAST_STEPS", 1 if shared else 10**6)
+    if shared and rung not in conv2d_choice.TILES:
         pytest.skip(f"{rung} has no tiles")
     layer = Layer(cupy, precision, **CASES[name] | (dict(channels=136, outputs=136) if shared else {}))
     choice, _ = layer.choices(rung)
@@ -244,7 +242,7 @@ def test_bias_relu_and_statistics(cupy, monkeypatch, rung, precision, name, shar
             if hasattr(cupy, "launches"):
                 assert any("finish_splits" in launch.name for launch in cupy.launches) == shared
             whole = not shared and (name != "stride above kernel" or call is conv2d_cuda.forward)
-            assert bool(found) == (rung in conv2d_cuda.TILES and whole)
+            assert bool(found) == (rung in conv2d_choice.TILES and whole)
             check_statistics(found, result)
 
 
@@ -298,7 +296,7 @@ def test_statistics_of_many_tiles(cupy, sizes):
 # --- weights that are kept from call to call -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rung", conv2d_cuda.RUNGS)
+@pytest.mark.parametrize("rung", conv2d_choice.RUNGS)
 @pytest.mark.parametrize("op", [definition.conv2d, conv_transpose2d])
 def test_a_weight_that_stays_is_arranged_once_for_each_form(cupy, op, rung, monkeypatch):
     """One dict serves maps of all sizes, all precisions, and even other strides and weights of other shapes."""
@@ -317,7 +315,7 @@ def test_a_weight_that_stays_is_arranged_once_for_each_form(cupy, op, rung, monk
                 assert kernels.keys() >= kept.keys() and all(kernels[key] is array for key, array in kept.items())
                 kept = dict(kernels)
     # float32, in which what the first two rungs read does not depend on the stride; rounded to tf32; float16
-    on_tensor_cores = dict.fromkeys(conv2d_cuda.ON_TENSOR_CORES, 3 + 3 + 3)
+    on_tensor_cores = dict.fromkeys(conv2d_choice.ON_TENSOR_CORES, 3 + 3 + 3)
     assert len(kept) == ({"naive": 2 + 2, "im2col": 2 + 3, "tiled": 3 + 3} | on_tensor_cores)[rung]
 
 
@@ -401,28 +399,9 @@ def test_im2col_takes_some_images_at_a_time(cupy, monkeypatch):
 @pytest.mark.parametrize("rung, precision", [("tiled", "float32"), ("tensor_cores", "tf32"), ("warpgroups", "bf16")])
 @pytest.mark.parametrize("blocks", [1, 7, 10**6])
 def test_a_weight_gradient_in_any_number_of_splits(cupy, rung, precision, blocks, monkeypatch):
-    monkeypatch.setattr(conv2d_cuda, "BLOCKS", blocks)
+    monkeypatch.setattr(conv2d_choice, "BLOCKS", blocks)
     layer = Layer(cupy, precision, **CASES["more than a tile"])
     layer.check(layer.run(*layer.choices(rung)))
-
-
-def test_few_tiles_share_their_depth():
-    small, wide = (
-        conv2d_cuda.Choice("tensor_cores", (64, 64, 32, 32, 32, 4)),
-        conv2d_cuda.Choice("tiled", (64, 64, 16, 4, 4)),
-    )
-    assert conv2d_cuda.depth_splits(small, 32, 9 * 512, itemsize=2) == 8  # 264 blocks, of 72 steps of 64 numbers
-    assert conv2d_cuda.depth_splits(small, 32, 9 * 512, itemsize=4) == 8
-    assert conv2d_cuda.depth_splits(small, 32, 9 * 64, itemsize=2) == 2  # of 9 steps
-    assert conv2d_cuda.depth_splits(small, 133, 9 * 512, itemsize=2) == 1
-    assert conv2d_cuda.depth_splits(wide, 1, 640, itemsize=4) == 10
-
-
-def test_a_weight_gradient_has_no_more_blocks_than_run_at_once():
-    tile = conv2d_cuda.Choice("tensor_cores", (128, 128, 32, 64, 64, 3))
-    assert conv2d_cuda.split_count(tile, 192, 2304, 10**6, groups=1) == 7  # of 36 blocks each: 252 of 264
-    assert conv2d_cuda.split_count(tile, 192, 2304, 70, groups=1) == 3  # shares of 32 pixels
-    assert conv2d_cuda.split_count(tile, 2048, 18432, 10**6, groups=1) == 1
 
 
 # --- faults are found, and without them the sanitizers find none -----------------------------------------------------
@@ -526,12 +505,12 @@ SMALLEST = (
 
 def correlate(cupy, rung):
     """A forward pass by one block."""
-    precision = "tf32" if rung in conv2d_cuda.ON_TENSOR_CORES else "float32"
+    precision = "tf32" if rung in conv2d_choice.ON_TENSOR_CORES else "float32"
     layer = Layer(cupy, precision, (3, 3), (9, 7), 1, channels=32, padding=1)
     x, weight, _ = layer.device()
     found = {}
     options = dict(precision=layer.precision, statistics=found, choice=layer.choices(rung)[0])
-    with patch.object(conv2d_cuda, "LEAST_STEPS", 10**6):
+    with patch.object(conv2d_choice, "LEAST_STEPS", 10**6):
         y = conv2d_cuda.forward(x, weight, layer.geometry, **options)
     wanted, *_ = layer.expected()
     assert_close(y, wanted, 1e-6)
@@ -573,14 +552,14 @@ def test_what_the_simulator_refuses_is_found(cupy, plant, name):
         correlate(cupy, rung)
 
 
-@pytest.mark.parametrize("rung, precision", [on for on in ON if on[0] in conv2d_cuda.TILES])
+@pytest.mark.parametrize("rung, precision", [on for on in ON if on[0] in conv2d_choice.TILES])
 def test_small_grids(cupy, rung, precision, monkeypatch, plant):
     """What the sanitizers run, with a fault where CONV2D_FAULT names one."""
     if "CONV2D_FAULT" in os.environ:
         fault = FAULTS_FOR_SANITIZERS[os.environ["CONV2D_FAULT"]]
         plant(*fault[:3])
         return correlate(cupy, fault[0])
-    monkeypatch.setattr(conv2d_cuda, "BLOCKS", 2)
+    monkeypatch.setattr(conv2d_choice, "BLOCKS", 2)
     layer = Layer(cupy, precision, (2, 3), size=(9, 7), batch=2, channels=16, stride=(1, 2), padding=1)
     statistics = {}, {}  # merged of several blocks and, of dx, of two phases
     found = layer.run(*layer.choices(rung), statistics)
@@ -625,115 +604,28 @@ def test_the_sanitizers_find_a_planted_fault(name):
     assert not well and report in output, output
 
 
-# --- the rule --------------------------------------------------------------------------------------------------------
-
-
-def test_the_table_has_a_choice_that_can_be_used_for_every_class():
-    choices = conv2d_cuda.table()["choices"]
-    names = [
-        f"{precision} {kind} {shape}"
-        for precision in conv2d_cuda.PRECISIONS
-        for kind in ("correlate", "dweight")
-        for shape in ("grouped", "narrow", "small", "medium", "wide", "large", "widest")
-        if (kind, shape) != ("dweight", "small")  # whose pixels are shared among blocks, however many there are
-    ]
-    assert list(choices) == names
-    for name, (rung, tile) in choices.items():
-        precision, kind, _ = name.split()
-        tiles = [list(tile) for some in conv2d_cuda.TILES.get(rung, {}).get(kind, {}).values() for tile in some]
-        assert tile in tiles if tiles else tile == []
-        assert conv2d_cuda.can(rung, kind, precision, 1, 64, 64)
-
-
-def test_shape_classes():
-    assert conv2d_cuda.shape_class("correlate", 64, 1, 1, 10**6) == "grouped"
-    assert conv2d_cuda.shape_class("correlate", 1, 64, 2, 10**6) == "narrow"
-    assert conv2d_cuda.shape_class("correlate", 1, 512, 512, 256) == "small"
-    assert conv2d_cuda.shape_class("correlate", 1, 64, 64, 32 * 128 * 128) == "medium"
-    assert conv2d_cuda.shape_class("correlate", 1, 64, 65, 32 * 128 * 128) == "large"
-    assert conv2d_cuda.shape_class("correlate", 1, 256, 192, 32 * 128 * 128) == "wide"
-    assert conv2d_cuda.shape_class("dweight", 1, 64, 64, 10**6) == "medium"
-    assert conv2d_cuda.shape_class("correlate", 1, 256, 193, 32 * 128 * 128) == "widest"
-    assert conv2d_cuda.shape_class("dweight", 1, 512, 128, 10**4) == "large"
-    assert conv2d_cuda.shape_class("dweight", 1, 512, 512, 10**4) == "widest"
-
-
-def test_the_variable_takes_a_rung_wherever_it_can(monkeypatch):
-    for rung in ("naive", "im2col", "tiled"):
-        monkeypatch.setenv("MINICENTERNET_CUDA_CONV", rung)
-        assert conv2d_cuda.choose("correlate", "float32", 1, 64, 64, 10**6).rung == rung
-    monkeypatch.setenv("MINICENTERNET_CUDA_CONV", "tensor_cores")
-    assert conv2d_cuda.choose("dweight", "tf32", 2, 8, 8, 10**6).rung == "tensor_cores"
-    assert conv2d_cuda.choose("dweight", "tf32", 2, 6, 8, 10**6).rung != "tensor_cores"  # copies of 4 numbers
-    assert conv2d_cuda.choose("dweight", "float32", 1, 64, 64, 10**6).rung == "tiled"
-    monkeypatch.setenv("MINICENTERNET_CUDA_CONV", "tiled")
-    assert conv2d_cuda.choose("correlate", "fp16", 1, 64, 64, 10**6).rung in conv2d_cuda.ON_TENSOR_CORES
-    monkeypatch.setenv("MINICENTERNET_CUDA_CONV", "warpgroups")
-    assert conv2d_cuda.choose("correlate", "tf32", 1, 64, 64, 10**6).rung == "warpgroups"
-    assert conv2d_cuda.choose("dweight", "bf16", 1, 64, 64, 10**6).rung == "warpgroups"
-    assert conv2d_cuda.choose("dweight", "tf32", 1, 64, 64, 10**6).rung == "tensor_cores"  # not transposed by wgmma
-    monkeypatch.setenv("MINICENTERNET_CUDA_CONV", "tensorcores")
-    message = "MINICENTERNET_CUDA_CONV is 'tensorcores'; expected one of naive, im2col, tiled, tensor_cores, warpgroups"
-    with pytest.raises(InputError, match=message):
-        conv2d_cuda.choose("correlate", "float32", 1, 64, 64, 10**6)
-
-
-def test_what_does_not_fit_is_named(cupy):
-    layer = Layer(cupy, "float32", (1, 1))
-    layer.precision = "float64"
-    with pytest.raises(InputError, match="precision is 'float64'; expected one of float32, tf32, bf16, fp16"):
-        conv2d_cuda.forward(cupy.asarray(layer.x), cupy.asarray(layer.weight), layer.geometry, precision="float64")
-
-
-@pytest.mark.parametrize(
-    "lacking, message",
-    [
-        (lambda patch: patch.setitem(sys.modules, "ml_dtypes", None), "the package ml_dtypes: pip install ml_dtypes"),
-        (lambda patch: patch.setattr(np, "__version__", "2.1.1"), "NumPy 2.1.2 or newer, and this is 2.1.1: pip inst"),
-    ],
-)
-def test_what_bf16_needs_is_named(cupy, monkeypatch, lacking, message):
-    layer = Layer(cupy, "float32", (1, 1))
-    conv2d_cuda._bfloat16.cache_clear()
-    lacking(monkeypatch)
-    with pytest.raises(InputError, match=f"precision bf16 needs {message}"):
-        conv2d_cuda.forward(cupy.asarray(layer.x), cupy.asarray(layer.weight), layer.geometry, precision="bf16")
+# --- tiles -----------------------------------------------------------------------------------------------------------
 
 
 def test_every_tile_fits_shared_memory(cupy):
     for precision in ("float32", "tf32", "fp16"):
         rung = "tiled" if precision == "float32" else "tensor_cores"
-        for kind, tiles in conv2d_cuda.TILES[rung].items():
+        for kind, tiles in conv2d_choice.TILES[rung].items():
             for tile in (tile for some in tiles.values() for tile in some):
                 x = cupy.zeros(1, dtype_of(precision))
-                _, threads, shared = conv2d_cuda._tile_kernel(kind, x, conv2d_cuda.Choice(rung, tile))
+                _, threads, shared = conv2d_cuda._tile_kernel(kind, x, conv2d_choice.Choice(rung, tile))
                 blocks = max(1, 8 // (threads // 32))  # so that 8 warps share one of an H200's processors, 227 KB
                 assert 64 <= threads <= 256 and blocks * shared <= 227 << 10
-    for kind, tiles in conv2d_cuda.TILES["warpgroups"].items():
+    for kind, tiles in conv2d_choice.TILES["warpgroups"].items():
         for tile in (tile for some in tiles.values() for tile in some):
-            choice = conv2d_cuda.Choice("warpgroups", tile)
+            choice = conv2d_choice.Choice("warpgroups", tile)
             _, threads, shared = conv2d_cuda._tile_kernel(kind, cupy.zeros(1, np.float16), choice)
             assert threads == 256 and shared <= 227 << 10
 
 
-@pytest.mark.parametrize("precision", ["tf32", "bf16", "fp16"])
-@pytest.mark.parametrize("op", [definition.conv2d, conv_transpose2d])
-def test_a_gpu_too_old_for_a_precision_is_named(cupy, another_gpu, op, precision):
-    another_gpu("75", 64 << 10)
-    x, weight = cupy.ones((1, 4, 4, 8), dtype_of(precision)), cupy.ones((8, 8, 1, 1), np.float32)
-    message = f"precision {precision} needs compute capability 8.0, and this GPU, stand-in, has 7.5; use float32"
-    with pytest.raises(InputError, match=message):
-        op.raw(x, weight, precision=precision)
-    y, _ = op.raw(cupy.ones((1, 4, 4, 8), np.float32), weight)
-    assert (y.get() == 8).all()
-
-
-RTX = 101376  # bytes of shared memory for a block of compute capability 8.6, 8.9 and 12.0: too few for large tiles
-
-
 @pytest.mark.parametrize("precision", ["tf32", "fp16", "bf16"])
 def test_a_gpu_with_less_shared_memory_takes_smaller_tiles(cupy, another_gpu, monkeypatch, precision):
-    monkeypatch.setattr(conv2d_cuda, "BLOCKS", 2)  # all but narrow shapes are large ones
+    monkeypatch.setattr(conv2d_choice, "BLOCKS", 2)  # all but narrow shapes are large ones
     layer = Layer(cupy, precision, (1, 1), size=(9, 15), channels=72, outputs=80)
     taken = []
     for shared_memory in (227 << 10, RTX):
@@ -744,102 +636,12 @@ def test_a_gpu_with_less_shared_memory_takes_smaller_tiles(cupy, another_gpu, mo
     assert RTX < taken[0] and taken[1] < RTX
 
 
-def test_on_every_gpu_with_tensor_cores_some_tile_fits():
-    gpu = backend.GPU("a GeForce RTX", (8, 9), RTX, (13, 0))
-    for precision in ("tf32", "bf16", "fp16"):
-        for kind in ("correlate", "dweight"):
-            for outputs, pixels in ((8, 10**6), (64, 100), (64, 10**6), (512, 10**6)):
-                choice = conv2d_cuda.choose(kind, precision, 1, 64, outputs, pixels, gpu)
-                assert choice.rung == "tensor_cores" and conv2d_cuda.shared_bytes(kind, choice) <= RTX
-
-
-def test_warpgroups_are_of_compute_capability_9_alone(monkeypatch):
-    """Neither older GPUs nor newer ones have wgmma, and an old compiler does not take it from CuPy."""
-    monkeypatch.setenv("MINICENTERNET_CUDA_CONV", "warpgroups")
-    for capability, compiler, rung in (
-        ((8, 0), (13, 0), "tensor_cores"),
-        ((9, 0), (12, 9), "warpgroups"),
-        ((9, 0), (12, 8), "tensor_cores"),
-        ((10, 0), (13, 0), "tensor_cores"),
-    ):
-        gpu = backend.GPU("a GPU", capability, 227 << 10, compiler)
-        assert conv2d_cuda.choose("correlate", "bf16", 1, 64, 256, 10**6, gpu).rung == rung
-
-
-LAYERS = [
-    ((2, 9, 9, 8), (64, 8, 3, 3), Geometry.of(1, 1, 1, 1)),
-    ((2, 9, 9, 8), (8, 1, 3, 3), Geometry.of(1, 1, 1, 8)),
-]
-
-
-def test_tuning_takes_the_fastest_of_all_candidates(cupy, monkeypatch, tmp_path):
-    """With a timer that calls nothing, and likes im2col, which no graph can hold."""
-    asked, said = [], []
-
-    def timer(call):
-        choice = call.keywords["choice"]
-        asked.append(choice)
-        return {"im2col": 0.001, "naive": 0.002}.get(choice.rung, 0.003 + (choice.tile[:1] == (64,)))
-
-    path = tmp_path / "table.json"
-    found = conv2d_cuda.tune(LAYERS, ["float32", "fp16"], path, timer, said.append)
-    assert {choice.rung for choice in asked} == set(conv2d_cuda.RUNGS)
-    for rung, tiles in conv2d_cuda.TILES.items():
-        assert {choice.tile for choice in asked if choice.rung == rung} == {
-            tile for kind in tiles.values() for some in kind.values() for tile in some
-        }
-    assert found["choices"]["float32 dweight medium"] == ("tiled", (32, 128, 16, 4, 8))
-    assert found["choices"]["fp16 correlate small"] == ("tensor_cores", (128, 32, 16, 32, 32, 4))
-    assert found["choices"]["float32 correlate grouped"] == found["choices"]["fp16 dweight grouped"] == ("naive", ())
-    assert len(said) == len(LAYERS) * 2 * 3
-    assert said[0].startswith(
-        "float32 correlate small, (2, 9, 9, 8) by (64, 8, 3, 3), ms: im2col 1.000, tiled 64 64 16 4 4 "
-    )
-    assert said[-1] == "fp16 dweight grouped, (2, 9, 9, 8) by (8, 1, 3, 3), ms: naive 2.000"
-    unmeasured = "tf32 correlate large"
-    assert found["choices"][unmeasured] == conv2d_cuda.table()["choices"][unmeasured]
-    written = json.loads(path.read_text(encoding="utf-8"))
-    assert written["measured_on"] == found["measured_on"]
-    assert written["choices"]["float32 dweight medium"] == ["tiled", [32, 128, 16, 4, 8]]
-    assert list(written["choices"]) == list(conv2d_cuda.table()["choices"])
-
-
-def test_tuning_that_is_killed_has_written_what_it_found(cupy, tmp_path):
-    def timer(call):
-        if call.keywords["precision"] == "tf32":
-            raise KeyboardInterrupt
-        return 3 - call.keywords["choice"].tile[0] / 64 if call.keywords["choice"].tile else 1
-
-    with pytest.raises(KeyboardInterrupt):
-        conv2d_cuda.tune(LAYERS[:1], ["float32", "tf32"], tmp_path / "table.json", timer, lambda text: None)
-    choices = json.loads((tmp_path / "table.json").read_text(encoding="utf-8"))["choices"]
-    assert choices["float32 correlate small"][1] in ([128, 32, 16, 4, 4], [128, 128, 16, 8, 8])
-    assert choices["tf32 correlate small"] == conv2d_cuda.table()["choices"]["tf32 correlate small"]
-    assert [file.name for file in tmp_path.iterdir()] == ["table.json"]
-
-
-def test_tuning_runs_what_it_times(cupy):
-    calls = []
-    conv2d_cuda.tune(LAYERS[1:], ["float32"], timer=lambda call: calls.append(call()) or len(calls), say=str)
-    candidates = 5  # naive, im2col and three tiles
-    shapes = [call.shape for call in calls]
-    assert shapes == [(2, 9, 9, 8)] * 2 * candidates + [(8, 1, 3, 3)] * candidates
-
-
-def test_tuning_leaves_out_what_does_not_fit(another_gpu):
-    another_gpu("89", RTX)
-    asked = []
-    conv2d_cuda.tune(LAYERS[:1], ["tf32"], timer=lambda call: asked.append(call.keywords["choice"]) or 1.0)
-    tiles = {choice.tile for choice in asked if choice.rung == "tensor_cores"}
-    assert tiles and not any(tile[:2] == (128, 128) for tile in tiles)
-
-
 @pytest.mark.parametrize("rung, precision", ON)
 def test_relu_lets_nan_through(cupy, rung, precision):
     """As the CPU's and PyTorch's: a NaN that became 0 would let a broken network go on in silence."""
     x, weight = (cupy.ones(shape, dtype_of(precision)) for shape in ((1, 4, 4, 8), (8, 8, 1, 1)))
     x[0, 1, 2, 0] = np.nan
-    choice = conv2d_cuda.candidates(rung, "correlate", "small")[0]
+    choice = conv2d_choice.candidates(rung, "correlate", "small")[0]
     y = conv2d_cuda.forward(x, weight, Geometry.of(1, 0, 1, 1), precision=precision, relu=True, choice=choice).get()
     assert np.isnan(y[0, 1, 2]).all() and np.count_nonzero(np.isnan(y)) == 8
     dx = conv2d_cuda.input_gradient(
