@@ -40,8 +40,8 @@ from .reduce import channel_sum
 
 STRIP_BYTES = 1 << 21  # columns of one strip: small enough for the caches, large enough for Python's overhead
 WEIGHT_PARTS = 8  # partial sums of a weight gradient, a fixed number so that the bits do not depend on the threads
-FOLDS = {(1, 1, 2): 1, (1, 1, 3): 1, (2, 1, 4): 2}  # of the windows (stride, step, taps) that Winograd can do
-LEAST_CHANNELS, LEAST_TILES = 16, 16  # below, Winograd does not pay
+WINOGRAD = {(1, 1, 2): (1, 64), (1, 1, 3): (1, 16), (2, 1, 4): (2, 64)}  # (stride, step, taps): fold, tiles that pay
+LEAST_CHANNELS = 16  # below, Winograd does not pay
 
 
 @differentiable
@@ -188,13 +188,13 @@ def folding(windows: tuple[Window, Window], groups: int, channels: int, shape: t
 
     channels: the fewer of inputs and outputs; shape (B, OH, OW, ...) of the output.  Winograd can do square kernels of
     2x2 and 3x3 without stride, dilation or groups, and 4x4 of stride 2, which is 2x2 on pixels of four. It pays where
-    there are channels enough to make its many small products worth while, and tiles enough to transform a weight for.
+    there are channels enough for its many small products, and tiles enough to transform a weight for: 2 taps save less.
     """
     (_, *rows), (_, *columns) = windows  # where they begin does not matter
-    fold = FOLDS.get(tuple(rows), 0) if groups == 1 and rows == columns else 0
+    fold, least_tiles = WINOGRAD.get(tuple(rows), (0, 0)) if groups == 1 and rows == columns else (0, 0)
     if not fold or wanted_method() in ("direct", "reference"):
         return 0
-    many = channels >= LEAST_CHANNELS and math.prod(winograd.tile_grid(shape)) >= LEAST_TILES
+    many = channels >= LEAST_CHANNELS and math.prod(winograd.tile_grid(shape)) >= least_tiles
     pays = many and min(shape[1:3]) >= winograd.TILE
     return fold if pays or wanted_method() == "winograd" else 0
 

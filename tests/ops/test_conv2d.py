@@ -347,6 +347,9 @@ def test_the_rule_that_picks_a_method(use_convolution):
     assert module.folding((stride_2, stride_2), 1, 64, (4, 32, 32)) == 2
     assert module.folding((plain, plain), 1, 8, (4, 32, 32)) == 0  # too few channels
     assert module.folding((plain, plain), 1, 64, (1, 12, 12)) == 0  # too few tiles
+    two_taps = plain._replace(taps=2)
+    for windows, fold in (((two_taps, two_taps), 1), ((stride_2, stride_2), 2)):  # which save less: 16 tiles, then 64
+        assert [module.folding(windows, 1, 64, (batch, 16, 16)) for batch in (1, 4)] == [0, fold]
     assert module.folding((plain, plain._replace(taps=2)), 1, 64, (4, 32, 32)) == 0  # not square
     for other in (plain._replace(stride=2), plain._replace(step=2), plain._replace(taps=5)):
         assert module.folding((other, other), 1, 64, (4, 32, 32)) == 0
