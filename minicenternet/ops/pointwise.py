@@ -117,10 +117,11 @@ def pow(a, b):
     """Return a ** b; a gradient for b needs a > 0."""
 
     def backward(dy):
-        da = unbroadcast(dy * b * a ** (b - 1), shape_of(a))
+        xp = get_xp(a, b)
+        slope = b * a ** (b - (b != 0))  # for b = 0 it is 0, at a = 0 too
+        da = unbroadcast(dy * slope, shape_of(a))
         if not hasattr(b, "shape"):  # a constant exponent, so that a may be negative
             return da, None
-        xp = get_xp(a, b)
         return da, unbroadcast(dy * a**b * xp.log(xp.asarray(a, dy.dtype)), b.shape)
 
     return a**b, backward

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import numpy as np
 
@@ -54,10 +55,13 @@ def sum(x, axis=None, keepdims=False):
 
 @differentiable
 def mean(x, axis=None, keepdims=False):
-    """Return the mean over the axes."""
+    """Return the mean over the axes.  Raises ValueError when there is nothing along them."""
     xp, shape = get_xp(x), x.shape
-    total = x.sum(axis, keepdims=keepdims)
-    y, share = xp.asarray(total / (x.size // total.size)), total.size / x.size
+    total, axes = x.sum(axis, keepdims=keepdims), axis if isinstance(axis, tuple) else (axis,)
+    count = x.size if axis is None else math.prod(shape[i] for i in axes)
+    if not count:
+        raise ValueError(f"mean: x of shape {shape} has no numbers along axis {axis}")
+    y, share = xp.asarray(total / count), 1 / count
 
     def backward(dy):
         return (xp.broadcast_to(_stretch(dy * share, axis, keepdims), shape),)

@@ -48,3 +48,10 @@ def test_equal_maxima_share_the_gradient(axis, expected):
     x = np.array([[5.0, 1.0, 5.0], [2.0, 5.0, 3.0]])
     y, backward = ops.max.raw(x, axis)
     assert backward(np.full(y.shape, 6.0))[0].tolist() == expected
+
+
+def test_a_mean_of_nothing_is_refused_and_of_no_rows_is_none():
+    assert ops.mean(np.zeros((0, 3)), 1).shape == (0,)
+    for axis in (None, 0, (0, 1)):
+        with pytest.raises(ValueError, match=r"mean: x of shape \(0, 3\) has no numbers along axis"):
+            ops.mean(np.zeros((0, 3)), axis)
