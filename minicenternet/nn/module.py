@@ -111,6 +111,7 @@ class Module(metaclass=_SealAfterInit):
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
         """Copy arrays into the parameters and buffers of the same names, converted to their dtype.
 
+        What layers keep of the weights before, see nn.folding, they forget.
         Raises InputError, and changes nothing, when a key is missing, unexpected, of another shape or no array of real
         numbers; the one message names them all.
         """
@@ -123,12 +124,21 @@ class Module(metaclass=_SealAfterInit):
             if key in state and state[key].shape != own[key].shape
         ]
         wrong += [
-            f"not real numbers: {key} is {state[key].dtype}" for key in state if state[key].dtype.kind in "cOSUMm"
+            f"no array of real numbers: {key} is {state[key].dtype}"
+            for key in state
+            if getattr(state[key].dtype, "kind", "O") in "cOSUMm"
         ]
         if wrong:
             raise InputError(f"the weights do not fit this {type(self).__name__}:\n  " + "\n  ".join(wrong))
         for key, array in own.items():
             array[...] = beside(array, state[key])
+        self._forget_kernels()
+
+    def _forget_kernels(self) -> None:
+        """Forget the transformed weights that layers of a folded network keep: the weights have changed."""
+        for _, module in self.named_modules():
+            if getattr(module, "kernels", None):
+                module.kernels.clear()
 
     def to(self, device: str) -> Module:
         """Move all parameters and buffers to a device ("cpu", "cuda" or "cuda:N") in place and return the module.
@@ -152,6 +162,7 @@ class Module(metaclass=_SealAfterInit):
                     value.data, value.grad = value.data.astype(dtype), None
                 elif getattr(getattr(value, "dtype", None), "kind", "") == "f":
                     vars(module)[name] = value.astype(dtype)
+        self._forget_kernels()
         return self
 
     def train(self, training: bool = True) -> Module:

@@ -205,6 +205,6 @@ def test_a_parameter_in_several_places_is_one_parameter_and_several_keys():
 def test_what_is_no_real_number_is_refused_and_nothing_changes(bad):
     layer = Conv2d(1, 2, 1, rng=np.random.default_rng(0))
     before = {key: array.copy() for key, array in layer.state_dict().items()}
-    with pytest.raises(InputError, match=f"  not real numbers: bias is {bad.dtype}"):
+    with pytest.raises(InputError, match=f"  no array of real numbers: bias is {bad.dtype}"):
         layer.load_state_dict({"weight": before["weight"] + 1, "bias": bad})
     assert all(np.array_equal(before[key], array) for key, array in layer.state_dict().items())
