@@ -68,7 +68,7 @@ class Tensor:
     data: float32 or float64 numpy or cupy array.  grad: None, or an array like data, filled by `backward` for the
     Tensors that nobody computed (parameters, inputs).  requires_grad: whether ops on it are recorded.
     statistics: None, or what whoever made it measured on the way, for the batch norm that follows.
-    Raises TypeError when gradients are asked of anything but float32 or float64.
+    Raises TypeError when gradients are asked of anything but float32 or float64, and for data that is a Tensor.
     """
 
     __slots__ = ("data", "grad", "node", "output", "requires_grad", "statistics")
@@ -77,8 +77,13 @@ class Tensor:
     def __init__(self, data: Array, requires_grad: bool = False):
         if not hasattr(data, "shape"):
             data = np.asarray(data, dtype=np.float32)
-        if requires_grad and data.dtype not in (np.float32, np.float64):
-            raise TypeError(f"gradients need float32 or float64, got {data.dtype}; convert with .astype('float32')")
+        if isinstance(data, Tensor):
+            raise TypeError("the data of a Tensor is an array, got a Tensor; give its .data")
+        if requires_grad:
+            if data.dtype not in (np.float32, np.float64):
+                raise TypeError(f"gradients need float32 or float64, got {data.dtype}; convert with .astype('float32')")
+            if isinstance(data, np.generic):  # a number of NumPy's, which could not be updated in place
+                data = np.asarray(data)
         self.data = data
         self.grad: Array | None = None
         self.node: Node | None = None
@@ -125,9 +130,10 @@ class Tensor:
         """Add d(self)/d(leaf) to `.grad` of every leaf that asked for it; a scalar needs no `gradient` (1 is meant).
 
         ready: called with each leaf as soon as the pass is done with all its uses, while the rest is still to come.
-        Each closure is dropped after use, which frees activations while the pass runs.
-        Raises RuntimeError when nothing was recorded or when the graph was used before, ValueError when the
-        gradient's shape is not the Tensor's.
+        Each closure is dropped after use, which frees activations while the pass runs.  Every gradient gets the dtype
+        of its Tensor.
+        Raises RuntimeError when nothing was recorded or when the graph was used before, TypeError when `gradient` is
+        a Tensor, ValueError when its shape is not the Tensor's, or when an op's backward gives such a one.
         """
         if not self.requires_grad:
             raise RuntimeError("backward through a Tensor that was not recorded: no input had requires_grad=True")
@@ -137,6 +143,9 @@ class Tensor:
                     f"backward from shape {self.shape} needs a gradient of that shape; only scalars do not"
                 )
             gradient = get_xp(self.data).ones_like(self.data)
+        if isinstance(gradient, Tensor):
+            raise TypeError("the gradient that backward begins with is a Tensor; give an array, such as its .data")
+        gradient = get_xp(self.data).asarray(gradient, self.dtype)
         if gradient.shape != self.shape:
             raise ValueError(f"gradient has shape {gradient.shape}, expected {self.shape}")
         with one_blas_thread():
@@ -177,6 +186,13 @@ def _go_back(root: Tensor, gradient: Array, ready: Callable[[Tensor], None] | No
             tensors = _oldest_first([*tensors, *inputs])  # what was just made is the youngest, so that it comes next
         for parent, part in zip(inputs, backward(*parts), strict=False):
             if parent is not None and part is not None:
+                if part.shape != parent.shape:
+                    raise ValueError(
+                        f"the backward of {node.name} gave a gradient of shape {part.shape} for an argument of shape "
+                        f"{parent.shape}; it must return a tuple, for each argument a gradient of its shape or None"
+                    )
+                if part.dtype != parent.dtype:  # what was wider than the Tensor took part in the op, or came after it
+                    part = part.astype(parent.dtype)
                 key = id(parent)
                 if key in gradients:
                     gradients[key] = _sum(gradients[key], part, into_first=key in sums)

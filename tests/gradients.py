@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from minicenternet.autograd import Tensor
+from minicenternet.autograd import Node, Tensor
 from minicenternet.nn.module import Module
 
 STEP = 1e-5  # h: about the cube root of float64's rounding, where the errors of O(h²) and of rounding/h meet
@@ -70,7 +70,9 @@ def _check(call: Callable[[], Tensor], leaves: dict[str, Tensor], tolerance: flo
     def gradients(dy: np.ndarray) -> dict[str, np.ndarray]:
         for leaf in leaves.values():
             leaf.grad = None
-        call().backward(dy)
+        y = call()
+        _watch_closures(y, {id(leaf): name for name, leaf in leaves.items()})
+        y.backward(dy)
         for name, leaf in leaves.items():
             assert leaf.grad is not None, f"{name} has no gradient"
         return {name: leaf.grad.copy() for name, leaf in leaves.items()}
@@ -92,9 +94,6 @@ def _check(call: Callable[[], Tensor], leaves: dict[str, Tensor], tolerance: flo
         assert np.array_equal(dy, untouched), "backward writes to dy"
         for name, leaf in leaves.items():
             assert np.array_equal(leaf.data, at[name]), f"the op writes to {name}"
-            gradient, data = found[name], at[name]
-            assert gradient.shape == data.shape, f"{name} has shape {data.shape}, its gradient {gradient.shape}"
-            assert gradient.dtype == data.dtype, f"{name} is {data.dtype}, its gradient {gradient.dtype}"
 
         directions = {name: rng.standard_normal(data.shape) for name, data in at.items()}
         for moved in [[name] for name in leaves] + [list(leaves)] * (len(leaves) > 1):
@@ -130,10 +129,38 @@ def _check(call: Callable[[], Tensor], leaves: dict[str, Tensor], tolerance: flo
         leaf.data = at[name].astype(np.float32)
     y = evaluate()
     assert y.dtype == np.float32, f"float32 arguments, but the result is {y.dtype}"
-    for name, gradient in gradients(dy.astype(np.float32)).items():
-        assert gradient.dtype == np.float32, f"{name} is float32, its gradient {gradient.dtype}"
+    gradients(dy.astype(np.float32))
     for name, leaf in leaves.items():
         leaf.data, leaf.grad = at[name], None
+
+
+def _watch_closures(y: Tensor, names: dict[int, str]) -> None:
+    """Let each op behind y assert the shapes and dtypes that its backward gives: the tape would convert the latter.
+
+    names: by the id of a Tensor.
+    """
+
+    def watch(node: Node) -> None:
+        backward, inputs = node.backward, node.inputs
+
+        def watched(*dy: np.ndarray) -> tuple:
+            parts = backward(*dy)
+            for x, dx in zip(inputs, parts, strict=False):
+                if x is not None and dx is not None:
+                    name = names.get(id(x), f"an argument of {node.name}")
+                    assert dx.shape == x.shape, f"{name} has shape {x.shape}, its gradient {dx.shape}"
+                    assert dx.dtype == x.dtype, f"{name} is {x.dtype}, its gradient {dx.dtype}"
+            return parts
+
+        node.backward = watched
+
+    seen, stack = set(), [y]
+    while stack:
+        tensor = stack.pop()
+        if tensor.node is not None and tensor.node not in seen:
+            seen.add(tensor.node)
+            watch(tensor.node)
+            stack += [parent for parent in tensor.node.inputs if parent is not None]
 
 
 def _argument_names(function: Callable, count: int) -> list[str]:

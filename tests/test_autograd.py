@@ -157,6 +157,47 @@ def test_a_gradient_of_another_shape_is_refused():
         (leaf(3) * 2).backward(np.ones(2))
 
 
+def test_a_tensor_as_the_first_gradient_is_refused():
+    with pytest.raises(TypeError, match="backward begins with is a Tensor; give an array, such as its .data"):
+        (leaf(3) * 2).backward(leaf(3))
+
+
+@pytest.mark.parametrize("gradients", [lambda dx: dx, lambda dx: (dx.sum(),), lambda dx: (dx[:1],)])
+def test_a_backward_of_another_shape_names_its_op(gradients):
+    """Where the comma of a tuple was forgotten, the rows of an array are taken for the gradients of the arguments."""
+
+    @differentiable
+    def twice(x):
+        return 2 * x, lambda dy: gradients(2 * dy)
+
+    with pytest.raises(ValueError, match=r"the backward of twice gave a gradient of shape \(.*\) for an argument of"):
+        twice(leaf(3)).sum().backward()
+
+
+def test_data_that_is_a_tensor_is_refused():
+    with pytest.raises(TypeError, match="the data of a Tensor is an array, got a Tensor; give its .data"):
+        Tensor(leaf(3))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_number_of_numpy_becomes_an_array_where_gradients_are_asked(dtype):
+    x = Tensor(dtype(1.5), requires_grad=True)
+    x.data[...] = 2
+    assert type(x.data) is np.ndarray and x.dtype == dtype and x.item() == 2
+
+
+@pytest.mark.parametrize("wide", [np.float64(0.5), np.full(3, 0.5), np.array([1, 2, 3])])
+@pytest.mark.parametrize("op", [ops.add, ops.sub, ops.mul, ops.div, ops.maximum])
+def test_a_gradient_has_the_dtype_of_its_tensor(op, wide):
+    """Although NumPy makes float64 of a float32 Tensor and float64 or integers."""
+    x = Tensor(np.array([1, -2, 4], np.float32), requires_grad=True)
+    y = op(x, wide)
+    y.sum().backward()
+    assert y.dtype == np.float64 and x.grad.dtype == np.float32
+    (x * 2).backward(np.array([1, 2, 3]))
+    assert x.grad.dtype == np.float32
+
+
 def test_only_a_scalar_needs_no_gradient():
     with pytest.raises(ValueError, match=r"backward from shape \(3,\) needs a gradient of that shape"):
         (leaf(3) * 2).backward()

@@ -6,7 +6,7 @@ import pytest
 from minicenternet import optim
 from minicenternet.errors import InputError
 from minicenternet.nn.layers import BatchNorm2d, Conv2d, Sequential
-from minicenternet.nn.module import Parameter
+from minicenternet.nn.module import Module, Parameter
 from minicenternet.optim import SGD, Adam, Average, clip_gradients, learning_rate
 
 SHAPES = {"weight": (4, 3, 3, 3), "bias": (4,), "scale": ()}
@@ -243,6 +243,28 @@ def test_clipping_of_a_shared_gradient_scales_it_once():
     clip_gradients([a, b], 1.0)
     np.testing.assert_allclose(a.grad, 1 / math.sqrt(6))
     np.testing.assert_allclose(b.grad, 1 / math.sqrt(6))
+
+
+def test_a_parameter_in_two_places_is_updated_and_clipped_once():
+    class Tied(Module):
+        def __init__(self):
+            self.encoder = Parameter(np.zeros(2))
+            self.decoder = self.encoder
+
+    tied = Tied()
+    tied.encoder.grad = np.array([3.0, 4.0])
+    assert clip_gradients(tied.parameters(), 1.0) == 5 and tied.encoder.grad.tolist() == pytest.approx([0.6, 0.8])
+    SGD(tied.named_parameters(), lr=1.0).step()
+    assert tied.encoder.data.tolist() == pytest.approx([-0.6, -0.8])
+
+
+def test_a_parameter_made_of_a_number_is_averaged():
+    module = Module.__new__(Module)
+    module.scale = Parameter(np.float32(1))
+    average = Average(module, 0.5)
+    module.scale.data[...] = 3
+    average.update(module)
+    assert average.arrays["scale"] == pytest.approx(1 + (1 - 2 / 11) * 2)
 
 
 def test_clipping_leaves_parameters_without_gradient_alone():

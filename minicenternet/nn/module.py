@@ -91,15 +91,18 @@ class Module(metaclass=_SealAfterInit):
                     yield (f"{path}.{name}" if path else name), value
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
-        """Yield (key, Parameter) in state_dict order."""
+        """Yield (key, Parameter) in state_dict order; one that stands in several places once, by its first key."""
+        seen = set()
         for key, value in self.named_state():
-            if isinstance(value, Parameter):
+            if isinstance(value, Parameter) and value not in seen:
+                seen.add(value)
                 yield key, value
 
     def parameters(self) -> list[Parameter]:
-        """Return all parameters in state_dict order."""
+        """Return all parameters in state_dict order, each once."""
         own = [value for value in vars(self).values() if isinstance(value, Parameter)]
-        return own + [parameter for _, child in self.children() for parameter in child.parameters()]
+        below = [parameter for _, child in self.children() for parameter in child.parameters()]
+        return list(dict.fromkeys(own + below))
 
     def state_dict(self) -> dict[str, Array]:
         """Return key -> array of all parameters and buffers: the module's own arrays, not copies."""
@@ -108,8 +111,9 @@ class Module(metaclass=_SealAfterInit):
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
         """Copy arrays into the parameters and buffers of the same names, converted to their dtype.
 
-        Raises InputError, and changes nothing, when a key is missing, unexpected or of another shape; the one message
-        names them all.
+        What layers keep of the weights before, see nn.folding, they forget.
+        Raises InputError, and changes nothing, when a key is missing, unexpected, of another shape or no array of real
+        numbers; the one message names them all.
         """
         own = self.state_dict()
         wrong = [f"missing: {key} {list(own[key].shape)}" for key in own if key not in state]
@@ -119,10 +123,22 @@ class Module(metaclass=_SealAfterInit):
             for key in own
             if key in state and state[key].shape != own[key].shape
         ]
+        wrong += [
+            f"no array of real numbers: {key} is {state[key].dtype}"
+            for key in state
+            if getattr(state[key].dtype, "kind", "O") in "cOSUMm"
+        ]
         if wrong:
             raise InputError(f"the weights do not fit this {type(self).__name__}:\n  " + "\n  ".join(wrong))
         for key, array in own.items():
             array[...] = beside(array, state[key])
+        self._forget_kernels()
+
+    def _forget_kernels(self) -> None:
+        """Forget the transformed weights that layers of a folded network keep: the weights have changed."""
+        for _, module in self.named_modules():
+            if getattr(module, "kernels", None):
+                module.kernels.clear()
 
     def to(self, device: str) -> Module:
         """Move all parameters and buffers to a device ("cpu", "cuda" or "cuda:N") in place and return the module.
@@ -146,6 +162,7 @@ class Module(metaclass=_SealAfterInit):
                     value.data, value.grad = value.data.astype(dtype), None
                 elif getattr(getattr(value, "dtype", None), "kind", "") == "f":
                     vars(module)[name] = value.astype(dtype)
+        self._forget_kernels()
         return self
 
     def train(self, training: bool = True) -> Module:

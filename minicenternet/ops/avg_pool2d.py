@@ -10,6 +10,7 @@ import numpy as np
 from ..autograd import differentiable
 from ..backend import get_xp
 from . import avg_pool2d_cuda
+from .max_pool2d import check_window
 
 
 def windows(size: int, stride: int, out_height: int, out_width: int):
@@ -25,11 +26,9 @@ def windows(size: int, stride: int, out_height: int, out_width: int):
 def avg_pool2d(x, *, size=2, stride=2, padding=0):
     """Return the mean over size x size windows, `stride` apart.
 
-    Raises ValueError when x is not (B, H, W, C), when the window exceeds the padded map, or when padding exceeds half
-    a window.
+    Raises ValueError as max_pool2d does.
     """
-    if x.ndim != 4 or 2 * padding > size or min(x.shape[1:3]) + 2 * padding < size:
-        raise ValueError(f"avg_pool2d: x {x.shape} does not fit size={size}, padding={padding} (at most size / 2)")
+    check_window("avg_pool2d", x, size, stride, padding)
     xp = get_xp(x)
     if xp is not np:
         return avg_pool2d_cuda.avg_pool2d(x, size=size, stride=stride, padding=padding)

@@ -60,7 +60,8 @@ def batch_norm(
     measured: on a GPU, {"mean", "variance"} of x where the convolution before has found them (see conv2d), which
     saves a pass over x; None or {}: it has not.
     batches: None, or a number () int64 that counts the batches while training, in place.
-    Raises ValueError when shapes do not fit, or when training on a single value per channel (its variance is 0).
+    y has x's dtype.  Raises ValueError when shapes do not fit, for integers, or when training on a single value per
+    channel (its variance is 0).
     """
     count = x.size // x.shape[-1]
     vectors = weight.shape, bias.shape, running_mean.shape, running_var.shape
@@ -71,6 +72,9 @@ def batch_norm(
             relu=relu, training=training, momentum=momentum, epsilon=epsilon, measured=measured, batches=batches,
             world=world,
         )  # fmt: skip
+    if x.dtype.kind != "f":
+        raise ValueError(f"batch_norm needs floating-point numbers, got {x.dtype}; convert with .astype('float32')")
+    weight, bias = weight.astype(x.dtype, copy=False), bias.astype(x.dtype, copy=False)
     if training:
         mean, variance = statistics(x)
         if world:

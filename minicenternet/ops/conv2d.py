@@ -295,7 +295,7 @@ def gradients_together(x: Array, dy: Array, weight: Array, plan: Correlation) ->
     """Return dx, the plan's correlation of dy, and dweight where one look at dy gives the two together, else None."""
     if get_xp(x, dy) is not np or wanted_method() == "reference":
         return None
-    piece = _in_one_piece(plan, dy.shape, x.shape, x.itemsize, WORTH_SHARING * STRIP_BYTES)
+    piece = _in_one_piece(plan, dy.shape, x.shape, dy.itemsize, WORTH_SHARING * STRIP_BYTES)
     if piece is not None:
         return piece.gradients(x, dy, weight)
     fold = folding(plan.windows, plan.groups, min(x.shape[3], dy.shape[3]), x.shape)

@@ -17,7 +17,8 @@ from . import gather_points_cuda
 def gather_points(x, index):
     """Return the values of x (B, H, W, C) at the flat cells index (B, M), integers in 0 .. H*W-1.
 
-    Raises ValueError when shapes or dtype do not fit (values of index on a GPU are not read back to check them).
+    Raises ValueError when shapes or dtype do not fit, IndexError for a cell outside of the map (values of index on a
+    GPU are not read back to check them).
     """
     if x.ndim != 4 or index.ndim != 2 or len(index) != len(x) or index.dtype.kind not in "iu":
         raise ValueError(
@@ -29,6 +30,8 @@ def gather_points(x, index):
         return gather_points_cuda.gather_points(x, index)
     shape, image = x.shape, xp.arange(len(x))[:, None]  # (B, 1), broadcast against index
     cells = (shape[0], shape[1] * shape[2], shape[3])
+    if index.size and not 0 <= index.min() <= index.max() < cells[1]:
+        raise IndexError(f"gather_points: the cells are {index.min()} to {index.max()}, expected 0 to {cells[1] - 1}")
 
     def backward(dy):
         dx = xp.zeros(cells, dy.dtype)

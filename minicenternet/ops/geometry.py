@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from operator import index
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +27,8 @@ class Geometry(NamedTuple):
 
     @classmethod
     def of(cls, stride, padding, dilation, groups) -> Geometry:
-        return cls(*map(_pair, (stride, padding, dilation)), groups)
+        """Each an integer or (rows, columns), groups an integer.  Raises TypeError and ValueError for anything else."""
+        return _checked(cls(*map(_pair, (stride, padding, dilation)), index(groups)))
 
     def output_size(self, height: int, width: int, kernel: tuple[int, int]) -> tuple[int, int]:
         """Return (OH, OW) of the forward convolution of an (height, width) map."""
@@ -38,7 +40,20 @@ class Geometry(NamedTuple):
 
 
 def _pair(value) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else tuple(value)
+    return tuple(map(index, value)) if isinstance(value, (tuple, list)) else (index(value),) * 2
+
+
+@functools.lru_cache(PLANS)
+def _checked(geometry: Geometry) -> Geometry:
+    """Return the geometry.  Raises ValueError when there is no such convolution."""
+    stride, padding, dilation, groups = geometry
+    two_each = len(stride) == len(padding) == len(dilation) == 2
+    if not two_each or min(*stride, *dilation, groups) < 1 or min(padding) < 0:
+        raise ValueError(
+            f"a convolution cannot have stride {stride}, padding {padding}, dilation {dilation} and groups={groups}; "
+            "each is of (rows, columns), padding at least 0, the others at least 1"
+        )
+    return geometry
 
 
 PLAIN = Geometry((1, 1), (0, 0), (1, 1), 1)

@@ -14,7 +14,7 @@ import functools
 import numpy as np
 
 from ..autograd import differentiable
-from ..backend import get_xp
+from ..backend import Array, get_xp
 from ..memory import empty
 from ..strips import BLOCK, PLANS, Strip, strips
 from ..threads import parallel_for
@@ -25,11 +25,11 @@ from . import max_pool2d_cuda
 def max_pool2d(x, *, size=3, stride=2, padding=1):
     """Return the maximum over size x size windows, `stride` apart.
 
-    Raises ValueError when x is not (B, H, W, C), when the window exceeds the padded map, or when padding exceeds half
-    a window (a window could then lie in the border alone).
+    Raises ValueError when x is not (B, H, W, C) or holds integers, when size or stride is below 1, when the window
+    exceeds the padded map, or when padding is below 0 or exceeds half a window (a window could then lie in the border
+    alone).
     """
-    if x.ndim != 4 or 2 * padding > size or min(x.shape[1:3]) + 2 * padding < size:
-        raise ValueError(f"max_pool2d: x {x.shape} does not fit size={size}, padding={padding} (at most size / 2)")
+    check_window("max_pool2d", x, size, stride, padding)
     if get_xp(x) is not np:
         return max_pool2d_cuda.max_pool2d(x, size=size, stride=stride, padding=padding)
     batch, height, width, channels = x.shape
@@ -77,6 +77,16 @@ def max_pool2d(x, *, size=3, stride=2, padding=1):
 
     parallel_for(forward, strips((batch, out_height, out_width), channels, BLOCK))
     return y, backward
+
+
+def check_window(name: str, x: Array, size: int, stride: int, padding: int) -> None:
+    """Raise ValueError when an op of that name cannot pool x so."""
+    if x.ndim != 4 or not 0 <= 2 * padding <= size or min(x.shape[1:3]) + 2 * padding < size:
+        raise ValueError(f"{name}: x {x.shape} does not fit size={size}, padding={padding} (at most size / 2)")
+    if min(size, stride) < 1:
+        raise ValueError(f"{name}: got size={size} and stride={stride}, expected at least 1")
+    if x.dtype.kind in "biu":
+        raise ValueError(f"{name} needs floating-point numbers, got {x.dtype}; convert with .astype('float32')")
 
 
 @functools.lru_cache(PLANS)

@@ -20,6 +20,7 @@ from ..memory import empty
 from ..strips import BLOCK
 from ..threads import parallel_for
 from . import pointwise_cuda
+from .reduce import total
 
 
 def in_blocks(formula: Callable[..., Array], *arrays: Array) -> Array:
@@ -57,7 +58,8 @@ def unbroadcast(gradient: Array, shape: tuple[int, ...] | None) -> Array | None:
         return gradient
     extra = gradient.ndim - len(shape)
     stretched = tuple(i + extra for i, n in enumerate(shape) if n == 1 and gradient.shape[i + extra] != 1)
-    return gradient.sum(tuple(range(extra)) + stretched, keepdims=True).reshape(shape)
+    reduced = total(gradient, tuple(range(extra)) + stretched, keepdims=True)
+    return reduced.reshape(shape).astype(gradient.dtype, copy=False)
 
 
 def shape_of(x: Array) -> tuple[int, ...] | None:
@@ -117,10 +119,11 @@ def pow(a, b):
     """Return a ** b; a gradient for b needs a > 0."""
 
     def backward(dy):
-        da = unbroadcast(dy * b * a ** (b - 1), shape_of(a))
+        xp = get_xp(a, b)
+        slope = b * a ** (b - (b != 0))  # for b = 0 it is 0, at a = 0 too
+        da = unbroadcast(dy * slope, shape_of(a))
         if not hasattr(b, "shape"):  # a constant exponent, so that a may be negative
             return da, None
-        xp = get_xp(a, b)
         return da, unbroadcast(dy * a**b * xp.log(xp.asarray(a, dy.dtype)), b.shape)
 
     return a**b, backward

@@ -70,13 +70,15 @@ def _tiles(matrix: np.ndarray) -> list[tuple[slice, slice]]:
 def upsample2d(x, *, factor=2, mode="nearest"):
     """Return x enlarged `factor` times in both directions, mode "nearest" or "bilinear".
 
-    Raises ValueError for another mode, a factor below 1 or an x that is not (B, H, W, C).
+    Raises ValueError for another mode, a factor below 1, an x that is not (B, H, W, C), or one of integers.
     """
     if x.ndim != 4 or not isinstance(factor, int) or factor < 1 or mode not in ("nearest", "bilinear"):
         raise ValueError(
             f"upsample2d needs x (B, H, W, C), a whole factor and mode 'nearest' or 'bilinear', "
             f"got {x.shape}, {factor!r}, {mode!r}"
         )
+    if x.dtype.kind in "biu":
+        raise ValueError(f"upsample2d needs floating-point numbers, got {x.dtype}; convert with .astype('float32')")
     if get_xp(x) is not np:
         return upsample2d_cuda.upsample2d(x, factor=factor, mode=mode)
     return _nearest(x, factor) if mode == "nearest" else _bilinear(x, factor)

@@ -63,10 +63,12 @@ def top_k(heatmap: Array, k: int = 100) -> TopK:
     """Return the k largest numbers over all cells and classes of each image, equal ones in the order of y, x, label.
 
     heatmap: (B, H, W, C), numpy or cupy; where it holds fewer than k numbers, all are returned.
-    Raises InputError when k is less than 1 or the heatmap holds NaN.
+    Raises InputError when k is less than 1, or when the heatmap holds NaN or integers.
     """
     if heatmap.ndim != 4 or k < 1:
         raise InputError(f"top_k needs a heatmap (B, H, W, C) and k of at least 1, got {heatmap.shape} and k={k}")
+    if heatmap.dtype.kind in "biu":
+        raise InputError(f"a heatmap has floating-point numbers, got {heatmap.dtype}; convert with .astype('float32')")
     xp = get_xp(heatmap)
     if xp is not np:
         return TopK(*decode_cuda.top_k(heatmap, k, only_peaks=False))
@@ -107,7 +109,7 @@ def best_peaks(heatmap: Array, k: int = 100, score: Callable[[Array], Array] = _
     heatmap: (B, H, W, C), numpy or cupy.  score: a rising point-wise function that makes probabilities of its numbers,
     `sigmoid` for logits.  Raises InputError as peaks and top_k do.
     """
-    if get_xp(heatmap) is not np or heatmap.ndim != 4 or k < 1:
+    if get_xp(heatmap) is not np or heatmap.ndim != 4 or k < 1 or heatmap.dtype.kind != "f" or not heatmap.size:
         return top_k(peaks(score(heatmap)), k)
     heatmap = np.ascontiguousarray(heatmap)  # so that its groups of cells are views
     batch, height, width, classes = heatmap.shape
@@ -213,6 +215,7 @@ def nms(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray | None = None,
     Returns the indices kept, int64, best first; of equal scores the lowest index first.
     """
     labels = np.zeros(len(boxes), np.int64) if labels is None else labels
+    boxes, scores = _wide_enough(boxes), _wide_enough(scores)
     remaining = np.argsort(-scores, kind="stable")
     kept = []
     while len(remaining):
@@ -241,7 +244,7 @@ def soft_nms(
     Source: Bodla et al. 2017; the released code merges scales by it, with plus_one=True.
     """
     labels = np.zeros(len(boxes), np.int64) if labels is None else labels
-    scores = np.array(scores, dtype=np.float64)
+    boxes, scores = _wide_enough(boxes), np.array(scores, dtype=np.float64)
     remaining = np.flatnonzero(scores >= floor)
     kept = []
     while len(remaining):
@@ -253,6 +256,11 @@ def soft_nms(
         remaining = remaining[scores[remaining] >= floor]
     kept = np.array(kept, dtype=np.int64)
     return kept, scores[kept].astype(np.float32)
+
+
+def _wide_enough(numbers: np.ndarray) -> np.ndarray:
+    """Return float32 or float64: areas overflow float16, and differences unsigned integers."""
+    return np.asarray(numbers, np.result_type(numbers, np.float32))
 
 
 def _overlap(box: np.ndarray, others: np.ndarray, more: float = 0) -> np.ndarray:

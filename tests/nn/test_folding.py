@@ -221,3 +221,18 @@ def test_gradients_of_add_relu(relu):
     x, residual = np.random.default_rng(0).standard_normal((2, 2, 3, 4, 5))
     gradients.check(lambda x, residual: add_relu(ops.mul(x, 2), residual, relu=relu), x, residual)
     gradients.check(lambda x: add_relu(ops.mul(x, 2), relu=relu), x)
+
+
+def test_a_folded_network_forgets_what_it_kept_of_weights_that_changed():
+    rng = np.random.default_rng(0)
+    network = Sequential(Conv2d(16, 16, 3, padding=1, rng=rng), BatchNorm2d(16), Conv2d(16, 4, 1, rng=rng))
+    x = image(1, 20, 20, 16, dtype=np.float32)
+    fold(network, x.data)
+    before = network(x).data
+    network.load_state_dict({key: -2 * array for key, array in network.state_dict().items()})
+    fresh = Sequential(Conv2d(16, 16, 3, padding=1), Conv2d(16, 4, 1))
+    fresh.load_state_dict({key.replace("2.", "1."): array for key, array in network.state_dict().items()})
+    np.testing.assert_allclose(network(x).data, fresh(x).data, rtol=1e-4, atol=1e-4)
+    assert np.abs(network(x).data - before).max() > 0.1
+    wide = Tensor(x.data.astype(np.float64))
+    assert np.abs(network.astype(np.float64)(wide).data - fresh.astype(np.float64)(wide).data).max() < 1e-12

@@ -182,3 +182,29 @@ def test_nan_in_one_of_several_maps_is_found():
 
     assert first_nonfinite(Heads(), Tensor(np.ones(2))) is None
     assert "Heads is the first layer" in first_nonfinite(Heads(), Tensor(np.zeros(2))).replace(" (Heads)", "")
+
+
+class Tied(Module):
+    """One Parameter and one layer, each under two names."""
+
+    def __init__(self):
+        self.encoder = Parameter(np.ones(3, np.float32))
+        self.decoder = self.encoder
+        self.conv = Conv2d(1, 1, 1, rng=np.random.default_rng(0))
+        self.again = Sequential(self.conv)
+
+
+def test_a_parameter_in_several_places_is_one_parameter_and_several_keys():
+    tied = Tied()
+    assert [key for key, _ in tied.named_parameters()] == ["encoder", "conv.weight", "conv.bias"]
+    assert tied.parameters() == [tied.encoder, tied.conv.weight, tied.conv.bias]
+    assert {"encoder", "decoder", "conv.bias", "again.0.bias"} < tied.state_dict().keys()
+
+
+@pytest.mark.parametrize("bad", [np.array(["a", "b"]), np.array([1j, 2]), np.array([None, 1])])
+def test_what_is_no_real_number_is_refused_and_nothing_changes(bad):
+    layer = Conv2d(1, 2, 1, rng=np.random.default_rng(0))
+    before = {key: array.copy() for key, array in layer.state_dict().items()}
+    with pytest.raises(InputError, match=f"  no array of real numbers: bias is {bad.dtype}"):
+        layer.load_state_dict({"weight": before["weight"] + 1, "bias": bad})
+    assert all(np.array_equal(before[key], array) for key, array in layer.state_dict().items())

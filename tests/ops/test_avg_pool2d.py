@@ -42,3 +42,14 @@ def test_equals_pytorch(torch, shape, options):
 def test_what_does_not_fit_is_named(shape, options):
     with pytest.raises(ValueError, match=r"avg_pool2d: x \(.*\) does not fit size="):
         avg_pool2d(np.zeros(shape), **options)
+
+
+@pytest.mark.parametrize("options", [dict(stride=0), dict(stride=-1), dict(size=0, padding=0)])
+def test_sizes_below_one_are_refused(options):
+    with pytest.raises(ValueError, match="avg_pool2d: got size=.*, expected at least 1"):
+        avg_pool2d(np.zeros((1, 4, 4, 1)), **options)
+
+
+def test_integers_are_refused():
+    with pytest.raises(ValueError, match="avg_pool2d needs floating-point numbers, got int64"):
+        avg_pool2d(np.zeros((1, 4, 4, 1), np.int64))

@@ -222,3 +222,19 @@ def test_a_cotangent_of_another_dtype_is_taken():
         batch_norm(x, *arguments[1:], training=True).backward(cotangent)
         found.append(x.grad)
     np.testing.assert_allclose(*found, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("size", [4, 90])
+def test_the_output_has_the_dtype_of_x_for_maps_of_any_size(size, dtype, training):
+    x = np.random.default_rng(0).standard_normal((2, size, size, 3)).astype(dtype)
+    vectors = [np.full(3, value, np.float64 if dtype == np.float32 else np.float32) for value in (1, 0, 0, 1)]
+    y, backward = batch_norm.raw(x, *vectors, training=training)
+    assert y.dtype == backward(np.ones_like(y))[0].dtype == dtype
+
+
+@pytest.mark.parametrize("size", [4, 90])
+def test_integers_are_refused(size):
+    with pytest.raises(ValueError, match="batch_norm needs floating-point numbers, got int64"):
+        batch_norm.raw(np.ones((2, size, size, 1), np.int64), *np.ones((4, 1)))

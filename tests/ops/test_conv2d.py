@@ -430,6 +430,43 @@ def test_mixed_dtypes_are_refused():
         conv2d(np.zeros((1, 4, 4, 3), np.float32), np.zeros((2, 3, 1, 1)))
 
 
+@pytest.mark.parametrize("size", [6, 40])
+@pytest.mark.parametrize("op", [conv2d, conv_transpose2d])
+def test_a_wider_gradient_is_that_of_the_output(op, size):
+    """What comes after, such as a float64 number, may widen it; the maps in one piece must not misread its numbers."""
+    rng = np.random.default_rng(0)
+    x = Tensor(rng.standard_normal((2, size, size, 16)).astype(np.float32), requires_grad=True)
+    weight = Tensor(rng.standard_normal((16, 16, 3, 3)).astype(np.float32), requires_grad=True)
+    dy, found = rng.standard_normal(x.shape).astype(np.float32), []
+    for wide in (dy, dy.astype(np.float64)):
+        x.grad = weight.grad = None
+        (op(x, weight, padding=1) * wide).sum().backward()
+        found.append((x.grad, weight.grad))
+    for a, b in zip(*found, strict=True):
+        assert a.dtype == b.dtype == np.float32
+        np.testing.assert_array_equal(a, b)
+    dx, dweight, _ = op.raw(x.data, weight.data, padding=1)[1](dy.astype(np.float64))
+    np.testing.assert_allclose(dx, found[0][0], rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(dweight, found[0][1], rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize("op", [conv2d, conv_transpose2d])
+@pytest.mark.parametrize(
+    "options",
+    [{"stride": 0}, {"stride": (1, -1)}, {"dilation": 0}, {"padding": -1}, {"groups": 0}, {"stride": (1, 1, 1)}],
+)
+def test_a_geometry_that_makes_no_sense_is_named(op, options):
+    with pytest.raises(ValueError, match="a convolution cannot have stride"):
+        op(np.zeros((1, 4, 4, 2)), np.zeros((2, 2, 1, 1)), **options)
+
+
+@pytest.mark.parametrize("stride", [1.0, "same", (1, 1.5)])
+def test_a_stride_is_an_integer(stride):
+    with pytest.raises(TypeError, match="cannot be interpreted as an integer"):
+        conv2d(np.zeros((1, 4, 4, 2)), np.zeros((2, 2, 1, 1)), stride=stride)
+    assert conv2d(np.zeros((1, 4, 4, 2)), np.zeros((2, 2, 1, 1)), stride=np.int64(2)).shape == (1, 2, 2, 2)
+
+
 def test_a_tensor_given_by_keyword_is_refused():
     with pytest.raises(TypeError, match="bias"):
         conv2d(Tensor(np.zeros((1, 4, 4, 3))), np.zeros((2, 3, 1, 1)), bias=Tensor(np.zeros(2)))

@@ -50,6 +50,9 @@ def test_what_does_not_fit_is_named(x, index):
         gather_points(x, index)
 
 
-def test_a_cell_outside_of_the_map_raises():
-    with pytest.raises(IndexError):
-        gather_points(np.zeros((1, 3, 3, 1)), np.array([[9]]))
+@pytest.mark.parametrize("cell", [9, -1])
+def test_a_cell_outside_of_the_map_is_named(cell):
+    with pytest.raises(
+        IndexError, match=rf"gather_points: the cells are {min(cell, 4)} to {max(cell, 4)}, expected 0 to 8"
+    ):
+        gather_points(np.zeros((1, 3, 3, 1)), np.array([[4, cell]]))

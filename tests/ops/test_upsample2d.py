@@ -88,3 +88,9 @@ def test_the_weights_of_each_output_sum_to_one():
 def test_what_does_not_fit_is_named(shape, options):
     with pytest.raises(ValueError, match=r"upsample2d needs x \(B, H, W, C\), a whole factor and mode"):
         upsample2d(np.zeros(shape), **options)
+
+
+@pytest.mark.parametrize("mode", ["nearest", "bilinear"])
+def test_integers_are_refused(mode):
+    with pytest.raises(ValueError, match="upsample2d needs floating-point numbers, got uint8"):
+        upsample2d(np.zeros((1, 3, 4, 2), np.uint8), mode=mode)

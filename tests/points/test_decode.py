@@ -342,3 +342,30 @@ def test_suppression_of_nothing_and_of_boxes_without_area():
     points = np.zeros((2, 4), np.float32)
     assert nms(points, np.array([0.5, 0.6], np.float32)).tolist() == [1, 0]
     assert soft_nms(points, np.array([0.0005, 0.6], np.float32))[0].tolist() == [1]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.float16, np.float64])
+def test_suppression_of_boxes_and_scores_of_any_numbers(dtype):
+    """Differences would wrap around in unsigned integers, and areas overflow in float16."""
+    boxes = np.array([[0, 0, 10, 10], [200, 200, 210, 210], [201, 200, 211, 210]])
+    scores = np.array([0, 4, 5])
+    kept = nms(boxes.astype(dtype), scores.astype(dtype))
+    assert kept.tolist() == nms(boxes.astype(np.float32), scores.astype(np.float32)).tolist() == [2, 0]
+    found, expected = (soft_nms(boxes.astype(t), scores.astype(t) + 1) for t in (dtype, np.float32))
+    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_allclose(found[1], expected[1], rtol=1e-6)
+    large = np.array([[0, 0, 500, 500], [10, 10, 500, 500]], np.float16)
+    assert nms(large, np.array([0.9, 0.8])).tolist() == [0]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, bool])
+def test_a_heatmap_of_integers_is_refused(dtype):
+    heatmap = np.zeros((1, 4, 4, 2), dtype)
+    for find in (top_k, best_peaks):
+        with pytest.raises(InputError, match=f"a heatmap has floating-point numbers, got {np.dtype(dtype)}"):
+            find(heatmap, 3)
+
+
+def test_a_map_without_cells_has_no_objects():
+    maps = (np.zeros((2, 0, 4, channels), np.float32) for channels in (3, 2, 2))
+    assert [array.shape for array in decode(*maps, k=5)] == [(2, 0, 4), (2, 0), (2, 0)]
