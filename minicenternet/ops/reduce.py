@@ -13,9 +13,7 @@ from ..threads import one_blas_thread
 from . import reduce_cuda
 
 UNSHARED = 1 << 13  # numbers that OpenBLAS adds up on one thread without being held to it
-IN_A_ROW = (
-    1 << 12
-)  # float32 numbers that are added up one by one: of a million, the rounding would be up to 1 % of the sum
+IN_A_ROW = 1 << 12  # float32 numbers added up one by one: of a million, rounding would take up to 1 % of the sum
 
 
 def _stretch(reduced: Array, axis, keepdims: bool) -> Array:
