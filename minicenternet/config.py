@@ -289,6 +289,9 @@ class ExplainConfig:
     min_score: float = 0.3
     """Lowest score, from 0 to 1, of what is shown."""
 
+    def __post_init__(self):
+        _require(0 <= self.min_score <= 1, "min_score", self.min_score, "0 to 1")
+
 
 @dataclass(frozen=True)
 class RecipesConfig:

@@ -284,6 +284,7 @@ def test_an_unknown_verb_suggests_the_near_one(run, typed, words):
         ("train --optimiser adm", ["adm", "adam", "sgd"]),
         ("explain", ["The image file"]),
         ("explain a.png b.png", ["b.png"]),
+        ("explain a.png --min-score 7", ["--min-score is 7.0, expected 0 to 1"]),
     ],
 )
 def test_a_wrong_option_is_named_and_the_near_one_suggested(run, typed, words):
