@@ -24,11 +24,13 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import __version__
 from .config import (
+    PLACES,
     BenchConfig,
     CompareConfig,
     ConvertConfig,
@@ -181,14 +183,24 @@ def _demo(options: DemoConfig) -> int:
     return 0
 
 
-def _of_recipe(arguments: list[str]) -> TrainConfig:
-    """Return the options of the recipe that the arguments name, so that those given beside it win over them."""
-    for argument, following in itertools.pairwise([*arguments, ""]):
-        option, _, name = argument.partition("=")
-        if option == "--recipe" and (name or following):
-            from .recipes import find
+def _train_defaults(arguments: list[str]) -> TrainConfig:
+    """Return the options of the run or the recipe that the arguments name, so that those given beside it win over them.
 
-            return find(name or following).config
+    Where the data of a run have moved, what belongs to them is not taken from it, either.
+    """
+    named = {}
+    for argument, following in itertools.pairwise([*arguments, ""]):
+        option, _, value = argument.partition("=")
+        named[option] = value or following
+    if named.get("--resume"):
+        from .run_folder import options_of
+
+        moved = dict.fromkeys(PLACES[1:]) if "--data" in named else {}
+        return replace(options_of(Path(named["--resume"])), **moved)
+    if named.get("--recipe"):
+        from .recipes import find
+
+        return find(named["--recipe"]).config
     return TrainConfig()
 
 
@@ -530,7 +542,10 @@ def _bench(options: BenchConfig) -> int:
 VERBS = {
     "demo": Verb(DemoConfig, _demo, "minicenternet demo"),
     "train": Verb(
-        TrainConfig, _train, "minicenternet train --data instances.json --images photos --epochs 50", default=_of_recipe
+        TrainConfig,
+        _train,
+        "minicenternet train --data instances.json --images photos --epochs 50",
+        default=_train_defaults,
     ),
     "evaluate": Verb(EvaluateConfig, _evaluate, "minicenternet evaluate --weights runs/demo/best.safetensors"),
     "predict": Verb(PredictConfig, _predict, "minicenternet predict photos --weights runs/demo/best.safetensors"),

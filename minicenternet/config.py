@@ -17,7 +17,7 @@ DEMO_FOLDER = Path("runs/demo")
 WEIGHTS_FOLDER = Path("weights")
 COURSE_FOLDER = Path("course")
 DEMO_WEIGHTS = DEMO_FOLDER / "best.safetensors"
-PLACES = ("data", "images", "val", "val_images")  # options of train: where the data lie
+PLACES = ("data", "images", "val", "val_images")  # options of train: where the data lie, and what belongs to --data
 
 
 def _require(holds: bool, name: str, value: object, expected: str) -> None:

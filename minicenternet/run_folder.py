@@ -26,6 +26,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatch
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -145,6 +146,14 @@ def _write(path: Path, text: str) -> None:
 def run_of(path: Path) -> Path:
     """Return the folder of the run that `path` is, or is a checkpoint of."""
     return path.parent.parent if path.parent.name == "checkpoints" and fnmatch(path.name, CHECKPOINT) else path
+
+
+def options_of(path: Path) -> TrainConfig:
+    """Return the options that go on with the run that `path` is, or is a checkpoint of: its own.
+
+    Raises InputError when it is no run.
+    """
+    return replace(TrainConfig.load(run_of(path) / "config.json").absolute(), resume=str(path))
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -76,7 +76,11 @@ class Counters:
 
 
 class Run:
-    """One training run: data, network, optimiser and the folder that keeps them."""
+    """One training run: data, network, optimiser and the folder that keeps them.
+
+    To go on with one give its own options, run_folder.options_of(folder), in which device, precision, graph and where
+    the data lie may be changed.
+    """
 
     def __init__(self, config: TrainConfig, say: Callable[[str], None] = print, world: World | None = None):
         self.world = world = world or World()
@@ -681,18 +685,15 @@ def _places(config: TrainConfig) -> dict[str, str | None]:
 
 
 def _resumed(given: TrainConfig, saved: TrainConfig) -> TrainConfig:
-    """Return the run's own options, but for device, precision, graph and places of data where others are given.
+    """Return the run's own options, with the device, precision, graph and places of data that are given.
 
-    Raises InputError when other options were given beside --resume.
+    Raises InputError when any other option is not the run's own.
     """
-    given, usual = given.absolute(), TrainConfig()
-    named = [name for name in ("device", "precision", "graph", *PLACES) if getattr(given, name) != getattr(usual, name)]
-    if "data" in named:  # their like go with them
-        named += PLACES
-    saved = replace(saved, **{name: getattr(given, name) for name in named})
+    given = given.absolute()
+    saved = replace(saved, **{name: getattr(given, name) for name in ("device", "precision", "graph", *PLACES)})
     for option in fields(TrainConfig):
         value, own = getattr(given, option.name), getattr(saved, option.name)
-        if option.name != "resume" and value not in (own, getattr(usual, option.name)):
+        if option.name != "resume" and value != own:
             raise InputError(
                 f"--{option.name.replace('_', '-')} is {value}, but {given.resume} was begun with {own} and goes on as "
                 f"it began: leave it out, or start a new run with --weights {Path(given.resume) / 'last.safetensors'}"

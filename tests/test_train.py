@@ -11,6 +11,7 @@ import shutil
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from minicenternet.evaluate import evaluate
 from minicenternet.nn.layers import BatchNorm2d
 from minicenternet.nn.weights import load_weights, save_weights
 from minicenternet.progress import Progress
+from minicenternet.run_folder import options_of
 from minicenternet.train import Interrupted, Run, read_metrics
 
 TINY = {
@@ -51,7 +53,7 @@ def quiet(*_) -> None:
 def start(folder: Path, **changes) -> Run:
     """A new tiny run in a folder, or the one that is there, resumed."""
     if (folder / "config.json").exists():
-        return Run(TrainConfig(resume=str(folder)), quiet)
+        return Run(options_of(folder), quiet)
     return Run(TrainConfig(**{**TINY, **changes, "output": str(folder)}), quiet)
 
 
@@ -352,13 +354,28 @@ def test_a_folder_in_which_a_run_was_killed_at_its_first_file_is_as_good_as_empt
 
 def test_a_resumed_run_refuses_other_options(unbroken):
     with pytest.raises(InputError, match="--epochs is 7, but .* was begun with 3 .*leave it out, or start a new run"):
-        Run(TrainConfig(resume=str(unbroken), epochs=7), quiet)
-    Run(TrainConfig(resume=str(unbroken), epochs=3), quiet)
+        Run(replace(options_of(unbroken), epochs=7), quiet)
+    Run(replace(options_of(unbroken), epochs=3), quiet)
+
+
+@pytest.mark.parametrize("option, usual", [("epochs", 20), ("batch_size", 16), ("learning_rate", 0.001)])
+def test_a_resumed_run_refuses_even_what_is_usual_where_its_own_option_is_not(unbroken, capsys, option, usual):
+    typed = f"--{option.replace('_', '-')}"
+    assert getattr(TrainConfig(), option) == usual != getattr(options_of(unbroken), option)
+    assert cli.main(["train", "--resume", str(unbroken), typed, str(usual)]) == 2
+    assert f"{typed} is {usual}, but {unbroken} was begun with {TINY[option]}" in capsys.readouterr().err
+    assert cli.main(["train", f"--resume={unbroken}", typed, str(TINY[option])]) == 0  # its own
+
+
+def test_a_resumed_run_takes_what_is_usual_where_it_may_be_changed(tmp_path):
+    folder = start(tmp_path / "run").folder  # on the CPU, which is not the default
+    assert Run(options_of(folder), quiet).config.device == "cpu"
+    assert Run(replace(options_of(folder), device="auto"), quiet).config.device == "auto"
 
 
 def test_a_finished_run_says_so(unbroken, tmp_path):
     lines = []
-    assert Run(TrainConfig(resume=str(unbroken)), lines.append).train() == read_metrics(unbroken)[-1]
+    assert Run(options_of(unbroken), lines.append).train() == read_metrics(unbroken)[-1]
     assert lines == [f"{unbroken} is finished: all its 3 epochs are done"]
     copy = shutil.copytree(unbroken, tmp_path / "copy")
     (copy / "metrics.csv").unlink()
@@ -404,21 +421,22 @@ def test_data_that_moved_are_named_beside_resume(tmp_path, capsys):
     assert cli.main(["report", str(folder)]) == 2
     assert re.search(hint, capsys.readouterr().err)
     lines = []
-    Run(TrainConfig(resume=str(folder), data=str(new / "data.json")), lines.append)
+    Run(replace(options_of(folder), data=str(new / "data.json")), lines.append)
     assert f"from now on its data are those of {new / 'data.json'}" in lines
     lines.clear()
-    assert Run(TrainConfig(resume=str(folder)), lines.append).config.data == str(new / "data.json")
+    assert Run(options_of(folder), lines.append).config.data == str(new / "data.json")
     assert not any("from now on" in line for line in lines)
     (new / "data.json").write_text("{")
     with pytest.raises(InputError, match=r"data\.json is not JSON: .* Expected a COCO-format annotation file\.$"):
-        Run(TrainConfig(resume=str(folder)), lines.append)
+        Run(options_of(folder), lines.append)
 
 
 def test_what_belongs_to_data_that_moved_is_named_with_them(tmp_path):
     write_photos(tmp_path)
     folder, data = tmp_path / "run", str(tmp_path / "data.json")
-    start(folder, data=data, images=str(tmp_path), val=data, val_images=str(tmp_path))
-    config = Run(TrainConfig(resume=str(folder), data=data), lambda text: None).config
+    start(folder, data=data, images=str(tmp_path), val=data, val_images=str(tmp_path), epochs=1)
+    assert cli.main(["train", "--resume", str(folder), "--data", data]) == 0
+    config = TrainConfig.load(folder / "config.json")
     assert (config.data, config.images, config.val, config.val_images) == (data, None, None, None)
 
 
@@ -584,7 +602,7 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
 
 def test_resuming_what_is_no_run_is_refused(tmp_path):
     with pytest.raises(InputError, match="no run folder"):
-        Run(TrainConfig(resume=str(tmp_path)), quiet)
+        Run(options_of(tmp_path), quiet)
 
 
 def test_damaged_configuration_is_refused(unbroken, tmp_path):
