@@ -396,11 +396,11 @@ def _explain(options: ExplainConfig) -> int:
 
 def _report(options: ReportConfig) -> int:
     from .report import write_report
-    from .run_data import moved_explained, open_training, open_validation
+    from .run_data import moved_explained, open_measured
 
     config = TrainConfig.load(options.run / "config.json")
     with moved_explained(config, options.run):
-        dataset = open_validation(config) or open_training(config)
+        dataset = open_measured(config)
     print(write_report(options.run, dataset))
     return 0
 

@@ -55,9 +55,8 @@ def make_folder(config: TrainConfig) -> Path:
         lock(folder)  # a run that is going on is worth a message of its own
     # What a run leaves that was killed while it wrote the first of its files does not count.
     if any(name != LOCK and not fnmatch(name, ".config.json.*.tmp") for name in names):
-        raise InputError(
-            f"the run folder {folder} is not empty; name another --output, or go on with it by --resume {folder}"
-        )
+        go_on = f", or go on with it by --resume {folder}" if "config.json" in names else ""
+        raise InputError(f"the run folder {folder} is not empty; name another --output{go_on}")
     return folder
 
 

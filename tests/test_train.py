@@ -28,6 +28,7 @@ from minicenternet.evaluate import evaluate
 from minicenternet.nn.layers import BatchNorm2d
 from minicenternet.nn.weights import load_weights, save_weights
 from minicenternet.progress import Progress
+from minicenternet.run_data import open_measured
 from minicenternet.run_folder import options_of
 from minicenternet.train import Interrupted, Run, read_metrics
 
@@ -299,6 +300,9 @@ def test_a_bad_image_may_also_be_among_those_that_ap_is_measured_on(tmp_path):
     for beginning in ("skipped: ", "black when AP is measured: "):
         assert sum(message.startswith(beginning) and "2.png" in message for message in messages) == 1
     assert read_metrics(tmp_path / "run")[0]["ap"] >= 0
+    measured = open_measured(TrainConfig.load(tmp_path / "run" / "config.json"))  # by a report that is made later
+    with pytest.warns(UserWarning, match=r"black when AP is measured: .*2\.png"):
+        assert not measured[2].image.any()
 
 
 def test_validation_images_may_lie_in_a_folder_of_their_own(tmp_path):
@@ -589,7 +593,7 @@ def test_statistics_that_make_no_sense_are_refused(tmp_path, metadata, message):
 
 def test_a_folder_with_something_in_it_is_refused(tmp_path):
     (tmp_path / "thesis.txt").write_text("do not lose me")
-    with pytest.raises(InputError, match="not empty; name another --output"):
+    with pytest.raises(InputError, match="not empty; name another --output$"):  # it is no run to go on with
         start(tmp_path)
     assert (tmp_path / "thesis.txt").read_text() == "do not lose me"
 
