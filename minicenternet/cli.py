@@ -345,7 +345,9 @@ def _predict(options: PredictConfig) -> int:
         batch_size=options.batch_size,
         graph=options.graph,
     )
-    images, annotations, pictures = [], [], set()
+    images, annotations = [], []
+    folder = options.output.absolute()
+    pictures = {path.name for path in paths if path.absolute().parent == folder}  # not to be written over
     for number, (path, found) in enumerate(zip(paths, predictor.stream(paths), strict=True), start=1):
         print(f"{path}: {_objects(found) or f'nothing with a score of {options.min_score} or more'}")
         height, width, _ = found.image.shape
@@ -377,7 +379,7 @@ def _count(things: Sequence, name: str) -> str:
 
 
 def _picture_names(path: Path) -> Iterator[str]:
-    """Names for the picture of an image's objects: never the image's own, and others where two share one."""
+    """Names for the picture of an image's objects, of which the first that is free is taken."""
     yield f"{path.stem}-found.jpg"
     for number in itertools.count(2):
         yield f"{path.stem}-found-{number}.jpg"

@@ -35,7 +35,7 @@ from . import __version__
 from .config import TrainConfig
 from .doctor import cupy_wheels
 from .errors import InputError
-from .files import LOCK, lock, replacing
+from .files import LOCK, legible, lock, replacing
 
 CHECKPOINT = "epoch-[0-9]*"  # the names of checkpoints, by which they are found
 NEEDED = {"epoch", "loss", "ap", "ap50", "images_per_second"}  # columns of metrics.csv that every version wrote
@@ -136,7 +136,7 @@ def write_metrics(folder: Path, rows: Sequence[Mapping[str, float]]) -> None:
 
 def _write(path: Path, text: str) -> None:
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(legible(text), encoding="utf-8")
 
 
 # --- checkpoints -----------------------------------------------------------------------------------------------------
