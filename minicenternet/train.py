@@ -46,6 +46,7 @@ from .progress import Progress
 from .report import filmed, save_frame, write_report
 from .run_data import moved_explained, open_data
 from .run_folder import (
+    checkpoints,
     keep_checkpoint,
     last_written,
     make_folder,
@@ -109,6 +110,8 @@ class Run:
         with moved_explained(config, self.folder) if self.resuming else nullcontext():
             self.train_data, self.val_data = open_data(config, say)
         begun = self.resuming and (resumed / "state.safetensors").exists()  # not killed before anything was done
+        if self.resuming and not begun:
+            _check_nothing_to_lose(resumed, self.folder)
         source = resumed / "state.safetensors" if begun else config.weights
         arrays, metadata = load_weights(source) if source else ({}, {})
         self.pixels = _pixels(source, metadata)
@@ -699,6 +702,19 @@ def _resumed(given: TrainConfig, saved: TrainConfig) -> TrainConfig:
                 f"it began: leave it out, or start a new run with --weights {Path(given.resume) / 'last.safetensors'}"
             )
     return saved
+
+
+def _check_nothing_to_lose(resumed: Path, folder: Path) -> None:
+    """Raise InputError where a run without a state, which begins again, would write over what it did before."""
+    if resumed != folder:
+        there = ", ".join(path.name for path in checkpoints(folder)) or "no checkpoints"
+        raise InputError(f"there is no checkpoint at {resumed}; {folder} keeps {there}")
+    weights = folder / "last.safetensors"
+    if weights.exists():
+        raise InputError(
+            f"{folder} cannot go on: its state.safetensors is gone. Put that back, go back to one of its checkpoints, "
+            f"or start a new run with --weights {weights}"
+        )
 
 
 def _check_ranks(config: TrainConfig, images: int, world: World) -> None:

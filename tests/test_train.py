@@ -604,6 +604,19 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
         start(tmp_path / "file" / "run")
 
 
+def test_a_run_whose_state_is_gone_does_not_begin_again_over_its_weights(unbroken, tmp_path):
+    folder = shutil.copytree(unbroken, tmp_path / "run")
+    before = weights(folder)
+    (folder / "checkpoints" / "epoch-0002").mkdir(parents=True)
+    shutil.copy(folder / "state.safetensors", folder / "checkpoints" / "epoch-0002")
+    with pytest.raises(InputError, match="no checkpoint at .*epoch-0001; .*run keeps epoch-0002$"):
+        Run(options_of(folder / "checkpoints" / "epoch-0001"), quiet)
+    (folder / "state.safetensors").unlink()
+    with pytest.raises(InputError, match="its state.safetensors is gone.* new run with --weights .*last.safetensors"):
+        Run(options_of(folder), quiet)
+    assert all(np.array_equal(array, before[key]) for key, array in weights(folder).items())
+
+
 def test_resuming_what_is_no_run_is_refused(tmp_path):
     with pytest.raises(InputError, match="no run folder"):
         Run(options_of(tmp_path), quiet)
