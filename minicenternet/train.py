@@ -667,7 +667,7 @@ def _load_pretrained(
     if "backbone" in other:
         raise InputError(f"{path} is of {theirs['backbone']}, not of {ours['backbone']}; give --backbone")
     try:
-        report = model.load_matching(arrays)
+        report = model.load_matching(arrays, other_classes="class_names" in other)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     say(f"{path}: {report}")

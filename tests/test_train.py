@@ -499,6 +499,17 @@ def test_weights_to_begin_with(unbroken, tmp_path):
     assert all(np.array_equal(array, state[key]) for key, array in weights(unbroken).items())
 
 
+@pytest.mark.parametrize(
+    "names", [["cat", "dog", "cow", "hen", "fox"], ["ring", "star", "triangle", "square", "circle"]]
+)
+def test_weights_of_as_many_other_classes_begin_all_but_the_last_layer(tmp_path, names):
+    other = CenterNet("small", class_names=names, seed=9)
+    other.save(tmp_path / "net.safetensors")
+    state = start(tmp_path / "run", weights=str(tmp_path / "net.safetensors")).model.state_dict()
+    same = {key for key, array in other.state_dict().items() if np.array_equal(array, state[key])}
+    assert set(state) - same == {"hm.2.weight"} and np.ptp(state["hm.2.bias"]) == 0  # the prior
+
+
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])
 def test_weights_of_other_classes_begin_all_but_the_last_layer(tmp_path, suffix):
     other = CenterNet("small", class_names=["cat", "dog"], seed=9, channel_order="BGR")
