@@ -24,11 +24,13 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import __version__
 from .config import (
+    PLACES,
     BenchConfig,
     CompareConfig,
     ConvertConfig,
@@ -181,14 +183,24 @@ def _demo(options: DemoConfig) -> int:
     return 0
 
 
-def _of_recipe(arguments: list[str]) -> TrainConfig:
-    """Return the options of the recipe that the arguments name, so that those given beside it win over them."""
-    for argument, following in itertools.pairwise([*arguments, ""]):
-        option, _, name = argument.partition("=")
-        if option == "--recipe" and (name or following):
-            from .recipes import find
+def _train_defaults(arguments: list[str]) -> TrainConfig:
+    """Return the options of the run or the recipe that the arguments name, so that those given beside it win over them.
 
-            return find(name or following).config
+    Where the data of a run have moved, what belongs to them is not taken from it, either.
+    """
+    named = {}
+    for argument, following in itertools.pairwise([*arguments, ""]):
+        option, _, value = argument.partition("=")
+        named[option] = value or following
+    if named.get("--resume"):
+        from .run_folder import options_of
+
+        moved = dict.fromkeys(PLACES[1:]) if "--data" in named else {}
+        return replace(options_of(Path(named["--resume"])), **moved)
+    if named.get("--recipe"):
+        from .recipes import find
+
+        return find(named["--recipe"]).config
     return TrainConfig()
 
 
@@ -333,7 +345,9 @@ def _predict(options: PredictConfig) -> int:
         batch_size=options.batch_size,
         graph=options.graph,
     )
-    images, annotations, pictures = [], [], set()
+    images, annotations = [], []
+    folder = options.output.absolute()
+    pictures = {path.name for path in paths if path.absolute().parent == folder}  # not to be written over
     for number, (path, found) in enumerate(zip(paths, predictor.stream(paths), strict=True), start=1):
         print(f"{path}: {_objects(found) or f'nothing with a score of {options.min_score} or more'}")
         height, width, _ = found.image.shape
@@ -365,7 +379,7 @@ def _count(things: Sequence, name: str) -> str:
 
 
 def _picture_names(path: Path) -> Iterator[str]:
-    """Names for the picture of an image's objects: never the image's own, and others where two share one."""
+    """Names for the picture of an image's objects, of which the first that is free is taken."""
     yield f"{path.stem}-found.jpg"
     for number in itertools.count(2):
         yield f"{path.stem}-found-{number}.jpg"
@@ -384,11 +398,11 @@ def _explain(options: ExplainConfig) -> int:
 
 def _report(options: ReportConfig) -> int:
     from .report import write_report
-    from .run_data import moved_explained, open_training, open_validation
+    from .run_data import moved_explained, open_measured
 
     config = TrainConfig.load(options.run / "config.json")
     with moved_explained(config, options.run):
-        dataset = open_validation(config) or open_training(config)
+        dataset = open_measured(config)
     print(write_report(options.run, dataset))
     return 0
 
@@ -530,7 +544,10 @@ def _bench(options: BenchConfig) -> int:
 VERBS = {
     "demo": Verb(DemoConfig, _demo, "minicenternet demo"),
     "train": Verb(
-        TrainConfig, _train, "minicenternet train --data instances.json --images photos --epochs 50", default=_of_recipe
+        TrainConfig,
+        _train,
+        "minicenternet train --data instances.json --images photos --epochs 50",
+        default=_train_defaults,
     ),
     "evaluate": Verb(EvaluateConfig, _evaluate, "minicenternet evaluate --weights runs/demo/best.safetensors"),
     "predict": Verb(PredictConfig, _predict, "minicenternet predict photos --weights runs/demo/best.safetensors"),

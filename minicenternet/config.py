@@ -17,7 +17,7 @@ DEMO_FOLDER = Path("runs/demo")
 WEIGHTS_FOLDER = Path("weights")
 COURSE_FOLDER = Path("course")
 DEMO_WEIGHTS = DEMO_FOLDER / "best.safetensors"
-PLACES = ("data", "images", "val", "val_images")  # options of train: where the data lie
+PLACES = ("data", "images", "val", "val_images")  # options of train: where the data lie, and what belongs to --data
 
 
 def _require(holds: bool, name: str, value: object, expected: str) -> None:
@@ -288,6 +288,9 @@ class ExplainConfig:
     """The picture to write."""
     min_score: float = 0.3
     """Lowest score, from 0 to 1, of what is shown."""
+
+    def __post_init__(self):
+        _require(0 <= self.min_score <= 1, "min_score", self.min_score, "0 to 1")
 
 
 @dataclass(frozen=True)

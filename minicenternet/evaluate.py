@@ -325,16 +325,20 @@ def _detect(
 
 
 def _identity(model: CenterNet, dataset: DataSet) -> dict[str, object]:
-    """Return what tells the detections of a network on a data set from others: digests of its weights and of names."""
-    weights, names = hashlib.sha256(), hashlib.sha256()
+    """Return what tells the detections of a network on a data set from others: digests of weights and of annotations.
+
+    Names alone would not do: shapes of every seed have the same.
+    """
+    weights, images = hashlib.sha256(), hashlib.sha256()
     for key, array in model.state_dict().items():
         weights.update(key.encode() + np.ascontiguousarray(to_cpu(array)).tobytes())
     for i in range(len(dataset)):
-        names.update(repr((dataset.annotation(i).image_id, dataset.annotation(i).file_name)).encode())
+        one = dataset.annotation(i)
+        images.update(repr((one.image_id, one.file_name, one.width, one.height)).encode() + one.boxes.tobytes())
     return {
         "weights": weights.hexdigest(),
         "precision": model.precision,
-        "images": names.hexdigest(),
+        "images": images.hexdigest(),
         "classes": list(dataset.class_names),
         "input_size": list(model.input_size),
         "pixels": [list(model.pixel_mean), list(model.pixel_std), model.channel_order],

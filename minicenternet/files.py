@@ -49,6 +49,11 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
             temporary.unlink()
 
 
+def legible(name: str) -> str:
+    r"""Return a file name as it can be shown: bytes that are no UTF-8, which Python keeps as surrogates, as \udcfc."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 class Lock:
     """A process's right to write to a folder, until nobody in it holds this or the process ends; see `lock`."""
 

@@ -21,7 +21,7 @@ from .device import choose
 from .distributed import World
 from .errors import InputError
 from .nn.folding import fold
-from .nn.layers import BatchNorm2d, together
+from .nn.layers import BatchNorm2d, Sequential, together
 from .nn.module import Module
 from .nn.summary import Summary, summarise, training_peak
 from .nn.weights import load_weights, save_weights
@@ -234,11 +234,13 @@ class CenterNet(Module):
             batch_size=batch_size,
         )
 
-    def load_matching(self, arrays: Mapping[str, Array]) -> LoadReport:
+    def load_matching(self, arrays: Mapping[str, Array], other_classes: bool = False) -> LoadReport:
         """Copy in the arrays of a related network: an ImageNet backbone, or a detector of other classes.
 
         Parts (first names of the keys) that the arrays lack as a whole, and head layers of another shape, keep their
         initial values; `fc` is ignored; a DLA trunk may come without its prefix "base.". The report names all of it.
+        other_classes: the arrays are of other classes, though perhaps as many: the heatmap's last layer keeps its
+        initial values in any case.
 
         Raises InputError, and changes nothing, for arrays that are unexpected, or of another shape outside the heads,
         and for a part that is there in pieces: these are of another network. Raises it for arrays that hold NaN or
@@ -247,7 +249,10 @@ class CenterNet(Module):
         self._check_unfolded("given other weights")
         own = self.state_dict()
         given = {f"base.{key}" if f"base.{key}" in own else key: array for key, array in arrays.items()}
-        misshapen = [key for key in own if key in given and given[key].shape != own[key].shape]
+        anew = self._heatmap_layers() if other_classes else ()
+        misshapen = [
+            key for key in own if key in given and (given[key].shape != own[key].shape or key.startswith(anew))
+        ]
         loaded = [key for key in own if key in given and key not in misshapen]
         parts = {key.split(".")[0] for key in own if key in given}
         lacking = [key for key in own if key not in given and not key.startswith(CLASSIFIERS)]
@@ -273,6 +278,13 @@ class CenterNet(Module):
         for key in loaded:
             own[key][...] = beside(own[key], given[key])
         return report
+
+    def _heatmap_layers(self) -> tuple[str, ...]:
+        """How the keys of the heatmap's last layer begin, of each stack: its channels are the classes."""
+        head = self.heads["hm"]
+        if isinstance(head, Sequential):
+            return (f"hm.{len(head) - 1}.",)
+        return tuple(f"hm.{i}.{len(stack) - 1}." for i, (_, stack) in enumerate(head.children()))
 
     def save(self, path: str | os.PathLike, metrics: Mapping[str, float] | None = None) -> None:
         """Write weights and metadata (all that `load` needs, and the metrics given) to a .safetensors file."""
@@ -338,7 +350,7 @@ class LoadReport(NamedTuple):
 
     loaded: list[str]
     missing: list[str]  # as they were, since the file has none
-    misshapen: list[str]  # as they were, since the file's have another shape
+    misshapen: list[str]  # as they were, since the file's are of other classes
     unused: list[str]  # in the file, but not in the network
 
     def __str__(self) -> str:
@@ -348,7 +360,7 @@ class LoadReport(NamedTuple):
             lacking = dict.fromkeys(key.split(".")[0] for key in self.missing)
             parts.append(f"{', '.join(lacking)} begin anew, for the file has none")
         if self.misshapen:
-            parts.append(f"{', '.join(self.misshapen)} begin anew, for the file's are of another number of classes")
+            parts.append(f"{', '.join(self.misshapen)} begin anew, for the file's are of other classes")
         if self.unused:
             parts.append(f"{', '.join(self.unused)} of the file are not used")
         return "; ".join(parts)

@@ -25,7 +25,7 @@ from PIL import Image, ImageOps
 from .autograd import Tensor, no_grad
 from .backend import Array, get_xp, to_cpu, to_gpu
 from .data.annotation import Sample
-from .data.images import read_image, to_rgb
+from .data.images import IMAGE_SUFFIXES, read_image, to_rgb
 from .data.transforms import apply_to_boxes, compose, invert, keep_resolution, letterbox, normalise, warp
 from .device import check_graph, memory_explained
 from .errors import InputError
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from .model import CenterNet
 
 ImageLike = str | os.PathLike | np.ndarray | Image.Image | Sample
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,7 +24,7 @@ from .config import TrainConfig
 from .data.annotation import DataSet
 from .errors import InputError
 from .evaluate import Evaluation
-from .files import replacing
+from .files import legible, replacing
 from .metrics import average_precision
 from .parts import DAMAGED, Part
 from .run_folder import read_metrics, versions_of
@@ -341,10 +341,10 @@ def _picture(picture: np.ndarray, alt: str, kind: str = "PNG") -> str:
 def _write_page(path: Path, title: str, parts: Sequence[str]) -> Path:
     body = "\n".join(parts)
     with replacing(path) as temporary:
-        temporary.write_text(
+        page = (
             f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             f'<meta name="viewport" content="width=device-width">\n<title>{escape(title)}</title>\n'
-            f"<style>{STYLE}</style>\n</head>\n<body>\n<h1>{escape(title)}</h1>\n{body}\n</body>\n</html>\n",
-            encoding="utf-8",
+            f"<style>{STYLE}</style>\n</head>\n<body>\n<h1>{escape(title)}</h1>\n{body}\n</body>\n</html>\n"
         )
+        temporary.write_text(legible(page), encoding="utf-8")
     return path

@@ -80,7 +80,16 @@ def open_validation(config: TrainConfig) -> DataSet | None:
         length=config.val_shapes,
         seed=config.seed,
     )
-    return BlackWhereUnreadable(val_data) if val_data and config.skip_bad_images else val_data
+    return _measurable(config, val_data) if val_data else None
+
+
+def open_measured(config: TrainConfig) -> DataSet:
+    """Open the data that a run measures AP on, whether they are validation data or its training images."""
+    return open_validation(config) or _measurable(config, open_training(config))
+
+
+def _measurable(config: TrainConfig, dataset: DataSet) -> DataSet:
+    return BlackWhereUnreadable(dataset) if config.skip_bad_images else dataset
 
 
 def open_data(config: TrainConfig, say: Callable[[str], None]) -> tuple[DataSet, DataSet]:
@@ -91,7 +100,7 @@ def open_data(config: TrainConfig, say: Callable[[str], None]) -> tuple[DataSet,
     train_data, val_data = open_training(config), open_validation(config)
     if val_data is None:
         say("no validation data found beside --data: AP is measured on the training images (name some by --val)")
-        val_data = BlackWhereUnreadable(train_data) if config.skip_bad_images else train_data
+        val_data = _measurable(config, train_data)
     if val_data.class_names != train_data.class_names:
         different = sorted(set(val_data.class_names) ^ set(train_data.class_names))
         raise InputError(

@@ -26,6 +26,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatch
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -34,7 +35,7 @@ from . import __version__
 from .config import TrainConfig
 from .doctor import cupy_wheels
 from .errors import InputError
-from .files import LOCK, lock, replacing
+from .files import LOCK, legible, lock, replacing
 
 CHECKPOINT = "epoch-[0-9]*"  # the names of checkpoints, by which they are found
 NEEDED = {"epoch", "loss", "ap", "ap50", "images_per_second"}  # columns of metrics.csv that every version wrote
@@ -54,9 +55,8 @@ def make_folder(config: TrainConfig) -> Path:
         lock(folder)  # a run that is going on is worth a message of its own
     # What a run leaves that was killed while it wrote the first of its files does not count.
     if any(name != LOCK and not fnmatch(name, ".config.json.*.tmp") for name in names):
-        raise InputError(
-            f"the run folder {folder} is not empty; name another --output, or go on with it by --resume {folder}"
-        )
+        go_on = f", or go on with it by --resume {folder}" if "config.json" in names else ""
+        raise InputError(f"the run folder {folder} is not empty; name another --output{go_on}")
     return folder
 
 
@@ -136,7 +136,7 @@ def write_metrics(folder: Path, rows: Sequence[Mapping[str, float]]) -> None:
 
 def _write(path: Path, text: str) -> None:
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(legible(text), encoding="utf-8")
 
 
 # --- checkpoints -----------------------------------------------------------------------------------------------------
@@ -145,6 +145,14 @@ def _write(path: Path, text: str) -> None:
 def run_of(path: Path) -> Path:
     """Return the folder of the run that `path` is, or is a checkpoint of."""
     return path.parent.parent if path.parent.name == "checkpoints" and fnmatch(path.name, CHECKPOINT) else path
+
+
+def options_of(path: Path) -> TrainConfig:
+    """Return the options that go on with the run that `path` is, or is a checkpoint of: its own.
+
+    Raises InputError when it is no run.
+    """
+    return replace(TrainConfig.load(run_of(path) / "config.json").absolute(), resume=str(path))
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -46,6 +46,7 @@ from .progress import Progress
 from .report import filmed, save_frame, write_report
 from .run_data import moved_explained, open_data
 from .run_folder import (
+    checkpoints,
     keep_checkpoint,
     last_written,
     make_folder,
@@ -76,7 +77,11 @@ class Counters:
 
 
 class Run:
-    """One training run: data, network, optimiser and the folder that keeps them."""
+    """One training run: data, network, optimiser and the folder that keeps them.
+
+    To go on with one give its own options, run_folder.options_of(folder), in which device, precision, graph and where
+    the data lie may be changed.
+    """
 
     def __init__(self, config: TrainConfig, say: Callable[[str], None] = print, world: World | None = None):
         self.world = world = world or World()
@@ -105,6 +110,8 @@ class Run:
         with moved_explained(config, self.folder) if self.resuming else nullcontext():
             self.train_data, self.val_data = open_data(config, say)
         begun = self.resuming and (resumed / "state.safetensors").exists()  # not killed before anything was done
+        if self.resuming and not begun:
+            _check_nothing_to_lose(resumed, self.folder)
         source = resumed / "state.safetensors" if begun else config.weights
         arrays, metadata = load_weights(source) if source else ({}, {})
         self.pixels = _pixels(source, metadata)
@@ -660,7 +667,7 @@ def _load_pretrained(
     if "backbone" in other:
         raise InputError(f"{path} is of {theirs['backbone']}, not of {ours['backbone']}; give --backbone")
     try:
-        report = model.load_matching(arrays)
+        report = model.load_matching(arrays, other_classes="class_names" in other)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     say(f"{path}: {report}")
@@ -681,23 +688,33 @@ def _places(config: TrainConfig) -> dict[str, str | None]:
 
 
 def _resumed(given: TrainConfig, saved: TrainConfig) -> TrainConfig:
-    """Return the run's own options, but for device, precision, graph and places of data where others are given.
+    """Return the run's own options, with the device, precision, graph and places of data that are given.
 
-    Raises InputError when other options were given beside --resume.
+    Raises InputError when any other option is not the run's own.
     """
-    given, usual = given.absolute(), TrainConfig()
-    named = [name for name in ("device", "precision", "graph", *PLACES) if getattr(given, name) != getattr(usual, name)]
-    if "data" in named:  # their like go with them
-        named += PLACES
-    saved = replace(saved, **{name: getattr(given, name) for name in named})
+    given = given.absolute()
+    saved = replace(saved, **{name: getattr(given, name) for name in ("device", "precision", "graph", *PLACES)})
     for option in fields(TrainConfig):
         value, own = getattr(given, option.name), getattr(saved, option.name)
-        if option.name != "resume" and value not in (own, getattr(usual, option.name)):
+        if option.name != "resume" and value != own:
             raise InputError(
                 f"--{option.name.replace('_', '-')} is {value}, but {given.resume} was begun with {own} and goes on as "
                 f"it began: leave it out, or start a new run with --weights {Path(given.resume) / 'last.safetensors'}"
             )
     return saved
+
+
+def _check_nothing_to_lose(resumed: Path, folder: Path) -> None:
+    """Raise InputError where a run without a state, which begins again, would write over what it did before."""
+    if resumed != folder:
+        there = ", ".join(path.name for path in checkpoints(folder)) or "no checkpoints"
+        raise InputError(f"there is no checkpoint at {resumed}; {folder} keeps {there}")
+    weights = folder / "last.safetensors"
+    if weights.exists():
+        raise InputError(
+            f"{folder} cannot go on: its state.safetensors is gone. Put that back, go back to one of its checkpoints, "
+            f"or start a new run with --weights {weights}"
+        )
 
 
 def _check_ranks(config: TrainConfig, images: int, world: World) -> None:

@@ -156,6 +156,36 @@ def test_pictures_of_images_with_one_name_are_kept_apart(run, tmp_path, weights)
     assert {"a-found.jpg", "a-found-2.jpg"} < set(os.listdir("predictions"))
 
 
+def test_no_image_is_written_over_by_the_picture_of_another(run, tmp_path, weights):
+    for name in ("a.jpg", "a-found.jpg"):
+        write_photo(tmp_path / name)
+    theirs = (tmp_path / "a-found.jpg").read_bytes()
+    run("predict", ".", "--weights", weights, "--k", 1, "--output", ".")
+    assert (tmp_path / "a-found.jpg").read_bytes() == theirs
+    assert {"a-found-2.jpg", "a-found-found.jpg"} < set(os.listdir(tmp_path))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every file name is Unicode")
+def test_names_that_are_not_unicode_are_shown_as_well_as_can_be(run, tmp_path):
+    folder, photo = (os.fsdecode(name) for name in (b"caf\xe9", b"gar\xe7on.png"))  # Latin-1
+    (tmp_path / folder / "Annotations").mkdir(parents=True)
+    (tmp_path / folder / "JPEGImages").mkdir()
+    write_photo(tmp_path / folder / "JPEGImages" / photo)
+    (tmp_path / folder / "Annotations" / photo).with_suffix(".xml").write_text(
+        "<annotation><size><width>50</width><height>40</height></size><object><name>cat</name><bndbox><xmin>5</xmin>"
+        "<ymin>5</ymin><xmax>20</xmax><ymax>30</ymax></bndbox></object></annotation>"
+    )
+    assert run("data", "check", folder)[0] == 0
+    assert f"data set   {folder} (train)".replace("\udce9", r"\udce9") in Path("data-check/report.txt").read_text(
+        "utf-8"
+    )
+    assert json.loads(Path("data-check/report.json").read_text("utf-8"))["source"] == folder
+    options = ("--size", 32, "--epochs", 1, "--workers", 0, "--output", f"runs/{folder}")
+    assert run("train", "--data", folder, *options)[0] == 0
+    assert r"caf\udce9" in Path(f"runs/{folder}/report.html").read_text("utf-8")
+    assert run("evaluate", "--data", folder, "--weights", f"runs/{folder}/best.safetensors", "--output", "out")[0] == 0
+
+
 def test_nothing_found_is_said(run, weights, tmp_path):
     write_photo(tmp_path / "a.png")
     code, said, _ = run("predict", "a.png", "--weights", weights, "--min-score", 1, "--no-draw")
@@ -284,6 +314,7 @@ def test_an_unknown_verb_suggests_the_near_one(run, typed, words):
         ("train --optimiser adm", ["adm", "adam", "sgd"]),
         ("explain", ["The image file"]),
         ("explain a.png b.png", ["b.png"]),
+        ("explain a.png --min-score 7", ["--min-score is 7.0, expected 0 to 1"]),
     ],
 )
 def test_a_wrong_option_is_named_and_the_near_one_suggested(run, typed, words):

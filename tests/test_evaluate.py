@@ -19,7 +19,7 @@ from seer import CLASSES, Painted, Seer
 import minicenternet
 from minicenternet import CenterNet
 from minicenternet import evaluate as module
-from minicenternet.data import open_dataset
+from minicenternet.data import Shapes, open_dataset
 from minicenternet.data.coco import Coco
 from minicenternet.data.transforms import apply_to_boxes, warp
 from minicenternet.errors import InputError
@@ -347,6 +347,15 @@ module.evaluate(Seer(), Counting(2 * OBJECTS, fatal=5), keep={str(tmp_path / "ke
     other.weight.data[0] = 1
     with pytest.raises(InputError, match="another evaluation.*: weights differ"):
         evaluate(other, again, **options)
+
+
+def test_shapes_of_another_seed_are_other_images_though_their_names_are_the_same(tmp_path):
+    some, others = Shapes(2, 64, seed=0), Shapes(2, 64, seed=1)
+    assert some.annotation(0).file_name == others.annotation(0).file_name
+    model = CenterNet("small", class_names=some.class_names, input_size=(64, 64))
+    evaluate(model, some, keep=tmp_path)
+    with pytest.raises(InputError, match="another evaluation.*: images differ"):
+        evaluate(model, others, keep=tmp_path)
 
 
 def test_another_number_of_ranks_goes_on(tmp_path, monkeypatch):

@@ -175,9 +175,19 @@ def test_other_classes_keep_all_but_the_last_layer():
     assert_holds(model, arrays, but=("hm.2",))
     assert not report.missing and not report.unused
     assert str(report) == (
-        f"{len(arrays) - 2} arrays were loaded; "
-        "hm.2.weight, hm.2.bias begin anew, for the file's are of another number of classes"
+        f"{len(arrays) - 2} arrays were loaded; hm.2.weight, hm.2.bias begin anew, for the file's are of other classes"
     )
+
+
+@pytest.mark.parametrize(
+    "backbone, last", [("small", ("hm.2",)), ("dla34", ("hm.2",)), ("hourglass104", ("hm.0.1", "hm.1.1"))]
+)
+def test_other_classes_as_many_keep_all_but_the_last_layer_too(backbone, last):
+    size = (128, 128) if backbone == "hourglass104" else (64, 64)
+    model = CenterNet(backbone, class_names=["cat", "dog"], input_size=size)
+    report = model.load_matching(model.state_dict(), other_classes=True)
+    assert report.misshapen == [f"{layer}.{name}" for layer in last for name in ("weight", "bias")]
+    assert len(report.loaded) + len(report.misshapen) == len(model.state_dict())
 
 
 @pytest.mark.parametrize(

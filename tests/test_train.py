@@ -11,6 +11,7 @@ import shutil
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,8 @@ from minicenternet.evaluate import evaluate
 from minicenternet.nn.layers import BatchNorm2d
 from minicenternet.nn.weights import load_weights, save_weights
 from minicenternet.progress import Progress
+from minicenternet.run_data import open_measured
+from minicenternet.run_folder import options_of
 from minicenternet.train import Interrupted, Run, read_metrics
 
 TINY = {
@@ -51,7 +54,7 @@ def quiet(*_) -> None:
 def start(folder: Path, **changes) -> Run:
     """A new tiny run in a folder, or the one that is there, resumed."""
     if (folder / "config.json").exists():
-        return Run(TrainConfig(resume=str(folder)), quiet)
+        return Run(options_of(folder), quiet)
     return Run(TrainConfig(**{**TINY, **changes, "output": str(folder)}), quiet)
 
 
@@ -297,6 +300,9 @@ def test_a_bad_image_may_also_be_among_those_that_ap_is_measured_on(tmp_path):
     for beginning in ("skipped: ", "black when AP is measured: "):
         assert sum(message.startswith(beginning) and "2.png" in message for message in messages) == 1
     assert read_metrics(tmp_path / "run")[0]["ap"] >= 0
+    measured = open_measured(TrainConfig.load(tmp_path / "run" / "config.json"))  # by a report that is made later
+    with pytest.warns(UserWarning, match=r"black when AP is measured: .*2\.png"):
+        assert not measured[2].image.any()
 
 
 def test_validation_images_may_lie_in_a_folder_of_their_own(tmp_path):
@@ -352,13 +358,28 @@ def test_a_folder_in_which_a_run_was_killed_at_its_first_file_is_as_good_as_empt
 
 def test_a_resumed_run_refuses_other_options(unbroken):
     with pytest.raises(InputError, match="--epochs is 7, but .* was begun with 3 .*leave it out, or start a new run"):
-        Run(TrainConfig(resume=str(unbroken), epochs=7), quiet)
-    Run(TrainConfig(resume=str(unbroken), epochs=3), quiet)
+        Run(replace(options_of(unbroken), epochs=7), quiet)
+    Run(replace(options_of(unbroken), epochs=3), quiet)
+
+
+@pytest.mark.parametrize("option, usual", [("epochs", 20), ("batch_size", 16), ("learning_rate", 0.001)])
+def test_a_resumed_run_refuses_even_what_is_usual_where_its_own_option_is_not(unbroken, capsys, option, usual):
+    typed = f"--{option.replace('_', '-')}"
+    assert getattr(TrainConfig(), option) == usual != getattr(options_of(unbroken), option)
+    assert cli.main(["train", "--resume", str(unbroken), typed, str(usual)]) == 2
+    assert f"{typed} is {usual}, but {unbroken} was begun with {TINY[option]}" in capsys.readouterr().err
+    assert cli.main(["train", f"--resume={unbroken}", typed, str(TINY[option])]) == 0  # its own
+
+
+def test_a_resumed_run_takes_what_is_usual_where_it_may_be_changed(tmp_path):
+    folder = start(tmp_path / "run").folder  # on the CPU, which is not the default
+    assert Run(options_of(folder), quiet).config.device == "cpu"
+    assert Run(replace(options_of(folder), device="auto"), quiet).config.device == "auto"
 
 
 def test_a_finished_run_says_so(unbroken, tmp_path):
     lines = []
-    assert Run(TrainConfig(resume=str(unbroken)), lines.append).train() == read_metrics(unbroken)[-1]
+    assert Run(options_of(unbroken), lines.append).train() == read_metrics(unbroken)[-1]
     assert lines == [f"{unbroken} is finished: all its 3 epochs are done"]
     copy = shutil.copytree(unbroken, tmp_path / "copy")
     (copy / "metrics.csv").unlink()
@@ -404,21 +425,22 @@ def test_data_that_moved_are_named_beside_resume(tmp_path, capsys):
     assert cli.main(["report", str(folder)]) == 2
     assert re.search(hint, capsys.readouterr().err)
     lines = []
-    Run(TrainConfig(resume=str(folder), data=str(new / "data.json")), lines.append)
+    Run(replace(options_of(folder), data=str(new / "data.json")), lines.append)
     assert f"from now on its data are those of {new / 'data.json'}" in lines
     lines.clear()
-    assert Run(TrainConfig(resume=str(folder)), lines.append).config.data == str(new / "data.json")
+    assert Run(options_of(folder), lines.append).config.data == str(new / "data.json")
     assert not any("from now on" in line for line in lines)
     (new / "data.json").write_text("{")
     with pytest.raises(InputError, match=r"data\.json is not JSON: .* Expected a COCO-format annotation file\.$"):
-        Run(TrainConfig(resume=str(folder)), lines.append)
+        Run(options_of(folder), lines.append)
 
 
 def test_what_belongs_to_data_that_moved_is_named_with_them(tmp_path):
     write_photos(tmp_path)
     folder, data = tmp_path / "run", str(tmp_path / "data.json")
-    start(folder, data=data, images=str(tmp_path), val=data, val_images=str(tmp_path))
-    config = Run(TrainConfig(resume=str(folder), data=data), lambda text: None).config
+    start(folder, data=data, images=str(tmp_path), val=data, val_images=str(tmp_path), epochs=1)
+    assert cli.main(["train", "--resume", str(folder), "--data", data]) == 0
+    config = TrainConfig.load(folder / "config.json")
     assert (config.data, config.images, config.val, config.val_images) == (data, None, None, None)
 
 
@@ -475,6 +497,17 @@ def test_weights_to_begin_with(unbroken, tmp_path):
     run = start(tmp_path / "run", weights=str(unbroken / "last.safetensors"))
     state = run.model.state_dict()
     assert all(np.array_equal(array, state[key]) for key, array in weights(unbroken).items())
+
+
+@pytest.mark.parametrize(
+    "names", [["cat", "dog", "cow", "hen", "fox"], ["ring", "star", "triangle", "square", "circle"]]
+)
+def test_weights_of_as_many_other_classes_begin_all_but_the_last_layer(tmp_path, names):
+    other = CenterNet("small", class_names=names, seed=9)
+    other.save(tmp_path / "net.safetensors")
+    state = start(tmp_path / "run", weights=str(tmp_path / "net.safetensors")).model.state_dict()
+    same = {key for key, array in other.state_dict().items() if np.array_equal(array, state[key])}
+    assert set(state) - same == {"hm.2.weight"} and np.ptp(state["hm.2.bias"]) == 0  # the prior
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])
@@ -571,7 +604,7 @@ def test_statistics_that_make_no_sense_are_refused(tmp_path, metadata, message):
 
 def test_a_folder_with_something_in_it_is_refused(tmp_path):
     (tmp_path / "thesis.txt").write_text("do not lose me")
-    with pytest.raises(InputError, match="not empty; name another --output"):
+    with pytest.raises(InputError, match="not empty; name another --output$"):  # it is no run to go on with
         start(tmp_path)
     assert (tmp_path / "thesis.txt").read_text() == "do not lose me"
 
@@ -582,9 +615,22 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
         start(tmp_path / "file" / "run")
 
 
+def test_a_run_whose_state_is_gone_does_not_begin_again_over_its_weights(unbroken, tmp_path):
+    folder = shutil.copytree(unbroken, tmp_path / "run")
+    before = weights(folder)
+    (folder / "checkpoints" / "epoch-0002").mkdir(parents=True)
+    shutil.copy(folder / "state.safetensors", folder / "checkpoints" / "epoch-0002")
+    with pytest.raises(InputError, match="no checkpoint at .*epoch-0001; .*run keeps epoch-0002$"):
+        Run(options_of(folder / "checkpoints" / "epoch-0001"), quiet)
+    (folder / "state.safetensors").unlink()
+    with pytest.raises(InputError, match="its state.safetensors is gone.* new run with --weights .*last.safetensors"):
+        Run(options_of(folder), quiet)
+    assert all(np.array_equal(array, before[key]) for key, array in weights(folder).items())
+
+
 def test_resuming_what_is_no_run_is_refused(tmp_path):
     with pytest.raises(InputError, match="no run folder"):
-        Run(TrainConfig(resume=str(tmp_path)), quiet)
+        Run(options_of(tmp_path), quiet)
 
 
 def test_damaged_configuration_is_refused(unbroken, tmp_path):

@@ -1,5 +1,7 @@
 """Training runs on a GPU: what the CPU would do, without waiting, and in a folder that either goes on with."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from on_gpu import nothing_read
@@ -9,6 +11,7 @@ from minicenternet.backend import beside, get_xp, to_cpu
 from minicenternet.config import TrainConfig
 from minicenternet.errors import InputError
 from minicenternet.nn.module import watching
+from minicenternet.run_folder import options_of
 from minicenternet.train import FIRST_READ, Run, read_metrics
 
 
@@ -25,7 +28,7 @@ def start(folder, device="cuda", say=quiet, **changes) -> Run:
 
 
 def resume(folder, device) -> Run:
-    return Run(TrainConfig(resume=str(folder), device=device), quiet)
+    return Run(replace(options_of(folder), device=device), quiet)
 
 
 def upload(run: Run, batch: dict) -> dict:
@@ -298,10 +301,16 @@ def test_a_run_in_16_bits_goes_on_in_float32_on_a_cpu(cupy, tmp_path):
     run.step(first_batch(run))
     run.save_state()
     said = []
-    resumed = Run(TrainConfig(resume=str(tmp_path), device="cpu"), said.append)
+    resumed = Run(replace(options_of(tmp_path), device="cpu"), said.append)
     assert resumed.model.precision == "float32" and resumed.scaling is None
     assert said[0] == "the run was begun in fp16; on the CPU it goes on in float32"
     resumed.step(first_batch(resumed))
+
+
+def test_a_run_in_16_bits_goes_on_in_float32_where_that_is_asked_for(cupy, tmp_path):
+    start(tmp_path, precision="fp16")
+    resumed = Run(replace(options_of(tmp_path), precision="float32"), quiet)
+    assert resumed.model.precision == "float32" and resumed.scaling is None and resumed.device != "cpu"
 
 
 def test_16_bits_are_refused_on_a_cpu(tmp_path):

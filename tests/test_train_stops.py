@@ -23,7 +23,7 @@ from minicenternet.data.loader import Loader
 from minicenternet.evaluate import evaluate
 from minicenternet.nn.weights import load_weights
 from minicenternet.predict import explain
-from minicenternet.run_folder import checkpoints, read_metrics
+from minicenternet.run_folder import checkpoints, options_of, read_metrics
 from minicenternet.train import Interrupted, Run
 
 OPTIONS = {
@@ -40,7 +40,7 @@ pytestmark = [
 def start(folder: Path, world=None, **changes) -> Run:
     """A new tiny run in a folder, or the one that is there, resumed."""
     if (folder / "config.json").exists():
-        return Run(TrainConfig(resume=str(folder)), lambda line: None, world)
+        return Run(options_of(folder), lambda line: None, world)
     return Run(TrainConfig(**{**OPTIONS, **changes, "output": str(folder)}), lambda line: None, world)
 
 
@@ -152,7 +152,7 @@ def test_a_run_goes_back_to_a_checkpoint_and_comes_to_the_same_end(unbroken, tmp
     metadata = load_weights(checkpoints(folder)[0] / "last.safetensors")[1]
     assert json.loads(metadata["metrics"])["ap"] == read_metrics(folder)[0]["ap"]
     said = []
-    run = Run(TrainConfig(resume=str(checkpoints(folder)[0])), said.append)
+    run = Run(options_of(checkpoints(folder)[0]), said.append)
     assert run.folder == folder and "going on" in said[0] and "at epoch 2, batch 1" in said[0]
     best = json.loads(load_weights(folder / "best.safetensors")[1]["metrics"])["ap"]
     assert run.counters.best_ap == best  # not that of the first epoch, if the second was better

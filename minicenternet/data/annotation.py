@@ -246,6 +246,6 @@ def missing_files(folder: Path, names: Sequence[str]) -> list[str]:
             here = folder / parent
             listed[parent] = set(os.listdir(here)) if here.is_dir() else set()
         # A file system that ignores case finds more than its listing shows.
-        if base not in listed[parent] and not (folder / name).exists():
+        if base not in listed[parent] and not os.path.exists(folder / name):  # Path.exists() raises for too long a name
             missing.append(name)
     return missing

@@ -22,7 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..errors import InputError
-from ..files import replacing
+from ..files import legible, replacing
 from . import open_dataset
 from .annotation import ADVICE, ImageFiles, Problems, missing_files
 from .coco import Coco
@@ -126,9 +126,9 @@ class Report:
         """Write report.txt, report.json, gallery.png and histograms.png; raises InputError where it cannot write."""
         folder = Path(folder)
         with replacing(folder / "report.txt") as path:
-            path.write_text(self.text(), encoding="utf-8")
+            path.write_text(legible(self.text()), encoding="utf-8")
         with replacing(folder / "report.json") as path:
-            path.write_text(json.dumps(self.summary(), indent=2, ensure_ascii=False), encoding="utf-8")
+            path.write_text(legible(json.dumps(self.summary(), indent=2, ensure_ascii=False)), encoding="utf-8")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Glyph")  # a class name in a script that the font lacks
             for name, figure in (("gallery.png", self._gallery()), ("histograms.png", self._histograms())):
@@ -152,7 +152,7 @@ class Report:
         for panel, i in zip(axes, shown, strict=False):
             sample = self.dataset[i]
             panel.imshow(sample.image)
-            panel.set_title(sample.annotation.file_name, fontsize=7, parse_math=False)
+            panel.set_title(legible(sample.annotation.file_name), fontsize=7, parse_math=False)
             _draw_boxes(panel, sample.annotation, self.dataset.class_names)
         return figure
 

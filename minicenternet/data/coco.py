@@ -137,7 +137,7 @@ def _categories(records: list, path: Path, problems: Problems) -> tuple[list[str
     for record in records:
         try:
             category, name = record["id"], record["name"]
-            if not isinstance(category, int) or not isinstance(name, str):
+            if not isinstance(category, int) or not isinstance(name, str) or not name.strip():
                 raise TypeError
         except (KeyError, TypeError):
             problems.add("malformed record", f"{path}: category {record!r} has no whole-number id or no name")
@@ -230,8 +230,8 @@ def _columns(records: list, index_of: dict, label_of: dict) -> Columns:
     ids = list(map(itemgetter("id"), records))
     image_index = np.array([index_of[record["image_id"]] for record in records], np.int64)
     labels = np.array([label_of[record["category_id"]] for record in records], np.int64)
-    crowd = np.array([bool(record.get("iscrowd")) for record in records], bool)
-    difficult = np.array([bool(record.get("difficult")) for record in records], bool)
+    crowd = np.array([int(record.get("iscrowd") or 0) for record in records], bool)  # int: "0" is no crowd
+    difficult = np.array([int(record.get("difficult") or 0) for record in records], bool)
     bboxes = list(map(itemgetter("bbox"), records))
     if len(set(ids)) < len(ids) or set(map(len, bboxes)) - {4}:
         raise ValueError
@@ -253,8 +253,8 @@ def _columns_one_by_one(records: list, index_of: dict, label_of: dict, path: Pat
             x, y, width, height = map(float, record["bbox"])
             area = record.get("area")
             area = width * height if area is None else float(area)
-            image, category, group = record["image_id"], record["category_id"], bool(record.get("iscrowd"))
-            hard = bool(record.get("difficult"))
+            image, category = record["image_id"], record["category_id"]
+            group, hard = (bool(int(record.get(key) or 0)) for key in ("iscrowd", "difficult"))
             name = record["id"] if "id" in record else f"number {position + 1} of the file"
             again, known_image, known_class = name in seen, image in index_of, category in label_of
         except (KeyError, TypeError, ValueError, OverflowError) as error:

@@ -21,6 +21,7 @@ import numpy as np
 
 from ..errors import InputError
 from .annotation import LARGEST, ImageFiles, Problems, leaves_folder, missing_files
+from .images import IMAGE_SUFFIXES
 
 CLASSES = tuple(
     "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant sheep "
@@ -151,7 +152,7 @@ def _parse(path: Path, problems: Problems) -> _Record | None:
         return None
     try:
         root = ET.parse(path, parser=ET.XMLParser(target=_Builder())).getroot()
-    except (ET.ParseError, ValueError) as error:
+    except (ET.ParseError, ValueError, LookupError) as error:  # LookupError: an encoding that there is not
         problems.add("unreadable XML", f"{path}: {error}")
         return None
     try:
@@ -166,13 +167,18 @@ def _parse(path: Path, problems: Problems) -> _Record | None:
         try:
             name = element.findtext("name").strip()
             corners = tuple(float(element.findtext(f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax"))
-            difficult = bool(int(element.findtext("difficult") or 0))
+            if not name:
+                raise ValueError
         except (AttributeError, TypeError, ValueError):
             problems.add(
                 "malformed record", f"{path}: object {number} lacks a <name> or a <bndbox> of xmin, ymin, xmax and ymax"
             )
             continue
-        objects.append(_Object(number, name, difficult, corners))
+        flag = (element.findtext("difficult") or "").strip()
+        if flag not in ("", "0", "1"):
+            problems.add("malformed record", f"{path}: object {number} ({name}) has <difficult> {flag!r}, not 0 or 1")
+            continue
+        objects.append(_Object(number, name, flag == "1", corners))
     return _Record(path, width, height, objects)
 
 
@@ -193,8 +199,10 @@ def _image_files(folder: Path, years: list[Path], year_of: dict[str, Path], name
     ending = {}
     for year in years:
         images = year / "JPEGImages"
-        for file in sorted(os.listdir(images)) if images.is_dir() else ():
-            ending[year, Path(file).stem] = Path(file).suffix
+        files = map(Path, sorted(os.listdir(images)) if images.is_dir() else ())
+        # Beside an image there may be a file of another kind, such as another program's labels: images come last.
+        for file in sorted(files, key=lambda file: file.suffix.lower() in IMAGE_SUFFIXES):
+            ending[year, file.stem] = file.suffix
     paths = [year_of[name] / "JPEGImages" / f"{name}{ending.get((year_of[name], name), '.jpg')}" for name in names]
     return [path.relative_to(folder).as_posix() for path in paths]
 

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogFormatter, MaxNLocator
 
+from ..files import legible
 from ..metrics.average_precision import Result
 from . import look
 
@@ -77,7 +78,12 @@ def draw_comparison(
         look.label_plot(axes, title, along, "")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=along == "epoch"))
     named = figure.legend(
-        all_axes[0].lines, list(runs), loc="lower left", fontsize=look.points(15), frameon=False, handlelength=4
+        all_axes[0].lines,
+        list(map(legible, runs)),
+        loc="lower left",
+        fontsize=look.points(15),
+        frameon=False,
+        handlelength=4,
     )
     for text in named.get_texts():
         text.set_parse_math(False)

@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from ..errors import InputError
-from ..files import replacing
+from ..files import legible, replacing
 
 PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")  # Okabe and Ito 2008
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # the same, to be seen on white
@@ -151,7 +151,7 @@ def scale_below(figure: Figure, axes: Axes, title: str) -> None:
 
 def put_title(axes: Axes, title: str, pixels: float = 17) -> None:
     """A title above the axes, at their left."""
-    axes.set_title(title, fontsize=points(pixels), loc="left", pad=points(6), parse_math=False)
+    axes.set_title(legible(title), fontsize=points(pixels), loc="left", pad=points(6), parse_math=False)
 
 
 def put_note(axes: Axes, text: str) -> None:

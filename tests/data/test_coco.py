@@ -217,8 +217,11 @@ NAN = float("nan")
         (changed("images", file_name="/etc/b.jpg"), "image 3 has file_name '/etc/b.jpg'"),
         (changed("images", file_name=5), "image 3 has file_name 5"),
         (changed("images", file_name="c.jpg"), "there is no .*c.jpg"),
+        (changed("images", file_name=f"{300 * 'c'}.jpg"), "there is no .*ccc.jpg"),  # longer than a name may be
         (changed("categories", id=9), "categories 'dog' and 'cat' both have id 9"),
         (changed("categories", name="dog"), "two categories are called 'dog'"),
+        (changed("categories", name=" "), "category .*'id': 2.*no name"),
+        (changed("annotations", iscrowd="no"), "annotation .*'id': 2.*'no'"),
         (changed("categories", id="2"), "category .*'id': '2'.*no whole-number id"),
     ],
 )
@@ -382,14 +385,23 @@ def test_one_bad_annotation_among_good_ones_changes_none_of_these(write, change)
         np.testing.assert_array_equal(ours, theirs)
 
 
-@pytest.mark.parametrize("change", [{"area": None}, {"bbox": ["1", "2.5", "10", "20"]}, {"iscrowd": None}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"area": None},
+        {"bbox": ["1", "2.5", "10", "20"]},
+        {"iscrowd": None},
+        {"iscrowd": "0", "difficult": "0"},
+        {"iscrowd": "0", "area": None},
+    ],
+)
 def test_annotations_that_are_read_one_by_one_are_read_alike(write, change):
     """With any of these in the file; the record of the other is as written in COCO."""
     several = [GOOD, {**GOOD, "id": 2, "area": 200, "iscrowd": 0}]
     as_usual = Coco(write(content(annotations=several)))
     several[1] = several[1] | change
     dataset = Coco(write(content(annotations=several)))
-    for name in ("boxes", "labels", "crowd", "area", "box_ids"):
+    for name in ("boxes", "labels", "crowd", "difficult", "area", "box_ids"):
         ours, theirs = getattr(dataset, name), getattr(as_usual, name)
         assert ours.dtype == theirs.dtype
         np.testing.assert_array_equal(ours, theirs)

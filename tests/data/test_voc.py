@@ -96,6 +96,20 @@ def test_images_of_other_endings_are_found(tmp_path):
     assert Voc(tmp_path)[0].annotation.file_name == "JPEGImages/my photo 1.PNG"
 
 
+def test_what_is_no_image_beside_an_image_is_not_taken_for_it(tmp_path):
+    make(tmp_path, {"a": CAT, "b": CAT, "c": CAT})
+    for name in ("a.txt", "a.json", "b.XML"):  # after .jpg by name
+        (tmp_path / "JPEGImages" / name).write_text("0 0.5 0.5 0.1 0.1")
+    (tmp_path / "JPEGImages" / "c.jpg").rename(tmp_path / "JPEGImages" / "c.jpe")  # an ending that few images have
+    dataset = Voc(tmp_path)
+    assert [Path(dataset.annotation(i).file_name).name for i in range(3)] == ["a.jpg", "b.jpg", "c.jpe"]
+
+
+def test_a_flag_may_be_empty(tmp_path):
+    make(tmp_path, {"a": annotation([("cat", 1, 1, 5, 5, ""), ("cat", 1, 1, 6, 6, " "), ("cat", 1, 1, 7, 7, " 1 ")])})
+    assert Voc(tmp_path).annotation(0).difficult.tolist() == [False, False, True]
+
+
 def test_images_without_objects_stay(tmp_path):
     dataset = Voc(make(tmp_path, {"a": annotation([])}))
     assert len(dataset) == 1 and dataset[0].annotation.boxes.shape == (0, 4)
@@ -182,7 +196,9 @@ BOMB = '<!DOCTYPE annotation [<!ENTITY a "aaaaaaaa"><!ENTITY b "&a;&a;&a;">]><an
         (annotation([], size=(0, 5)), "a.xml has no <size> with a positive"),
         ("<annotation><size><width>x</width><height>5</height></size></annotation>", "a.xml has no <size>"),
         (annotation([("cat", 1, 1, "x", 5, 0)]), "a.xml: object 1 lacks"),
-        (annotation([("cat", 1, 1, 5, 5, "maybe")]), "a.xml: object 1 lacks"),
+        (annotation([("cat", 1, 1, 5, 5, "maybe")]), r"a.xml: object 1 \(cat\) has <difficult> 'maybe', not 0 or 1"),
+        (annotation([(" ", 1, 1, 5, 5, 0)]), "a.xml: object 1 lacks a <name>"),
+        ('<?xml version="1.0" encoding="klingon"?>' + CAT, "a.xml: unknown encoding: klingon"),
         (annotation([]).replace("</annotation>", "<object/></annotation>"), "a.xml: object 1 lacks"),
         (annotation([("cat", 1, 1, 5, 5, 0), ("dog", 1, "nan", 5, 5, 0)]), r"a.xml: object 2 \(dog\) has .*ymin nan"),
         (annotation([("cat", 1, 1, "inf", 5, 0)]), "xmax inf"),
