@@ -24,7 +24,9 @@ from .geometry import Correlation, Window
 from .rectify import Finish, finished
 
 TILE = 4  # outputs of a tile, along each side
-TILE_NUMBERS = 1 << 14  # tiles times channels of a strip: as wide as OpenBLAS's small products stay fast
+COLUMNS = 1 << 14  # of a transform's product: as wide as OpenBLAS's small products stay fast
+STRIP_NUMBERS = 1 << 14  # tiles times channels of a strip, which fit a cache
+STRIP_TILES = 128  # of a strip at least: the products of fewer would take long to pack a kernel of many channels
 WEIGHT_BYTES = 1 << 25  # transformed tiles kept at a time for a weight gradient
 LARGE_KERNEL = 1 << 20  # numbers of a transformed kernel that two threads share, half the outputs each
 BLOCK = 1 << 14  # pairs of channels whose taps are transformed at a time
@@ -66,7 +68,8 @@ def jobs(
 
     kernel: what transformed_weight returned for the plan.  The jobs are for strips.run.
     """
-    pieces, outputs = _strips_of_tiles(out.shape, max(kernel.shape[1:]), at_least=2), out.shape[3]
+    channels, outputs = max(kernel.shape[1:]), out.shape[3]
+    pieces = strips(tile_grid(out.shape), channels, max(STRIP_NUMBERS, STRIP_TILES * channels), at_least=2)
     halves = [slice(outputs)]
     if len(pieces) == 1 and kernel.size > LARGE_KERNEL:  # few tiles, yet many products
         halves = [slice(outputs // 2), slice(outputs // 2, outputs)]
@@ -76,11 +79,6 @@ def jobs(
 def tile_grid(shape: tuple[int, ...]) -> tuple[int, int, int]:
     """Return how many images, rows of tiles and tiles in a row cover a map (B, H, W, ...)."""
     return shape[0], -(-shape[1] // TILE), -(-shape[2] // TILE)
-
-
-def _strips_of_tiles(shape: tuple[int, ...], channels: int, at_least: int) -> list[Strip]:
-    """Cut a map (B, H, W, ...) into (images, first, last row of tiles).  channels: the more of inputs and outputs."""
-    return strips(tile_grid(shape), channels, TILE_NUMBERS, at_least)
 
 
 def transformed_weight(weight: np.ndarray, plan: Correlation, fold: int) -> np.ndarray:
@@ -120,9 +118,14 @@ def _multiply(tiles, kernel, A, finish: Finish | None, channels, out, piece: Str
 
 
 def _two_sided(matrix: np.ndarray, tiles: np.ndarray, half: np.ndarray, out: np.ndarray) -> None:
-    """Write matrix @ tile @ matrix^T of each of n tiles (k, k, n) to out (l, l, n); half (l, k, n) is overwritten."""
-    np.matmul(matrix, tiles.transpose(1, 0, 2), out=half.transpose(1, 0, 2))
-    np.matmul(matrix, half, out=out)
+    """Write matrix @ tile @ matrix^T of each of n tiles (k, k, n) to out (l, l, n); half (l, k, n) is overwritten.
+
+    out may begin where tiles do: a column of the one lies where it does in the other, and is read before.
+    """
+    for first in range(0, tiles.shape[2], COLUMNS):
+        part = slice(first, first + COLUMNS)
+        np.matmul(matrix, tiles[..., part].swapaxes(0, 1), out=half[..., part].swapaxes(0, 1))
+        np.matmul(matrix, half[..., part], out=out[..., part])
 
 
 def _transformed_tiles(maps, windows, fold: int, matrix, piece: Strip, across: int, scratch: dict, out=None):
@@ -198,7 +201,7 @@ def weight_gradient(
     """
     size, outputs, inputs, across = windows[0].taps // fold, dy.shape[3], fold**2 * x.shape[3], -(-dy.shape[2] // TILE)
     A, _, B = cook_toom(size, x.dtype)
-    pieces = _strips_of_tiles(dy.shape, max(inputs, outputs), at_least=4)
+    pieces = strips(tile_grid(dy.shape), max(inputs, outputs), STRIP_NUMBERS, at_least=4)
     counts = [(images.stop - images.start) * (last - first) * across for images, first, last in pieces]
     most = max(counts, default=0)
     together = max(1, min(len(pieces), WEIGHT_BYTES // max(1, len(A) ** 2 * (inputs + outputs) * x.itemsize * most)))

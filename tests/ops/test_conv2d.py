@@ -240,9 +240,9 @@ def test_a_stride_folded_into_depth_equals_the_definition(size, padding, use_con
 
 
 def test_winograd_in_many_strips(monkeypatch, use_convolution):
-    """Strips of one row of tiles, and a weight gradient in several parts."""
-    monkeypatch.setattr(winograd, "TILE_NUMBERS", 1)
-    monkeypatch.setattr(winograd, "WEIGHT_BYTES", 1)
+    """Strips of one row of tiles, transforms of a few at a time, and a weight gradient in several parts."""
+    for name in ("STRIP_NUMBERS", "STRIP_TILES", "COLUMNS", "WEIGHT_BYTES"):
+        monkeypatch.setattr(winograd, name, 1 if name != "COLUMNS" else 7)
     x, weight, bias, options = make((3, 3), size=(70, 50), channels=4, outputs=3, batch=2, padding=1)
     results = []
     for method in ("direct", "winograd"):
@@ -253,11 +253,11 @@ def test_winograd_in_many_strips(monkeypatch, use_convolution):
         np.testing.assert_allclose(fast, direct, rtol=0, atol=1e-12 * np.abs(direct).max())
 
 
-@pytest.mark.parametrize("tile_numbers", [1, 1 << 14])
+@pytest.mark.parametrize("strip_numbers", [1, 1 << 14])
 @pytest.mark.parametrize("size", [(8, 12), (7, 10)])
 @pytest.mark.parametrize(("kernel", "padding"), [(3, 0), (3, 1), (3, 2), (2, 0), (2, 1)])
-def test_both_gradients_of_one_transform(kernel, padding, size, tile_numbers, monkeypatch, use_convolution):
-    monkeypatch.setattr(winograd, "TILE_NUMBERS", tile_numbers)
+def test_both_gradients_of_one_transform(kernel, padding, size, strip_numbers, monkeypatch, use_convolution):
+    monkeypatch.setattr(winograd, "STRIP_NUMBERS", strip_numbers)
     use_convolution("winograd")
     x, weight, _, options = make((kernel, kernel), size=size, channels=5, outputs=7, batch=2, padding=padding)
     geometry = geometry_of(**options)
@@ -387,8 +387,9 @@ def test_kept_kernels_are_used_again(monkeypatch, use_convolution):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("method, stride", [("direct", 1), ("direct", 2), ("winograd", 1)])
 def test_the_number_of_threads_does_not_change_a_bit(dtype, method, stride, monkeypatch, use_convolution, use_threads):
-    for file, name in ((module, "STRIP_BYTES"), (winograd, "TILE_NUMBERS"), (winograd, "WEIGHT_BYTES")):
+    for file, name in ((module, "STRIP_BYTES"), (winograd, "STRIP_NUMBERS"), (winograd, "WEIGHT_BYTES")):
         monkeypatch.setattr(file, name, 20_000)
+    monkeypatch.setattr(winograd, "STRIP_TILES", 1)
     use_convolution(method)
     x, weight, bias, options = make((3, 3), size=(19, 17), batch=3, stride=stride, padding=1)
     x, weight, bias = (a.astype(dtype) for a in (x, weight, bias))
