@@ -54,6 +54,8 @@ from .errors import InputError
 from .files import replacing
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from .distributed import World
     from .model import CenterNet
     from .predict import Detections
@@ -330,6 +332,7 @@ def _evaluate_in(world: World, options: EvaluateConfig) -> int:
 
 
 def _predict(options: PredictConfig) -> int:
+    from .data.images import read_image
     from .predict import Predictor, find_images
 
     paths = find_images(options.images)
@@ -345,10 +348,22 @@ def _predict(options: PredictConfig) -> int:
         batch_size=options.batch_size,
         graph=options.graph,
     )
-    images, annotations = [], []
+    images, annotations, readable, unreadable = [], [], [], []
+
+    def read_in_turn() -> Iterator[np.ndarray]:
+        for path in paths:
+            try:
+                image = read_image(path)
+            except InputError as error:
+                unreadable.append(str(error))
+            else:
+                readable.append(path)
+                yield image
+
     folder = options.output.absolute()
     pictures = {path.name for path in paths if path.absolute().parent == folder}  # not to be written over
-    for number, (path, found) in enumerate(zip(paths, predictor.stream(paths), strict=True), start=1):
+    for number, found in enumerate(predictor.stream(read_in_turn()), start=1):
+        path = readable[number - 1]
         print(f"{path}: {_objects(found) or f'nothing with a score of {options.min_score} or more'}")
         height, width, _ = found.image.shape
         images.append({"id": number, "file_name": str(path), "width": width, "height": height})
@@ -357,6 +372,8 @@ def _predict(options: PredictConfig) -> int:
             picture = next(name for name in _picture_names(path) if name not in pictures)
             pictures.add(picture)
             found.draw(options.output / picture, options.min_score)
+    if not images:
+        raise InputError("; ".join(unreadable))
     for number, annotation in enumerate(annotations, start=1):
         annotation["id"] = number
     categories = [{"id": number, "name": name} for number, name in enumerate(model.class_names, start=1)]
@@ -366,6 +383,8 @@ def _predict(options: PredictConfig) -> int:
         temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
     drawn = ", with a picture of each image" if options.draw else ""
     print(f"\n{_count(annotations, 'object')} in {_count(images, 'image')}: {path}{drawn}")
+    if unreadable:
+        return _fail(2, f"{_count(unreadable, 'image')} left out: {'; '.join(unreadable)}")
     return 0
 
 

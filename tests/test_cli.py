@@ -377,6 +377,19 @@ def test_bad_images_are_named(run, tmp_path, weights, kind):
         assert_refused(run(verb, "bad.jpg", "--weights", weights), "bad.jpg")
 
 
+def test_a_bad_image_among_others_is_left_out(run, tmp_path, weights):
+    """What was found in the others is kept, each under its own name; the exit code tells that one is missing."""
+    (tmp_path / "photos").mkdir()
+    for name in ("a.jpg", "c.jpg"):
+        write_photo(tmp_path / "photos" / name, 40, 30)
+    make_bad_image("truncated", tmp_path / "photos" / "b.jpg")
+    refusal = run("predict", "photos", "--weights", weights, "--output", "found", "--min-score", 0)
+    assert_refused(refusal, "1 image left out", "b.jpg", "truncated")
+    found = json.loads((tmp_path / "found" / "predictions.json").read_text())
+    assert [Path(image["file_name"]).name for image in found["images"]] == ["a.jpg", "c.jpg"]
+    assert {annotation["image_id"] for annotation in found["annotations"]} == {1, 2}
+
+
 def test_a_folder_without_images_is_refused(run, tmp_path, weights):
     (tmp_path / "empty").mkdir()
     assert_refused(run("predict", "empty", "--weights", weights), "the folder empty holds no images")

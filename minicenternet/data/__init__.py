@@ -72,7 +72,8 @@ def open_dataset(
 def _open_json(
     path: Path, split: str, image_folder: str | os.PathLike | None, problems: Problems | None, unannotated: bool
 ) -> Coco | None:
-    if split == "train" or re.search(rf"(?<![a-z]){re.escape(split)}", path.name):
+    name = "val(idation)?" if split == "val" else re.escape(split)
+    if split == "train" or re.search(rf"(?<![a-z]){name}(?![a-z])", path.name):
         return Coco(path, image_folder, problems, unannotated)
     sibling = _beside(path, split)
     if sibling != path and sibling.is_file():

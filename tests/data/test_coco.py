@@ -307,7 +307,10 @@ def test_open_dataset_finds_the_splits_beside_each_other(layout):
 
 
 def test_open_dataset_knows_no_validation_split_beside_a_file_of_another_name(write):
-    assert open_dataset(write(content(), "carnival.json"), split="val") is None
+    for name in ("carnival.json", "valves.json"):
+        assert open_dataset(write(content(), name), split="val") is None
+    for name in ("val.json", "cats_val2017.json", "validation-1.json"):
+        assert open_dataset(write(content(), name), split="val") is not None
 
 
 def test_open_dataset_refuses_what_is_no_data_set(tmp_path, layout):
