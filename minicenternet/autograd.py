@@ -118,6 +118,10 @@ class Tensor:
         """Return the single number of a one-element Tensor (on a GPU: waits for it)."""
         return self.data.item()
 
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        """Refuse: what NumPy computed of the numbers alone would be missing in the gradients."""
+        raise TypeError("a function of NumPy was given a Tensor; use one of minicenternet.ops, or give it .numpy()")
+
     def numpy(self) -> np.ndarray:
         """Return the data as a numpy array (a copy when it lies on the GPU)."""
         return to_cpu(self.data)

@@ -609,3 +609,10 @@ def test_a_leaf_is_ready_as_soon_as_all_its_uses_were_gone_through():
     x.sum().backward(ready=lambda leaf: ready.append((names[id(leaf)], "".join(went_through), leaf.grad[0])))
     # of `twice`, used by d and b, the gradient is complete after b; the values are those of 2 * 5 * 3 * 5
     assert ready == [("second", "dc", 50.0), ("twice", "dcb", 60.0), ("first", "dcba", 75.0)]
+
+
+@pytest.mark.parametrize("function", [np.asarray, np.exp, lambda x: np.maximum(x, 0), lambda x: np.stack([x])])
+def test_functions_of_numpy_refuse_a_tensor(function):
+    """They would go around the tape, or make arrays of single Tensors."""
+    with pytest.raises(TypeError, match=r"given a Tensor; use one of minicenternet.ops, or give it .numpy\(\)"):
+        function(Tensor(np.ones((2, 3), np.float32), requires_grad=True))
