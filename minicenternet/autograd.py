@@ -190,13 +190,14 @@ def _go_back(root: Tensor, gradient: Array, ready: Callable[[Tensor], None] | No
             tensors = _oldest_first([*tensors, *inputs])  # what was just made is the youngest, so that it comes next
         for parent, part in zip(inputs, backward(*parts), strict=False):
             if parent is not None and part is not None:
-                if part.shape != parent.shape:
+                data = parent.data
+                if part.shape != data.shape:
                     raise ValueError(
                         f"the backward of {node.name} gave a gradient of shape {part.shape} for an argument of shape "
-                        f"{parent.shape}; it must return a tuple, for each argument a gradient of its shape or None"
+                        f"{data.shape}; it must return a tuple, for each argument a gradient of its shape or None"
                     )
-                if part.dtype != parent.dtype:  # what was wider than the Tensor took part in the op, or came after it
-                    part = part.astype(parent.dtype)
+                if part.dtype is not data.dtype:  # perhaps wider: what was so took part in the op, or came after it
+                    part = part.astype(data.dtype, copy=False)
                 key = id(parent)
                 if key in gradients:
                     gradients[key] = _sum(gradients[key], part, into_first=key in sums)
