@@ -196,7 +196,7 @@ def _go_back(root: Tensor, gradient: Array, ready: Callable[[Tensor], None] | No
                         f"the backward of {node.name} gave a gradient of shape {part.shape} for an argument of shape "
                         f"{data.shape}; it must return a tuple, for each argument a gradient of its shape or None"
                     )
-                if part.dtype is not data.dtype:  # perhaps wider: what was so took part in the op, or came after it
+                if part.dtype is not data.dtype:  # wider numbers took part in the op, or came after it
                     part = part.astype(data.dtype, copy=False)
                 key = id(parent)
                 if key in gradients:

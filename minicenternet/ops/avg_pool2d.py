@@ -10,7 +10,7 @@ import numpy as np
 from ..autograd import differentiable
 from ..backend import get_xp
 from . import avg_pool2d_cuda
-from .max_pool2d import check_window
+from .geometry import check_window
 
 
 def windows(size: int, stride: int, out_height: int, out_width: int):

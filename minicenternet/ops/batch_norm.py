@@ -27,6 +27,7 @@ from ..memory import empty
 from ..strips import PLANS, SMALL, as_row, row_blocks
 from ..threads import one_blas_thread, parallel_for
 from . import batch_norm_cuda
+from .precisions import check_floating
 from .reduce import channel_sum, ones
 
 CANCELS = 16  # μ²/σ² above which μ is subtracted first; below it, rounding costs at most 4 bits
@@ -72,8 +73,7 @@ def batch_norm(
             relu=relu, training=training, momentum=momentum, epsilon=epsilon, measured=measured, batches=batches,
             world=world,
         )  # fmt: skip
-    if x.dtype.kind != "f":
-        raise ValueError(f"batch_norm needs floating-point numbers, got {x.dtype}; convert with .astype('float32')")
+    check_floating("batch_norm", x)
     weight, bias = weight.astype(x.dtype, copy=False), bias.astype(x.dtype, copy=False)
     if training:
         mean, variance = statistics(x)

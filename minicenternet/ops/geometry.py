@@ -1,7 +1,8 @@
 """Which inputs an output of a convolution sees: along each axis, output i sees  stride*i + dilation*k - padding.
 
-Shared by conv2d, its transpose, the deformable one and their kernels on a GPU. What follows from kernel and geometry
-alone is found once and kept: on small maps it would cost more than the arithmetic.
+Shared by conv2d, its transpose, the deformable one and their kernels on a GPU; the windows of pooling are checked here,
+too. What follows from kernel and geometry alone is found once and kept: on small maps it would cost more than the
+arithmetic.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 
 from ..backend import Array
 from ..strips import PLANS, cut, room, strided
+from .precisions import check_floating
 
 
 class Geometry(NamedTuple):
@@ -145,6 +147,15 @@ def _phases(axis: int, kernel: int, geometry: Geometry) -> list[tuple[int, range
         start = (phase + padding - dilation * taps[0]) // stride if taps else 0
         found.append((phase, taps, Window(start, 1, step, len(taps))))
     return found
+
+
+def check_window(name: str, x: Array, size: int, stride: int, padding: int) -> None:
+    """Raise ValueError when an op of that name cannot pool x by such windows."""
+    if x.ndim != 4 or not 0 <= 2 * padding <= size or min(x.shape[1:3]) + 2 * padding < size:
+        raise ValueError(f"{name}: x {x.shape} does not fit size={size}, padding={padding} (at most size / 2)")
+    if min(size, stride) < 1:
+        raise ValueError(f"{name}: got size={size} and stride={stride}, expected at least 1")
+    check_floating(name, x)
 
 
 def columns_of(

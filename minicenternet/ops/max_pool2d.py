@@ -14,11 +14,12 @@ import functools
 import numpy as np
 
 from ..autograd import differentiable
-from ..backend import Array, get_xp
+from ..backend import get_xp
 from ..memory import empty
 from ..strips import BLOCK, PLANS, Strip, strips
 from ..threads import parallel_for
 from . import max_pool2d_cuda
+from .geometry import check_window
 
 
 @differentiable
@@ -77,16 +78,6 @@ def max_pool2d(x, *, size=3, stride=2, padding=1):
 
     parallel_for(forward, strips((batch, out_height, out_width), channels, BLOCK))
     return y, backward
-
-
-def check_window(name: str, x: Array, size: int, stride: int, padding: int) -> None:
-    """Raise ValueError when an op of that name cannot pool x so."""
-    if x.ndim != 4 or not 0 <= 2 * padding <= size or min(x.shape[1:3]) + 2 * padding < size:
-        raise ValueError(f"{name}: x {x.shape} does not fit size={size}, padding={padding} (at most size / 2)")
-    if min(size, stride) < 1:
-        raise ValueError(f"{name}: got size={size} and stride={stride}, expected at least 1")
-    if x.dtype.kind in "biu":
-        raise ValueError(f"{name} needs floating-point numbers, got {x.dtype}; convert with .astype('float32')")
 
 
 @functools.lru_cache(PLANS)

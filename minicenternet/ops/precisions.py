@@ -1,4 +1,4 @@
-"""In what a GPU multiplies and stores: float32, tf32, bf16 or fp16; what each does to a convolution: conv2d_cuda.py."""
+"""In what numbers are multiplied and stored; float32, tf32, bf16 and fp16 on a GPU: see conv2d_cuda.py."""
 
 from __future__ import annotations
 
@@ -11,6 +11,12 @@ from ..backend import Array, current_gpu, get_xp
 from ..errors import InputError
 
 PRECISIONS = {"float32": 4, "tf32": 4, "bf16": 2, "fp16": 2}  # bytes of a stored number
+
+
+def check_floating(name: str, x: Array) -> None:
+    """Raise ValueError, in the name of an op, when x holds integers or truth values."""
+    if x.dtype.kind in "biu":
+        raise ValueError(f"{name} needs floating-point numbers, got {x.dtype}; convert with .astype('float32')")
 
 
 def check_precision(x: Array, weight: Array, precision: str) -> None:

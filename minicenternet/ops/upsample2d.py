@@ -23,6 +23,7 @@ from ..memory import empty
 from ..strips import BLOCK, Strip, strips
 from ..threads import parallel_for
 from . import upsample2d_cuda
+from .precisions import check_floating
 
 TILE = 16  # rows and columns of a bilinear map at a time: its matrices are then nearly as small as can be
 
@@ -77,8 +78,7 @@ def upsample2d(x, *, factor=2, mode="nearest"):
             f"upsample2d needs x (B, H, W, C), a whole factor and mode 'nearest' or 'bilinear', "
             f"got {x.shape}, {factor!r}, {mode!r}"
         )
-    if x.dtype.kind in "biu":
-        raise ValueError(f"upsample2d needs floating-point numbers, got {x.dtype}; convert with .astype('float32')")
+    check_floating("upsample2d", x)
     if get_xp(x) is not np:
         return upsample2d_cuda.upsample2d(x, factor=factor, mode=mode)
     return _nearest(x, factor) if mode == "nearest" else _bilinear(x, factor)

@@ -241,8 +241,8 @@ def test_a_stride_folded_into_depth_equals_the_definition(size, padding, use_con
 
 def test_winograd_in_many_strips(monkeypatch, use_convolution):
     """Strips of one row of tiles, transforms of a few at a time, and a weight gradient in several parts."""
-    for name in ("STRIP_NUMBERS", "STRIP_TILES", "COLUMNS", "WEIGHT_BYTES"):
-        monkeypatch.setattr(winograd, name, 1 if name != "COLUMNS" else 7)
+    for name, value in {"STRIP_NUMBERS": 1, "STRIP_TILES": 1, "COLUMNS": 7, "WEIGHT_BYTES": 1}.items():
+        monkeypatch.setattr(winograd, name, value)
     x, weight, bias, options = make((3, 3), size=(70, 50), channels=4, outputs=3, batch=2, padding=1)
     results = []
     for method in ("direct", "winograd"):
