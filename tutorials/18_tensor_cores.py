@@ -31,10 +31,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import minicenternet
-from minicenternet import CenterNet
 from minicenternet.backend import cuda_source
 from minicenternet.draw import COLOURS, show
-from minicenternet.nn.layers import Conv2d, ConvTranspose2d
 from minicenternet.ops import conv2d_choice
 from minicenternet.ops.conv2d import reference_forward
 from minicenternet.ops.geometry import Geometry
@@ -594,25 +592,29 @@ assert operations == 65536, f"transposed: each of 16 input pixels meets 8 * 16 *
 assert moved == 6400, f"128 + 1024 + 2048 numbers of 2 bytes: 6400, got {moved}"
 
 # %% [markdown]
-# The package has the same arithmetic for a whole training step, `tests/benchmarks/roofline.py`. It runs the network
-# once on an empty image to learn the shapes. Both must agree on every layer, for a batch of 32. One detail: copies are
-# 16 bytes, so that the image's 3 channels are padded to 4 before the first layer.
+# The package has the same arithmetic for a whole training step, `tests/benchmarks/roofline.py`: it runs a step in which
+# every kernel is noted instead of run. Both must agree on the operations of every convolution, for a batch of 32. Of
+# bytes, a kernel moves a little more than these three arrays: a bias; in its epilogue the mean and the squares of each
+# tile, for the batch norm that follows; partial sums where several blocks share a tile. And copies are 16 bytes, so
+# that the image's 3 channels are padded to 4 before the first layer.
 
 # %%
 roofline = importlib.import_module("benchmarks.roofline")
-side = 256 if FAST else 512
-model = CenterNet("resnet18", class_names=[f"class {i}" for i in range(80)], input_size=(side, side))
-runs, _ = roofline.run_layers(model)
-layers, number = {}, 32
-for run in runs:
-    if not isinstance(run.layer, (Conv2d, ConvTranspose2d)):
+side, number = 256 if FAST else 512, 32
+works = roofline.step("resnet18", size=side, classes=80, batch=number, precision="tf32")
+layers = {}  # one of each kind: the last, which has the largest map of those with one kernel size
+for work in works:
+    if work.kind != "forward":
         continue
-    transposed = isinstance(run.layer, ConvTranspose2d)
-    channels = -(-run.input_shape[3] // 4) * 4
-    shapes = (number, *run.input_shape[1:3], channels), (number, *run.output_shape[1:])
-    layers[run.name] = forward_work(*shapes, run.layer.weight.shape, transposed, 4)
-    (work,) = (work for work in roofline.convolution(run, number, "tf32", fused=False) if work.kind == "forward")
-    assert layers[run.name] == (work.operations, work.bytes), f"{run.name}: {layers[run.name]} here, {work} there"
+    x_shape, y_shape, (outputs, channels, *kernel_size) = work.shapes
+    transposed = work.function == "input_gradient"  # of the convolution that makes its input of its output
+    if transposed:
+        x_shape, y_shape, outputs, channels = y_shape, x_shape, channels, outputs
+    padded = (*x_shape[:3], -(-x_shape[3] // 4) * 4)
+    name = f"{channels} to {outputs}, {kernel_size[0]} × {kernel_size[1]}"
+    layers[name] = forward_work(padded, y_shape, work.shapes[2], transposed, 4)
+    assert layers[name][0] == work.operations, f"{name}: {layers[name][0]} operations here, {work.operations} there"
+    assert layers[name][1] <= work.bytes, f"{name}: {layers[name][1]} bytes here, {work.bytes} there"
 
 PEAK, BANDWIDTH = 494.5e12, 4.8e12
 assert (PEAK, BANDWIDTH) == (roofline.PEAK["tf32"], roofline.BANDWIDTH)
@@ -624,14 +626,14 @@ for name, (operations, moved) in layers.items():
 
 # %%
 shown = {  # where the label stands
-    "reg.2": (1.7, 2.6),
-    "layer2.0.downsample.0": (15, 20),
-    "hm.2": (4, 150),
-    "conv1": (13, 330),
-    "layer1.0.conv1": (125, 210),
-    "hm.0": (260, 110),
-    "deconv_layers.6": (420, 55),
-    "layer4.1.conv2": (540, 230),
+    "64 to 2, 1 × 1": (1.7, 2.6),
+    "128 to 256, 1 × 1": (15, 20),
+    "64 to 80, 1 × 1": (4, 150),
+    "3 to 64, 7 × 7": (13, 330),
+    "64 to 64, 3 × 3": (112, 250),
+    "256 to 192, 3 × 3": (420, 55),
+    "256 to 256, 4 × 4": (150, 110),
+    "512 to 512, 3 × 3": (440, 250),
 }
 figure, axes = plt.subplots(figsize=(8, 4.6), layout="constrained")
 intensity = np.geomspace(0.2, 2000, 400)
@@ -669,7 +671,6 @@ show(
 # forward and backward, take at best beside the forward pass of all convolutions?
 
 # %%
-works = roofline.step(model, number, "tf32")
 print("A MODEL, nothing was measured:", roofline.table(works, "tf32"))
 seconds = {}
 for work in works:

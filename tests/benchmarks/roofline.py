@@ -2,12 +2,14 @@
 
     python tests/benchmarks/roofline.py                      ResNet-18 with transposed convolutions, 512 px, batch 32
     python tests/benchmarks/roofline.py --precision bf16 --batch 16
-    python tests/benchmarks/roofline.py --kernels            every kernel of every layer
+    python tests/benchmarks/roofline.py --kernels            every kernel, in the order of the step
 
-Of every kernel that a step launches it counts the multiplications and additions that matter, and the bytes of global
-memory that it cannot avoid: each array once, as if caches kept all that is read again. Its floor is the longer of the
-two times at the chip's peaks. Real kernels take longer: no kernel reaches a peak, tiles are not always full, and caches
-are finite. The layers are those that the package's network runs, with the shapes that it runs them on.
+The package runs a step on arrays that nothing is ever written to, and every kernel that it launches is noted instead of
+run: no GPU is needed, and no memory. Of each the model counts the multiplications and additions that matter, and the
+bytes of global memory that it cannot avoid: each array once, as if caches kept all that is read again. Its floor is the
+longer of the two times at the chip's peaks. Real kernels take longer: no kernel reaches a peak, tiles are not always
+full, caches are finite, and to begin and end a kernel takes the GPU some microseconds, too. Of CuPy's own functions
+only conversions of arrays are noted; the others of a step are of a few numbers each.
 """
 
 from __future__ import annotations
@@ -15,37 +17,75 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import cache, wraps
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path[:0] = [str(Path(__file__).resolve().parents[n]) for n in (1, 2)]
 
-from minicenternet import CenterNet  # noqa: E402
+from cuda_on_cpu import stand_in  # noqa: E402
+
+from minicenternet import CenterNet, backend  # noqa: E402
 from minicenternet.autograd import Tensor  # noqa: E402
-from minicenternet.nn import layers as nn  # noqa: E402
-from minicenternet.nn.module import Module, Parameter, watching  # noqa: E402
-from minicenternet.ops import conv2d_choice, precisions  # noqa: E402
+from minicenternet.ops import conv2d_cuda, prepare_images_cuda  # noqa: E402
+from minicenternet.optim import Adam  # noqa: E402
+from minicenternet.points import targets_cuda  # noqa: E402
 
 # NVIDIA, "H200 Tensor Core GPU" data sheet, SXM, without sparsity (where it quotes 989 and 1,979 teraFLOPS with it).
 BANDWIDTH = 4.8e12  # bytes a second, HBM3e
 PEAK = {"tf32": 494.5e12, "bf16": 989.5e12, "fp16": 989.5e12, "float32": 67e12}  # operations a second
 
-LEAVES = (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d)
+OBJECTS, STRIDE = 128, 4  # places for objects of an image; pixels between two cells
+KINDS = {  # what the sums are by, by how a kernel's name begins
+    "conv2d_arrange": "weights arranged",
+    "conv2d_pad_channels": "channels padded",
+    "conv2d_sum_splits": "splits summed",
+    "conv2d_finish_splits": "splits summed",
+    "conv2d_merge_statistics": "batch norm",
+    "batch_norm": "batch norm",
+    "max_pool2d": "pooling",
+    "relu": "ReLU",
+    "add": "gradients added",
+    "copy_channels": "heads split",
+    "channel_sum": "bias gradient",
+    "prepare_images": "preparation",
+    "targets": "preparation",
+    "gather_points": "loss",
+    "focal_loss": "loss",
+    "l1_loss": "loss",
+    "adam": "optimiser",
+}
+MULTIPLYING = ("_correlate", "_dweight", "_forward", "_dinput")  # how the names end of a convolution's main kernels
+PICKING = ("copy_channels", "gather_points_forward")  # of their largest array they touch what the smallest one holds
 
 
 @dataclass(frozen=True)
 class Work:
-    """One launch of a kernel."""
+    """One launch of a kernel.
+
+    For a convolution: which of the three functions of conv2d_cuda.py launched it, and the shapes of x, y and weight as
+    that function's convolution has them (a transposed one's forward pass is its input gradient, from y to x).
+    """
 
     kernel: str
-    layer: str
     kind: str  # what the sums are by
     operations: float
     bytes: float
+    function: str = ""
+    shapes: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def layer(self) -> str:
+        """Which convolution, in words."""
+        if not self.shapes:
+            return ""
+        (_, rows, columns, _), _, (outputs, channels, height, width) = self.shapes
+        return f"{channels} to {outputs}, {height}x{width}, of {rows}x{columns}"
 
     def seconds(self, precision: str) -> float:
         """Return the floor of its time."""
@@ -56,138 +96,128 @@ class Work:
         return "arithmetic" if self.operations / PEAK[precision] > self.bytes / BANDWIDTH else "memory"
 
 
-@dataclass(frozen=True)
-class Run:
-    """A layer as the network ran it on one image."""
-
-    name: str
-    layer: Module
-    input_shape: tuple[int, ...]
-    output_shape: tuple[int, ...]
-    residual: bool
-    input_gradient: bool
+# ---- noting ----------------------------------------------------------------------------------------------------------
 
 
-def run_layers(model: CenterNet) -> tuple[list[Run], list[int]]:
-    """Run the network on an empty image; return its layers in order, and the sizes of gradients that are added.
+@contextmanager
+def noting() -> Iterator[list[Work]]:
+    """Inside, every launch of a kernel is noted in the list, besides being done."""
+    works: list[Work] = []
+    launch, convert = backend.Kernel.__call__, backend.cupy_module().ascontiguousarray
 
-    A map that n layers read gets n gradients, which are added up two by two.  Raises NotImplementedError for a layer
-    that this model knows nothing of.
-    """
-    names = {id(layer): name for name, layer in model.named_modules()}
-    runs, readers, maps = [], Counter(), {}
+    def launched(kernel: backend.Kernel, grid, block, *arguments, **options) -> None:
+        name = kernel.expression.partition("<")[0]
+        kind = next((kind for start, kind in KINDS.items() if name.startswith(start)), name)
+        sizes = [array.nbytes for array in arguments if backend.on_gpu(array)]
+        moved = sum(sizes) - max(sizes) + min(sizes) if name in PICKING else sum(sizes)
+        works.append(Work(name, kind, 0, moved))
+        launch(kernel, grid, block, *arguments, **options)
 
-    def note(layer: Module, inputs: tuple, output: Tensor) -> None:
-        if not isinstance(layer, LEAVES):
-            own = [value for value in vars(layer).values() if isinstance(value, Parameter)]
-            if not own and (any(layer.children()) or isinstance(layer, nn.Identity)):
-                return
-            raise NotImplementedError(f"no model of a layer {type(layer).__name__} ({names[id(layer)]})")
-        x, *rest = inputs
-        given = [x, *(other for other in rest if other is not None)]
-        runs.append(Run(names[id(layer)], layer, x.shape, output.shape, len(given) > 1, x.requires_grad))
-        for tensor in given:
-            if tensor.requires_grad:
-                readers[id(tensor)] += 1
-                maps[id(tensor)] = tensor
+    def converted(array, dtype=None):
+        result = convert(array, dtype)
+        if result is not array:
+            works.append(Work("(conversion)", "conversions", 0, array.nbytes + result.nbytes))
+        return result
 
-    height, width = model.input_size
-    with watching(note):
-        kept = model(Tensor(np.zeros((1, height, width, 3), np.float32)))  # so that no id is given twice
-    del kept
-    return runs, [maps[key].size for key, count in readers.items() for _ in range(count - 1)]
-
-
-def convolution(run: Run, batch: int, precision: str, fused: bool) -> Iterator[Work]:
-    """Yield the kernels of a convolution and its gradients, transposed or not; fused: with statistics of its output."""
-    size, weight = precisions.PRECISIONS[precision], run.layer.weight.size
-    operations = 2 * batch * run.layer.multiply_adds(run.input_shape, run.output_shape)
-    pixels, wide = {}, {}  # of the maps on both sides; their elements with channels as the tensor cores want them
-    for side, shape in (("x", run.input_shape), ("y", run.output_shape)):
-        pixels[side] = batch * math.prod(shape[:3])
-        vector = 16 // size if run.layer.groups == 1 else 1
-        wide[side] = pixels[side] * -(-shape[3] // vector) * vector
-
-    def padded(side: str, channels: int) -> Iterator[Work]:
-        if wide[side] > pixels[side] * channels:
-            moved = (wide[side] + pixels[side] * channels) * size
-            yield Work("conv2d_pad_channels", run.name, "channels padded", 0, moved)
-
-    def correlate(kind: str, channels: tuple[int, int], source: str, result: int, statistics: bool) -> Iterator[Work]:
-        found = conv2d_choice.choose("correlate", precision, run.layer.groups, *channels, result // channels[1])
-        parts = 2 * -(-result // channels[1] // found.tile[0]) * channels[1] * 4 if statistics else 0
-        yield Work("conv2d_arrange", run.name, "weights arranged", 0, weight * (4 + size))
-        moved = (wide[source] + result + weight) * size + parts
-        yield Work(f"conv2d_{found.rung}_correlate", run.name, kind, operations, moved)
-        if statistics:
-            yield Work("conv2d_merge_statistics", run.name, "batch norm", 0, parts)
-
-    inputs, outputs = run.input_shape[3], run.output_shape[3]
-    yield from padded("x", inputs)
-    yield from correlate("forward", (inputs, outputs), "x", pixels["y"] * outputs, fused)
-    yield from padded("y", outputs)
-    if run.input_gradient:
-        yield from correlate("input gradient", (outputs, inputs), "y", pixels["x"] * inputs, False)
-    few, many = run.layer.weight.shape[0], math.prod(run.layer.weight.shape[1:])
-    seen = pixels["x" if isinstance(run.layer, nn.ConvTranspose2d) else "y"]
-    found = conv2d_choice.choose("dweight", precision, run.layer.groups, run.layer.weight.shape[1], few, seen)
-    partial = conv2d_choice.split_count(found, few, many, seen, 1) * weight * 4
-    moved = (wide["x"] + wide["y"]) * size + partial
-    yield Work(f"conv2d_{found.rung}_dweight", run.name, "weight gradient", operations, moved)
-    yield Work("conv2d_sum_splits", run.name, "splits summed", 0, partial + weight * 4)
-    if run.layer.bias is not None:
-        yield Work("channel_sum_parts", run.name, "bias gradient", 0, pixels["y"] * outputs * size)
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(backend.Kernel, "__call__", launched))
+        stack.enter_context(patch.object(backend.cupy_module(), "ascontiguousarray", converted))
+        for name in ("forward", "input_gradient", "weight_gradient"):
+            noted = _convolution(getattr(conv2d_cuda, name), name, works)
+            stack.enter_context(patch.object(conv2d_cuda, name, noted))
+        yield works
 
 
-def batch_norm(run: Run, batch: int, precision: str, fused: bool) -> Iterator[Work]:
-    """Yield its kernels; fused: the statistics come from the convolution's epilogue."""
-    one = batch * math.prod(run.output_shape) * precisions.PRECISIONS[precision]
-    if not fused:
-        yield Work("batch_norm_statistics", run.name, "batch norm", 0, one)
-    yield Work("batch_norm_normalise", run.name, "batch norm", 0, (2 + run.residual) * one)
-    rectified = run.layer.relu and run.residual  # without a residual y is found again from x
-    yield Work("batch_norm_sums", run.name, "batch norm", 0, (2 + rectified) * one)
-    yield Work("batch_norm_backward", run.name, "batch norm", 0, (3 + rectified + run.residual) * one)
+def _convolution(function: Callable, name: str, works: list[Work]) -> Callable:
+    """Return one of a convolution's three passes that notes the operations of the kernels that it launches."""
+
+    @wraps(function)
+    def noted(first, second, *arguments, **options):
+        begin = len(works)
+        result = function(first, second, *arguments, **options)
+        # Each pixel of y, the output of the convolution whose passes they are, meets the whole weight once.
+        x, y, weight = {
+            "forward": (first, result, second),
+            "input_gradient": (result, first, second),
+            "weight_gradient": (first, second, result),
+        }[name]
+        operations = 2 * math.prod(y.shape[:3]) * weight.size
+        count = sum(work.kernel.endswith(MULTIPLYING) for work in works[begin:])  # many phases take several launches
+        for i, work in enumerate(works[begin:], begin):
+            works[i] = replace(work, function=name, shapes=(x.shape, y.shape, weight.shape))
+            if work.kernel.endswith(MULTIPLYING):
+                kind = "weight gradient" if name == "weight_gradient" else "product"
+                works[i] = replace(works[i], kind=kind, operations=operations / count)
+        return result
+
+    return noted
 
 
-def step(model: CenterNet, batch: int, precision: str, fused: bool = False) -> list[Work]:
-    """Return the kernels of one training step, forward, backward and Adam."""
-    size, works = precisions.PRECISIONS[precision], []
-    runs, added = run_layers(model)
-    for i, run in enumerate(runs):
-        x, y = batch * math.prod(run.input_shape) * size, batch * math.prod(run.output_shape) * size
-        followed = fused and i + 1 < len(runs) and isinstance(runs[i + 1].layer, nn.BatchNorm2d)
-        if isinstance(run.layer, (nn.Conv2d, nn.ConvTranspose2d)):
-            works += convolution(run, batch, precision, followed)
-        elif isinstance(run.layer, nn.BatchNorm2d):
-            works += batch_norm(run, batch, precision, fused)
-        elif isinstance(run.layer, nn.MaxPool2d):
-            winners = y // size  # one byte for each output says which pixel it was
-            works.append(Work("max_pool2d_forward", run.name, "pooling", 0, x + y + winners))
-            works.append(Work("max_pool2d_backward", run.name, "pooling", 0, x + y + winners))
-        else:
-            works.append(Work("(maximum)", run.name, "ReLU", 0, x + y))
-            works.append(Work("relu_backward", run.name, "ReLU", 0, x + 2 * y))
-    works += [Work("add_forward", "", "gradients added", 0, 3 * batch * count * size) for count in added]
-    heatmap = batch * math.prod(run.output_shape[:3]) * len(model.class_names)
-    image, map_bytes = batch * math.prod(model.input_size) * 3, 4 * heatmap
-    works.append(Work("prepare_images_warp", "", "preparation", 0, 2 * image))  # of images as large as the input
-    works.append(Work("prepare_images_colour", "", "preparation", 0, 5 * image))
-    works.append(Work("targets_encode", "", "preparation", 0, map_bytes))
-    works.append(Work("focal_loss_forward", "hm", "loss", 0, heatmap * (size + 4)))
-    works.append(Work("focal_loss_backward", "hm", "loss", 0, heatmap * (2 * size + 4)))
-    parameters = sum(parameter.size for parameter in model.parameters())
-    works.append(Work("adam_step", "", "optimiser", 0, 7 * 4 * parameters))
+@contextmanager
+def nothing_runs() -> Iterator[None]:
+    """Inside, arrays on the GPU are NumPy's whose memory nobody touches, and kernels do nothing."""
+
+    def empty(shape, dtype=float, order="C"):
+        return stand_in.ndarray(np.empty(shape, dtype, order))
+
+    @cache
+    def no_kernel(file, expression, architecture, device):
+        declared = backend.parameters(backend.cuda_source(file), expression)
+        return backend.Kernel(lambda *arguments, **options: None, expression, declared)
+
+    with (
+        patch.dict(sys.modules, cupy=stand_in),
+        patch.object(stand_in, "empty", empty),
+        patch.object(backend, "_kernel", no_kernel),
+    ):
+        yield
+
+
+# ---- a step ----------------------------------------------------------------------------------------------------------
+
+
+def step(backbone: str, size: int, classes: int, batch: int, precision: str) -> list[Work]:
+    """Return the kernels of one training step in order: preparation, forward pass, losses, backward pass, Adam."""
+    with nothing_runs(), noting() as works:
+        model = CenterNet(backbone, class_names=[str(i) for i in range(classes)], input_size=(size, size))
+        model = model.to("cuda").set_precision(precision)
+        optimiser = Adam(model.named_parameters(), 1e-4)
+        total, _ = model.task.loss(model(Tensor(_images(size, batch))), _targets(size, classes, batch))
+        begin = len(works)
+        total.backward()
+        optimiser.step()
+        parameters = sum(parameter.size for parameter in model.parameters())
+    for i, work in enumerate(works):
+        if work.kind == "product":
+            works[i] = replace(work, kind="forward" if i < begin else "input gradient")
+        elif work.kernel == "adam_step":  # which is given addresses: of weights, gradients and two averages
+            works[i] = replace(work, bytes=7 * 4 * parameters)
     return works
+
+
+def _images(size: int, batch: int) -> backend.Array:
+    """Return (B, size, size, 3) float32, made of images as large as that."""
+    given = [((batch, 3 * size * size), "uint8"), ((batch, 2), "int32"), ((batch, 2, 3), "float64")]
+    given += [((batch, 6), "float32"), ((2, 3), "float32")]
+    return prepare_images_cuda.prepare_batch(*(stand_in.empty(*one) for one in given), size=(size, size))
+
+
+def _targets(size: int, classes: int, batch: int) -> dict[str, backend.Array]:
+    """Return the targets of a batch."""
+    boxes, labels = stand_in.empty((batch, OBJECTS, 4), "float32"), stand_in.empty((batch, OBJECTS), "int64")
+    return targets_cuda.encode(boxes, labels, classes, size // STRIDE, size // STRIDE, STRIDE)._asdict()
+
+
+# ---- what is printed -------------------------------------------------------------------------------------------------
 
 
 def table(works: list[Work], precision: str, kernels: bool = False) -> str:
     """Return what is printed: each kernel where asked for, and the sums by kind."""
-    head = f"{'kernel':32} {'layer':26} {'GFLOP':>9} {'MB':>9} {'floor, us':>10}  waits for\n"
+    head = f"{'kernel':32} {'of a convolution':30} {'GFLOP':>9} {'MB':>9} {'floor, us':>10}  waits for\n"
     lines = [head] if kernels else []
     for work in works if kernels else ():
         lines.append(
-            f"{work.kernel:32} {work.layer:26} {work.operations / 1e9:9.1f} {work.bytes / 1e6:9.1f}"
+            f"{work.kernel:32} {work.layer:30} {work.operations / 1e9:9.1f} {work.bytes / 1e6:9.1f}"
             f" {1e6 * work.seconds(precision):10.1f}  {work.bound(precision)}\n"
         )
     lines.append(f"\n{'kind':20} {'launches':>8} {'GFLOP':>10} {'MB':>10} {'floor, ms':>10}\n")
@@ -209,22 +239,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=512, help="side of the images")
     parser.add_argument("--classes", type=int, default=80)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--precision", choices=("tf32", "bf16", "fp16"), default="tf32")
+    parser.add_argument("--precision", choices=("float32", "tf32", "bf16", "fp16"), default="tf32")
     parser.add_argument("--kernels", action="store_true", help="every kernel, not only the sums")
     options = parser.parse_args(arguments)
-    names = [f"class {i}" for i in range(options.classes)]
-    model = CenterNet(options.backbone, class_names=names, input_size=(options.size, options.size))
+    works = step(options.backbone, options.size, options.classes, options.batch, options.precision)
+    seconds = sum(work.seconds(options.precision) for work in works)
     print(
         f"A MODEL, nothing was measured: {options.backbone}, {options.size} x {options.size}, {options.classes}"
         f" classes, batch {options.batch}, {options.precision}, at an H200's peaks ({BANDWIDTH / 1e12} TB/s,"
-        f" {PEAK[options.precision] / 1e12} TFLOP/s)"
+        f" {PEAK[options.precision] / 1e12} TFLOP/s): at best {options.batch / seconds:,.0f} images/s\n"
     )
-    for fused in (False, True):
-        works = step(model, options.batch, options.precision, fused)
-        seconds = sum(work.seconds(options.precision) for work in works)
-        where = "in the convolutions' epilogues, as they are" if fused else "in passes of their own"
-        print(f"\n--- statistics of batch norms {where}: at best {options.batch / seconds:,.0f} images/s")
-        print(table(works, options.precision, options.kernels))
+    print(table(works, options.precision, options.kernels))
 
 
 if __name__ == "__main__":

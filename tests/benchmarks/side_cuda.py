@@ -288,11 +288,9 @@ def available() -> list[str]:
     return [name for name in precisions.PRECISIONS if name != "bf16" or importlib.util.find_spec("ml_dtypes")]
 
 
-def work(backbone: str, size: int, batch: int, classes: int, precision: str) -> dict[str, float]:
+def work(**options) -> dict[str, float]:
     """The operations of a training step and the bytes that it must move, counted by roofline.py: no measurement."""
-    names = [str(label) for label in range(classes)]
-    model = CenterNet(backbone, class_names=names, input_size=(size, size))
-    works = roofline.step(model, batch, precision, fused=True)
+    works = roofline.step(**options)
     return {"operations": sum(each.operations for each in works), "bytes": sum(each.bytes for each in works)}
 
 

@@ -245,7 +245,7 @@ def test_the_command_to_tune_measures_nothing_and_says_what_changed(clock, tmp_p
 
 
 def test_work_is_that_of_the_model():
-    work = side_cuda.work("resnet18", 64, 2, 3, "tf32")
+    work = side_cuda.work(backbone="resnet18", size=64, batch=2, classes=3, precision="tf32")
     assert work["operations"] > 2 * 2 * 64 * 64 * 1000 and work["bytes"] > 4 * 2 * 64 * 64 * 3
 
 
