@@ -8,26 +8,14 @@
 //   batch_norm_backward      dx = γ/√(σ²+ε) · (g - dβ/n - x̂ dγ/n) while training, γ/√(σ²+ε) · g with running averages
 //
 // Statistics never subtract large numbers: a thread takes the squares of a few rows around their own mean, and what two
-// threads found is combined as (Chan et al. 1979)
-//
-//   n = n₁ + n₂,   μ = μ₁ + (μ₂ - μ₁) n₂/n,   Σ² = Σ₁² + Σ₂² + (μ₂ - μ₁)² n₁n₂/n
-//
-// in an order that the shape alone decides. How blocks lie over the rows: see row_blocks.cuh. What all rows share, a
-// thread works out before its first one.
+// threads found is combined as in moments.cuh, in an order that the shape alone decides. How blocks lie over the rows:
+// see row_blocks.cuh; over the parts: parts.cuh. What all rows share, a thread works out before its first one.
+#include "moments.cuh"
 #include "numbers.cuh"
+#include "parts.cuh"
 #include "row_blocks.cuh"
 
 constexpr int AT_ONCE = 8, RESIDENT = 4;  // RESIDENT: blocks that must fit a processor, so that many loads are under way
-
-struct Moments {
-  float count, mean, squares;  // squares: the sum of (x - mean)²
-};
-
-__device__ Moments combined(Moments a, Moments b) {
-  if (b.count == 0) return a;
-  float count = a.count + b.count, apart = b.mean - a.mean, share = b.count / count;
-  return {count, a.mean + apart * share, a.squares + b.squares + apart * apart * a.count * share};
-}
 
 // Combine what the rows of threads found of a channel from top to bottom; the result is thread 0's (of threadIdx.y).
 __device__ Moments combined_over_rows(Moments own) {
@@ -63,16 +51,16 @@ __global__ void batch_norm_statistics(const T* __restrict__ x, float* __restrict
   }
 }
 
-__global__ void batch_norm_combine(const float* __restrict__ means, const float* __restrict__ squares,
-                                   float* __restrict__ mean, float* __restrict__ variance, int rows, int channels,
-                                   int parts, int rows_of_part) {
-  int channel = first_channel<1>();
+__global__ void __launch_bounds__(PART_CHANNELS * PART_THREADS) batch_norm_combine(
+    const float* __restrict__ means, const float* __restrict__ squares, float* __restrict__ mean,
+    float* __restrict__ variance, int rows, int channels, int parts, int rows_of_part) {
+  int channel = channel_of_parts();
   Moments moments = {0, 0, 0};
-  for (int part = threadIdx.y; channel < channels && part < parts; part += blockDim.y) {
+  for (int part = threadIdx.y; channel < channels && part < parts; part += PART_THREADS) {
     int count = min(rows_of_part, rows - part * rows_of_part), at = part * channels + channel;
     moments = combined(moments, {(float)count, means[at], squares[at]});
   }
-  moments = combined_over_rows(moments);
+  moments = put_together(moments, combined);
   if (threadIdx.y > 0 || channel >= channels) return;
   mean[channel] = moments.mean;
   variance[channel] = moments.squares / rows;
@@ -158,17 +146,11 @@ __global__ void __launch_bounds__(ROW_THREADS, RESIDENT) batch_norm_sums(
   products[blockIdx.y * channels + own] = all_with_x;
 }
 
-__global__ void batch_norm_gradients(const float* __restrict__ sums, const float* __restrict__ products,
-                                     const float* __restrict__ variance, float* __restrict__ dweight,
-                                     float* __restrict__ dbias, int channels, int parts, float epsilon) {
-  int channel = first_channel<1>();
-  float sum[1] = {0}, product[1] = {0};
-  #pragma unroll 4
-  for (int part = threadIdx.y; channel < channels && part < parts; part += blockDim.y) {
-    sum[0] += sums[part * channels + channel];
-    product[0] += products[part * channels + channel];
-  }
-  float all = sum_over_rows(sum), all_with_x = sum_over_rows(product);
+__global__ void __launch_bounds__(PART_CHANNELS * PART_THREADS) batch_norm_gradients(
+    const float* __restrict__ sums, const float* __restrict__ products, const float* __restrict__ variance,
+    float* __restrict__ dweight, float* __restrict__ dbias, int channels, int parts, float epsilon) {
+  int channel = channel_of_parts();
+  auto [all, all_with_x] = sums_of_parts<2>({sums, products}, parts, channels).of;
   if (threadIdx.y > 0 || channel >= channels) return;
   dbias[channel] = all;
   dweight[channel] = all_with_x * rsqrtf(variance[channel] + epsilon);

@@ -7,21 +7,26 @@
 // becomes contiguous, and float32 what the correlation reads, T. Channels from `given` on are zeros, so that their
 // number suits the copies. TF32: round as well.
 // The weight's strides tell the forward pass from the input gradient, where outputs and channels change roles.
-// Blocks: x the elements, y the phases.
+// A thread takes all taps of an output and a channel: they lie side by side in the weight, and those of neighbouring
+// channels are neighbours in each tap that is written. Blocks: x the pairs, y the phases.
 template <class T, bool TF32>
 __global__ void conv2d_arrange(const float* __restrict__ weight, T* __restrict__ taps, Phases phases, int given,
                                int group_stride, int output_stride, int channel_stride, int kernel_width) {
   const Correlation g = phases.of[blockIdx.y];
   int n = blockIdx.x * blockDim.x + threadIdx.x;
-  if (n >= g.groups * g.outputs * g.depth()) return;
-  Column column(n, g);  // counted from the first tap on, so that k runs on from output to output
-  int output = column.k / g.y.taps, u = g.tap_y + g.tap_step_y * (column.k % g.y.taps);
-  int v = g.tap_x + g.tap_step_x * column.l, group = output / g.outputs;
-  int from = group * group_stride + output % g.outputs * output_stride + column.c * channel_stride;
-  from += u * kernel_width + v;
-  float value = column.c < given ? weight[from] : 0.f;
-  if (TF32) value = __uint_as_float(round_to_tf32(__float_as_uint(value)));
-  taps[g.taps_begin + n] = T(value);
+  if (n >= g.groups * g.outputs * g.channels) return;
+  int output = n / g.channels, c = n % g.channels, group = output / g.outputs;
+  const float* from = weight + group * group_stride + output % g.outputs * output_stride + c * channel_stride;
+  T* to = taps + g.taps_begin + output * g.depth() + c;
+  for (int k = 0; k < g.y.taps; k++) {
+    const float* row = from + (g.tap_y + g.tap_step_y * k) * kernel_width + g.tap_x;
+#pragma unroll 4
+    for (int l = 0; l < g.x.taps; l++, to += g.channels) {
+      float value = c < given ? row[g.tap_step_x * l] : 0.f;
+      if (TF32) value = __uint_as_float(round_to_tf32(__float_as_uint(value)));
+      *to = T(value);
+    }
+  }
 }
 
 // padded[m, c] = x[m, c] for c < channels, else 0; a thread writes 16 bytes of a pixel.
@@ -38,6 +43,21 @@ __global__ void conv2d_pad_channels(const T* __restrict__ x, T* __restrict__ pad
   *(Pack<T, N>*)(padded + i) = wide;
 }
 
+// The sum of partial[0], partial[size], ... in their order. A small weight has many splits and few threads: so many loads
+// are under way at once.
+__device__ __forceinline__ float sum_of_splits(const float* __restrict__ partial, int splits, int size) {
+  constexpr int AT_ONCE = 16;
+  float sum = 0.f;
+  for (int first = 0; first < splits; first += AT_ONCE) {
+    float some[AT_ONCE];
+#pragma unroll
+    for (int i = 0; i < AT_ONCE; i++) some[i] = first + i < splits ? partial[(size_t)(first + i) * size] : 0.f;
+#pragma unroll
+    for (int i = 0; i < AT_ONCE; i++) sum += some[i];
+  }
+  return sum;
+}
+
 // dweight[o, c, u, v] = sum over the splits, in their order, of partial[split, o, u, v, c]; `outputs` and `channels`
 // (of one group) may be fewer than the padded ones of the partial sums.
 __global__ void conv2d_sum_splits(const float* __restrict__ partial, float* __restrict__ dweight, int splits,
@@ -49,9 +69,7 @@ __global__ void conv2d_sum_splits(const float* __restrict__ partial, float* __re
   int group = o / padded_outputs;
   o %= padded_outputs;
   if (c >= channels || o >= outputs) return;
-  float sum = 0.f;
-  for (int s = 0; s < splits; s++) sum += partial[(size_t)s * size + n];
-  dweight[((size_t)(group * outputs + o) * channels + c) * taps + tap] = sum;
+  dweight[((size_t)(group * outputs + o) * channels + c) * taps + tap] = sum_of_splits(partial + n, splits, size);
 }
 
 // out[i] = bias + sum over the splits of a correlation's depth, in their order, of partial[split, i]
@@ -60,8 +78,7 @@ __global__ void conv2d_finish_splits(const float* __restrict__ partial, const fl
                                      T* __restrict__ out, int splits, int size, int channels, int relu) {
   int i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i >= size) return;
-  float sum = 0.f;
-  for (int s = 0; s < splits; s++) sum += partial[(size_t)s * size + i];
+  float sum = sum_of_splits(partial + i, splits, size);
   if (bias) sum += bias[i % channels];
   out[i] = T(relu && sum < 0 ? 0.f : sum);  // NaN stays
 }

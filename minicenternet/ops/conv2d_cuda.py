@@ -199,6 +199,7 @@ class Plan(NamedTuple):
 
     launches: tuple[Launch, ...]
     sizes: tuple[int, ...]  # numbers of the arranged weight that each correlation reads
+    pairs: int  # of an output and a channel that it sees, in all groups
 
 
 @functools.lru_cache(maxsize=PLANS)
@@ -215,7 +216,8 @@ def _plan(parts: Callable, x_shape, out_shape, kernel_size, geometry: Geometry, 
         pixels = int((some["batch"] * some["rows"] * some["columns"]).max())
         depth = int((some["y"]["taps"] * some["x"]["taps"] * some["channels"]).max())
         launches.append(Launch(phases, len(some), -(-pixels // bm), depth))
-    return Plan(tuple(launches), tuple(_sizes(found).tolist()))
+    pairs = math.prod(found[0][["groups", "outputs", "channels"]].tolist())
+    return Plan(tuple(launches), tuple(_sizes(found).tolist()), pairs)
 
 
 def _sizes(parts: np.ndarray) -> np.ndarray:
@@ -405,7 +407,7 @@ def _arranged(weight: Array, strides, plan: Plan, given: int, dtype, rounded: st
     weight, taps = xp.ascontiguousarray(weight, np.float32), xp.empty(max(1, sum(plan.sizes)), dtype)
     arrange = _helper(f"arrange<{c_type(dtype)}, {rounded}>")
     for phases, count, _, _ in plan.launches:
-        grid = -(-max(plan.sizes) // 256), count
+        grid = -(-plan.pairs // 256), count
         arrange(grid, 256, weight, taps, phases, given, *strides, weight.shape[3])
     return taps
 

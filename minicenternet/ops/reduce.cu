@@ -5,6 +5,7 @@
 //
 // The shape alone decides in which order.
 #include "numbers.cuh"
+#include "parts.cuh"
 #include "row_blocks.cuh"
 
 // channels is a multiple of N.
@@ -24,12 +25,8 @@ __global__ void channel_sum_parts(const T* __restrict__ x, float* __restrict__ p
   if (own >= 0) parts[blockIdx.y * channels + own] = all;
 }
 
-__global__ void channel_sum_total(const float* __restrict__ parts, float* __restrict__ sums, int channels, int count) {
-  int channel = first_channel<1>();
-  float sum[1] = {0};
-  #pragma unroll 4
-  for (int part = threadIdx.y; channel < channels && part < count; part += blockDim.y)
-    sum[0] += parts[part * channels + channel];
-  float all = sum_over_rows(sum);
-  if (threadIdx.y == 0 && channel < channels) sums[channel] = all;
+__global__ void __launch_bounds__(PART_CHANNELS * PART_THREADS) channel_sum_total(
+    const float* __restrict__ parts, float* __restrict__ sums, int channels, int count) {
+  float sum = sums_of_parts<1>({parts}, count, channels).of[0];
+  if (threadIdx.y == 0 && channel_of_parts() < channels) sums[channel_of_parts()] = sum;
 }
