@@ -28,13 +28,13 @@ from collections.abc import Callable
 import numpy as np
 
 from ..autograd import differentiable
-from ..backend import Array, contiguous, get_xp
+from ..backend import Array, get_xp
 from ..errors import InputError
 from ..memory import empty
 from ..strips import PLANS, WORTH_SHARING, Strip, room, run, strips
 from . import conv2d_cuda, small_maps, winograd
 from .geometry import Correlation, Geometry, Window, columns_of, forward_plan, gradient_correlations
-from .precisions import check_precision, storage
+from .precisions import check_precision
 from .rectify import Finish, bias_relu, finished, through_relu
 from .reduce import channel_sum
 
@@ -72,8 +72,8 @@ def conv2d(
     geometry = Geometry.of(stride, padding, dilation, groups)
     check_precision(x, weight, precision)
     _check(x.shape, weight.shape, None if bias is None else bias.shape, geometry)
-    if get_xp(x) is not np:  # an image is converted once, for the weight gradient, too
-        x = contiguous(x, storage(precision))
+    if get_xp(x) is not np:  # an image is converted and padded once, for the weight gradient, too
+        x = conv2d_cuda.prepared(x, weight.shape, geometry, precision)
     y = forward(x, weight, geometry, bias, relu, kernels, precision, statistics)
     rectified = y if relu else None
 
@@ -85,7 +85,7 @@ def conv2d(
         if both:
             return *both, dbias
         dx = input_gradient(dy, weight, x.shape[1:3], geometry, precision=precision) if want_dx else None
-        return dx, weight_gradient(x, dy, weight.shape[2:], geometry, precision), dbias
+        return dx, weight_gradient(x, dy, weight.shape, geometry, precision), dbias
 
     return y, backward
 
@@ -261,15 +261,15 @@ def input_gradient(
 
 
 def weight_gradient(
-    x: Array, dy: Array, kernel: tuple[int, int], geometry: Geometry, precision: str = "float32"
+    x: Array, dy: Array, shape: tuple[int, int, int, int], geometry: Geometry, precision: str = "float32"
 ) -> Array:
-    """Return dweight (O, C/G, KH, KW): what each strip saw, times its dy, summed in a fixed order."""
+    """Return dweight (O, C/G, KH, KW) = shape: what each strip saw, times its dy, summed in a fixed order."""
     if get_xp(x, dy) is not np:
-        return conv2d_cuda.weight_gradient(x, dy, kernel, geometry, precision=precision)
+        return conv2d_cuda.weight_gradient(x, dy, shape, geometry, precision=precision)
+    (outputs, channels, *kernel), groups = shape, geometry.groups
     if wanted_method() == "reference":
         return reference_weight_gradient(x, dy, kernel, geometry)
-    channels, outputs, taps, groups = x.shape[3] // geometry.groups, dy.shape[3], math.prod(kernel), geometry.groups
-    windows = forward_plan(x.shape, (outputs, channels, *kernel), geometry)[0].windows
+    taps, windows = math.prod(kernel), forward_plan(x.shape, shape, geometry)[0].windows
     fold = folding(windows, groups, min(x.shape[3], outputs), dy.shape)
     if fold:
         return winograd.weight_gradient(x, dy, windows, fold)
@@ -288,7 +288,7 @@ def weight_gradient(
 
     run([functools.partial(sum_part, pieces[i::WEIGHT_PARTS], sums[i]) for i in range(parts)])
     dweight = (sums.sum(0) if parts > 1 else sums[0]).reshape(groups, *kernel, channels, outputs // groups)
-    return np.ascontiguousarray(dweight.transpose(0, 4, 3, 1, 2)).reshape(outputs, channels, *kernel)
+    return np.ascontiguousarray(dweight.transpose(0, 4, 3, 1, 2)).reshape(shape)
 
 
 def gradients_together(x: Array, dy: Array, weight: Array, plan: Correlation) -> tuple[Array, Array] | None:

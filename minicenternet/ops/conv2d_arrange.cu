@@ -29,9 +29,9 @@ __global__ void conv2d_arrange(const float* __restrict__ weight, T* __restrict__
   }
 }
 
-// padded[m, c] = x[m, c] for c < channels, else 0; a thread writes 16 bytes of a pixel.
-template <class T>
-__global__ void conv2d_pad_channels(const T* __restrict__ x, T* __restrict__ padded, int count, int channels,
+// padded[m, c] = x[m, c] for c < channels, else 0, as T; a thread writes 16 bytes of a pixel.
+template <class From, class T>
+__global__ void conv2d_pad_channels(const From* __restrict__ x, T* __restrict__ padded, int count, int channels,
                                     int padded_channels) {
   constexpr int N = 16 / sizeof(T);  // padded_channels is a multiple of it
   int i = (blockIdx.x * blockDim.x + threadIdx.x) * N;
@@ -39,7 +39,7 @@ __global__ void conv2d_pad_channels(const T* __restrict__ x, T* __restrict__ pad
   int pixel = i / padded_channels, first = i - pixel * padded_channels;
   Pack<T, N> wide;
 #pragma unroll
-  for (int k = 0; k < N; k++) wide.at[k] = first + k < channels ? x[pixel * channels + first + k] : T(0.f);
+  for (int k = 0; k < N; k++) wide.at[k] = T(first + k < channels ? (float)x[pixel * channels + first + k] : 0.f);
   *(Pack<T, N>*)(padded + i) = wide;
 }
 

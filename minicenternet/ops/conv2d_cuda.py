@@ -49,6 +49,23 @@ ARCHITECTURES = {"warpgroups": "sm_90a"}  # see backend.kernel
 # --- the three functions ---------------------------------------------------------------------------------------------
 
 
+def prepared(x: Array, weight_shape: tuple[int, int, int, int], geometry: Geometry, precision: str) -> Array:
+    """Return x as `forward` and `weight_gradient` read it: converted, contiguous and padded with channels of zeros.
+
+    What they would do of this they need not do twice; an image is padded where both take a rung on tensor cores.
+    """
+    outputs, channels, *kernel_size = weight_shape
+    dtype = storage(precision)
+    wide = _wide(channels, dtype)
+    if geometry.groups > 1 or wide == channels:
+        return _stored(x, precision)
+    pixels = len(x) * math.prod(geometry.output_size(*x.shape[1:3], kernel_size))
+    choices = [chosen(kind, precision, 1, channels, outputs, pixels) for kind in ("correlate", "dweight")]
+    if any(choice.rung not in ON_TENSOR_CORES for choice in choices):
+        return _stored(x, precision)
+    return _padded(contiguous(x) if x.dtype == np.float32 else _stored(x, precision), wide, dtype)
+
+
 def forward(
     x: Array,
     weight: Array,
@@ -61,7 +78,7 @@ def forward(
     statistics: dict[str, Array] | None = None,
     choice: Choice | None = None,
 ) -> Array:
-    """Return y (B, OH, OW, O) of x (B, H, W, C) and weight (O, C/G, KH, KW), all on the GPU.
+    """Return y (B, OH, OW, O) of x (B, H, W, C) and weight (O, C/G, KH, KW), all on the GPU; or of a `prepared` x.
 
     bias: (O,) float32, added.  relu: max(y, 0) last.  kernels: a dict that keeps the weight as the kernels read it from
     call to call; the weight must then stay as it is.  statistics: a dict, which is given the "mean" and the biased
@@ -84,8 +101,8 @@ def forward(
         _finish(y, bias, relu)
     else:
         of_channel, of_output = math.prod(kernel_size), channels * math.prod(kernel_size)
-        strides = outputs // groups * of_output, of_output, of_channel
-        _correlate(_forward_correlation, x, weight, geometry, strides, y, choice, bias, relu, kernels, statistics)
+        seen = channels, (outputs // groups * of_output, of_output, of_channel)
+        _correlate(_forward_correlation, x, weight, geometry, seen, y, choice, bias, relu, kernels, statistics)
     return y
 
 
@@ -121,26 +138,26 @@ def input_gradient(
         _finish(dx, bias, relu)
     else:
         of_channel, of_output = math.prod(kernel_size), channels * math.prod(kernel_size)
-        strides = outputs // groups * of_output, of_channel, of_output  # outputs and channels change roles
+        seen = outputs // groups, (outputs // groups * of_output, of_channel, of_output)  # which change roles
         parts = _input_gradient_correlations
-        _correlate(parts, dy, weight, geometry, strides, dx, choice, bias, relu, kernels, statistics)
+        _correlate(parts, dy, weight, geometry, seen, dx, choice, bias, relu, kernels, statistics)
     return dx
 
 
 def weight_gradient(
     x: Array,
     dy: Array,
-    kernel_size: tuple[int, int],
+    shape: tuple[int, int, int, int],
     geometry: Geometry,
     *,
     precision: str = "float32",
     choice: Choice | None = None,
 ) -> Array:
-    """Return dweight (O, C/G, KH, KW), float32, of x (B, H, W, C) and dy (B, OH, OW, O)."""
+    """Return dweight (O, C/G, KH, KW) = shape, float32, of x (B, H, W, C), or `prepared`, and dy (B, OH, OW, O)."""
     x, dy = _stored(x, precision), _stored(dy, precision)
-    groups, channels, outputs = geometry.groups, x.shape[3] // geometry.groups, dy.shape[3]
+    outputs, channels, *kernel_size = shape
+    groups = geometry.groups
     choice = choice or chosen("dweight", precision, groups, channels, outputs // groups, _pixels(dy))
-    shape = outputs, channels, *kernel_size
     if dy.size == 0:
         return get_xp(x).zeros(shape, np.float32)
     if choice.rung == "im2col":
@@ -366,15 +383,15 @@ def _im2col_weight_gradient(x: Array, dy: Array, geometry: Geometry, shape: tupl
 # --- implicit GEMM: tiled and on tensor cores ------------------------------------------------------------------------
 
 
-def _correlate(parts, x, weight, geometry, strides, out, choice, bias, relu, kernels, statistics) -> None:
+def _correlate(parts, x, weight, geometry, seen, out, choice, bias, relu, kernels, statistics) -> None:
     """Write all correlations of x with the weight to `out`, and mean and variance of its channels to `statistics`.
 
-    parts: the function that says what the correlations are.  strides: of groups, outputs and channels (as the
-    correlation sees them) in the weight.
+    parts: the function that says what the correlations are.  seen: as they see the weight, its channels in a group, and
+    its strides from group to group, output to output and channel to channel.
     """
-    xp, groups, (bm, bn, *_) = get_xp(x), geometry.groups, choice.tile
-    given, outputs = x.shape[3] // groups, out.shape[3] // groups
-    x, channels = _padded(x, given, choice)
+    xp, groups, (bm, bn, *_), (given, strides) = get_xp(x), geometry.groups, choice.tile, seen
+    outputs = out.shape[3] // groups
+    x, channels = _wide_enough(x, given, choice)
     plan = _plan(parts, x.shape, out.shape, weight.shape[2:], geometry, bm)
     rounded = "true" if choice.rung in ON_TENSOR_CORES and x.itemsize == 4 else "false"  # to tf32
     form = geometry, strides, c_type(x.dtype), rounded, channels
@@ -417,8 +434,8 @@ def _split_weight_gradient(x: Array, dy: Array, geometry: Geometry, dweight: Arr
     (outputs, channels), kernel_size = dweight.shape[:2], dweight.shape[2:]
     groups, taps = geometry.groups, math.prod(kernel_size)
     outputs //= groups
-    x, padded_channels = _padded(x, channels, choice)
-    dy, padded_outputs = _padded(dy, outputs, choice)
+    x, padded_channels = _wide_enough(x, channels, choice)
+    dy, padded_outputs = _wide_enough(dy, outputs, choice)
     part = _forward_correlation(x.shape, dy.shape, kernel_size, geometry)
     bm, bn, *_ = choice.tile
     grid = -(-padded_outputs // bm), -(-taps * padded_channels // bn)
@@ -449,12 +466,23 @@ def _tile(kind: str, dtype: np.dtype, choice: Choice) -> tuple[str, int, int]:
     return f"{kind}<{c_type(dtype)}, {tile}>", threads, shared_bytes(kind, choice)
 
 
-def _padded(x: Array, channels: int, choice: Choice) -> tuple[Array, int]:
-    """Return x and its channels (of one group), with zeros up to a multiple of what a copy to shared memory takes."""
-    vector = 16 // x.itemsize if choice.rung in ON_TENSOR_CORES else 1
-    padded = -(-channels // vector) * vector
-    if padded == channels:
-        return x, channels
-    wide = get_xp(x).empty((*x.shape[:3], padded), x.dtype)  # more than one group is not padded: see `can`
-    _helper(f"pad_channels<{c_type(x.dtype)}>").each(wide.size // vector, x, wide, wide.size, channels, padded)
-    return wide, padded
+def _wide_enough(x: Array, channels: int, choice: Choice) -> tuple[Array, int]:
+    """Return x and its channels (of one group), padded for the rung where it is not yet."""
+    wide = _wide(channels, x.dtype) if choice.rung in ON_TENSOR_CORES else channels
+    if wide > channels and x.shape[3] < wide:  # more than one group is not padded: see `can`
+        x = _padded(x, wide, x.dtype)
+    return x, wide
+
+
+def _wide(channels: int, dtype: np.dtype) -> int:
+    """Return the next multiple of what a copy to shared memory takes."""
+    vector = 16 // dtype.itemsize
+    return -(-channels // vector) * vector
+
+
+def _padded(x: Array, channels: int, dtype: np.dtype) -> Array:
+    """Return x, of this dtype or float32, in this dtype, with channels of zeros up to so many."""
+    wide = get_xp(x).empty((*x.shape[:3], channels), dtype)
+    pad = _helper(f"pad_channels<{c_type(x.dtype)}, {c_type(dtype)}>")
+    pad.each(wide.size * dtype.itemsize // 16, x, wide, wide.size, x.shape[3], channels)
+    return wide

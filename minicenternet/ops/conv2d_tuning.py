@@ -97,7 +97,7 @@ def passes(
     for kind, inputs, results, like, call in (
         ("correlate", channels, outputs, dy, functools.partial(forward, x, weight, geometry)),
         ("correlate", outputs, channels, x, functools.partial(input_gradient, dy, weight, x_shape[1:3], geometry)),
-        ("dweight", channels, outputs, dy, functools.partial(weight_gradient, x, dy, weight_shape[2:], geometry)),
+        ("dweight", channels, outputs, dy, functools.partial(weight_gradient, x, dy, weight_shape, geometry)),
     ):
         found = shape_class(kind, groups, inputs, results, math.prod(like.shape[:3]))
         yield kind, (found, (groups, inputs, results)), functools.partial(call, precision=precision)

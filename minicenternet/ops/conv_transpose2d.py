@@ -58,7 +58,7 @@ def conv_transpose2d(
         if both:
             return *both, dbias
         dx = forward(dy, weight, geometry, precision=precision)
-        return dx, weight_gradient(dy, x, weight.shape[2:], geometry, precision), dbias
+        return dx, weight_gradient(dy, x, weight.shape, geometry, precision), dbias
 
     return y, backward
 

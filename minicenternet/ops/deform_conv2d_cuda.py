@@ -48,7 +48,7 @@ def gradients(
     for images in _strips(mask, channels, x.itemsize):
         part = x[images], offset[images], mask[images]
         columns = _columns(*part, kernel_size, geometry)
-        dweight += conv2d_cuda.weight_gradient(columns, dy[images], (1, 1), PLAIN, precision=precision)
+        dweight += conv2d_cuda.weight_gradient(columns, dy[images], flat.shape, PLAIN, precision=precision)
         dcolumns = conv2d_cuda.input_gradient(dy[images], flat, mask.shape[1:3], PLAIN, precision=precision)
         dcolumns = dcolumns.astype(x.dtype, copy=False)
         shapes, points = conv2d_cuda.convolution(x[images].shape, dy[images].shape, kernel_size, geometry), part[2].size

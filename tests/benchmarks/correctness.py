@@ -62,7 +62,7 @@ def convolution(cupy, precision: str) -> None:
             for choice in choices(kind, precision, groups, channels // groups, outputs // groups):
                 given, what = dict(precision=precision, choice=choice), f"{choice.rung} {kind} {choice.tile}"
                 if kind == "dweight":
-                    found = [conv2d_cuda.weight_gradient(x, dy, kernel_size, geometry, **given)]
+                    found = [conv2d_cuda.weight_gradient(x, dy, weight.shape, geometry, **given)]
                 else:
                     found = [
                         conv2d_cuda.forward(x, weight, geometry, **given),

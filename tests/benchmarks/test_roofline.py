@@ -50,9 +50,13 @@ def test_a_convolution_by_hand():
 
 def test_odd_channels_are_converted_and_padded():
     works = convolution((1, 4, 4, 3), (2, 3, 1, 1), "fp16")
-    assert 16 * 3 * (4 + 2) in [work.bytes for work in works if work.kind == "conversions"]
-    padded = {work.bytes for work in works if work.kind == "channels padded"}
-    assert padded == {2 * 16 * (3 + 8), 2 * 16 * (2 + 8)}
+    padded = [work.bytes for work in works if work.kind == "channels padded"]
+    assert padded == [16 * (4 * 3 + 2 * 8), 2 * 16 * (2 + 8), 2 * 16 * (2 + 8)]  # x once, dy for each gradient
+
+
+def test_conversions_are_noted():
+    works = convolution((1, 4, 4, 8), (8, 8, 1, 1), "fp16")
+    assert [work.bytes for work in works if work.kind == "conversions"] == [16 * 8 * (4 + 2)]
 
 
 def test_of_maps_that_are_split_or_gathered_only_what_is_taken_is_counted():

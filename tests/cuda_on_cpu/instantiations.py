@@ -57,7 +57,8 @@ INSTANTIATIONS: dict[str, list[str]] = {
     "ops/conv2d_arrange.cu": [
         *(f"conv2d_arrange<{T}, false>" for T in NEIGHBOURS),
         "conv2d_arrange<float, true>",
-        *for_floats("conv2d_pad_channels", "conv2d_finish_splits"),
+        *(f"conv2d_pad_channels<{S}, {T}>" for T in NEIGHBOURS for S in dict.fromkeys(("float", T))),
+        *for_floats("conv2d_finish_splits"),
         "conv2d_sum_splits",
     ],
     "ops/conv2d_im2col.cu": ["conv2d_columns", "conv2d_gather_columns"],

@@ -93,7 +93,7 @@ def test_strips_equal_the_definition(name, strip_bytes, monkeypatch):
         atol=1e-12,
     )
     np.testing.assert_allclose(
-        module.weight_gradient(x, dy, weight.shape[2:], geometry),
+        module.weight_gradient(x, dy, weight.shape, geometry),
         module.reference_weight_gradient(x, dy, weight.shape[2:], geometry),
         atol=1e-12,
     )
@@ -106,7 +106,7 @@ def test_a_weight_gradient_of_more_strips_than_partial_sums(monkeypatch, use_con
     geometry, dy = geometry_of(**options), np.random.default_rng(1).standard_normal((2, 200, 60, 2))
     assert len(dy[..., 0].ravel()) > 2 * 1024 * module.WEIGHT_PARTS
     np.testing.assert_allclose(
-        module.weight_gradient(x, dy, weight.shape[2:], geometry),
+        module.weight_gradient(x, dy, weight.shape, geometry),
         module.reference_weight_gradient(x, dy, weight.shape[2:], geometry),
         atol=1e-10,
     )
@@ -132,8 +132,8 @@ def test_the_gradients_are_adjoints():
         expected = pytest.approx(np.vdot(dy, y), abs=1e-10)
         for dx in (module.input_gradient, module.reference_input_gradient):
             assert np.vdot(dx(dy, weight, (6, 7), geometry), x) == expected, geometry
-        for dweight in (module.weight_gradient, module.reference_weight_gradient):
-            assert np.vdot(dweight(x, dy, kernel, geometry), weight) == expected, geometry
+        for dweight, like in ((module.weight_gradient, weight.shape), (module.reference_weight_gradient, kernel)):
+            assert np.vdot(dweight(x, dy, like, geometry), weight) == expected, geometry
 
 
 def test_equals_pytorch(torch):

@@ -129,7 +129,7 @@ class Layer:
             conv2d_cuda.input_gradient(
                 dy, weight, self.size, self.geometry, choice=correlate, statistics=statistics[1], **options
             ),
-            conv2d_cuda.weight_gradient(x, dy, self.kernel, self.geometry, choice=dweight, **options),
+            conv2d_cuda.weight_gradient(x, dy, weight.shape, self.geometry, choice=dweight, **options),
         )
 
     def expected(self):
@@ -356,6 +356,31 @@ def test_a_plan_is_kept_and_can_only_be_read(cupy):
     for array in (conv2d_cuda._forward_correlation(*sizes), launch.phases):
         with pytest.raises(ValueError, match="read-only"):
             array[...] = 0
+
+
+@pytest.mark.parametrize("precision", ["tf32", "fp16", "bf16"])
+def test_an_image_is_converted_and_padded_once(cupy, precision):
+    """By the op, for the forward pass and the weight gradient: the same bits as when each does it."""
+    if not hasattr(cupy, "launches"):
+        pytest.skip("CuPy itself does not list its launches")
+    rng, geometry = np.random.default_rng(0), Geometry.of(2, 1, 1, 1)
+    x, weight = (cupy.asarray(rng.standard_normal(shape, np.float32)) for shape in ((2, 9, 11, 3), (16, 3, 3, 3)))
+    dy = cupy.asarray(rng.standard_normal((2, 5, 6, 16), np.float32).astype(dtype_of(precision)))
+    stored = x.astype(dtype_of(precision))
+    expected = conv2d_cuda.forward(stored, weight, geometry, precision=precision)
+    expected_dweight = conv2d_cuda.weight_gradient(stored, dy, weight.shape, geometry, precision=precision)
+    cupy.launches.clear()
+    y, backward = definition.conv2d.raw(x, weight, stride=2, padding=1, want_dx=False, precision=precision)
+    dweight = backward(dy)[1]
+    assert [launch.name.startswith("conv2d_pad_channels") for launch in cupy.launches].count(True) == 1
+    assert np.array_equal(y.get(), expected.get()) and np.array_equal(dweight.get(), expected_dweight.get())
+
+
+@pytest.mark.parametrize("rung", ["naive", "im2col", "tiled"])
+def test_an_image_is_padded_for_tensor_cores_alone(cupy, rung, monkeypatch):
+    monkeypatch.setenv("MINICENTERNET_CUDA_CONV", rung)
+    x = cupy.zeros((1, 5, 5, 3), np.float32)
+    assert conv2d_cuda.prepared(x, (8, 3, 3, 3), Geometry.of(1, 1, 1, 1), "tf32") is x
 
 
 # --- reproducible, and without waiting -------------------------------------------------------------------------------
