@@ -138,6 +138,7 @@ class TrainConfig:
         _require(self.workers is None or self.workers >= 0, "workers", self.workers, "0 or more")
         _require(0 <= self.average < 1, "average", self.average, "0 to less than 1")
         _require(0 < self.min_overlap <= 1, "min_overlap", self.min_overlap, "more than 0, at most 1")
+        _require(min(self.drops, default=1) > 0, "drops", " ".join(map(str, self.drops)), "epochs from 1 on")
         if (self.schedule == "step") != bool(self.drops):
             drops = " ".join(map(str, self.drops)) or "empty"
             raise InputError(

@@ -116,13 +116,18 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
         return []
     try:
         with open(path, newline="", encoding="utf-8") as file:
-            rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+            rows = [{name: _number(value) for name, value in row.items()} for row in csv.DictReader(file)]
     except (ValueError, TypeError) as error:
         raise InputError(f"{path} is damaged ({error}); put back the file that the run wrote") from error
     if rows and not NEEDED <= rows[0].keys():
         lacking = ", ".join(sorted(NEEDED - rows[0].keys()))
         raise InputError(f"{path} is damaged (it has no {lacking}); put back the file that the run wrote")
     return rows
+
+
+def _number(text: str) -> float:
+    """Return the number; an integer as one, so that it is written again as it was."""
+    return int(text) if text.isdigit() else float(text)
 
 
 def write_metrics(folder: Path, rows: Sequence[Mapping[str, float]]) -> None:

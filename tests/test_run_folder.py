@@ -116,6 +116,13 @@ def test_rows_of_before_a_column_was_there_are_nan_in_it(tmp_path):
     assert np.isnan(first["seconds"]) and second == {**usual, "seconds": 3.5}
 
 
+def test_rows_that_were_read_are_written_as_they_were(tmp_path):
+    write_metrics(tmp_path, [{**dict.fromkeys(run_folder.NEEDED, 0.5), "epoch": 1, "ap": 1e-7, "loss": float("nan")}])
+    before = (tmp_path / "metrics.csv").read_text()
+    write_metrics(tmp_path, read_metrics(tmp_path))
+    assert (tmp_path / "metrics.csv").read_text() == before and "1.0" not in before
+
+
 def test_damaged_metrics_are_named(tmp_path):
     (tmp_path / "metrics.csv").write_text("epoch,loss\n1,oh\n")
     with pytest.raises(InputError, match=r"metrics\.csv is damaged"):

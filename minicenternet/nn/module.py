@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from ..autograd import Tensor, checkpoint
-from ..backend import Array, beside, mover, to_cpu
+from ..backend import Array, beside, mover, on_gpu, to_cpu
 from ..errors import InputError
 
 _watchers: list[Callable] = []  # called after every module's forward, see watching()
@@ -51,6 +51,9 @@ class Module(metaclass=_SealAfterInit):
         raise NotImplementedError(f"{type(self).__name__} has no forward")
 
     def __call__(self, *inputs):
+        """Return forward(*inputs).  Raises TypeError for an array, which is to be in a Tensor."""
+        if inputs and (isinstance(inputs[0], np.ndarray) or on_gpu(inputs[0])):
+            raise TypeError(f"{type(self).__name__} takes Tensors, got an array {inputs[0].shape}; give Tensor(array)")
         output = self.forward(*inputs)
         self.report(inputs, output)
         return output

@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 
@@ -146,6 +148,13 @@ def test_astype_converts_parameters_and_statistics(block, x):
 def test_a_module_without_forward_says_so():
     with pytest.raises(NotImplementedError, match="Module has no forward"):
         Module()(1)
+
+
+def test_an_array_is_refused(cupy):
+    layer = Conv2d(3, 4, 3)
+    for array in (np.zeros((1, 8, 8, 3)), cupy.zeros((1, 8, 8, 3))):
+        with pytest.raises(TypeError, match=re.escape("Conv2d takes Tensors, got an array (1, 8, 8, 3)")):
+            layer(array)
 
 
 def test_watching_sees_inner_modules_first_and_ends(block, x):
