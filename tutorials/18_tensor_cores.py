@@ -725,6 +725,25 @@ assert all(len(set(swizzled[:, c])) == 8 for c in range(8)), "each chunk is in 8
 # may be touched only when the products of its step have been waited for. The runner knows both: leave one out, and it
 # says so.
 #
+# Tensor cores this fast must be fed. A step of a tile copies 128 bytes for each of its pixels and outputs, from the L2
+# cache; but neighbouring taps see the same pixels, and the L1 cache can keep what was copied for the tap before. The
+# columns of the matrix may be counted in any order, as long as the weight's are: all taps of the same 64 channels one
+# after another.
+#
+# **Predict**: 256 neighbouring pixels of a map 128 wide, 3 × 3 taps, 64 channels of bf16. What comes from L2 for these
+# nine steps if the L1 cache forgets everything, and if it forgets nothing?
+
+# %%
+pixels_of_tile, outputs_of_tile, row_bytes, width = 256, 128, 128, 128
+every = [(p // width + u, p % width + v) for p in range(pixels_of_tile) for u in range(3) for v in range(3)]
+weights = 9 * outputs_of_tile * row_bytes
+for what, seen in (("forgets everything", len(every)), ("forgets nothing", len(set(every)))):
+    print(f"the L1 cache {what}: {(seen * row_bytes + weights) / 1024:.0f} KB, of them {weights / 1024:.0f} of weights")
+
+# %% [markdown]
+# Whether it pays only a measurement says: a GPU's 256 KB for L1 cache and shared memory are one, and the ring of tiles
+# takes more than half of them.
+#
 # ## Break it
 #
 # The kernel of section 4 is right with 4 channels. Now a map of 6.

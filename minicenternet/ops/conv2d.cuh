@@ -73,4 +73,21 @@ struct Column {
       if (++l == g.x.taps) l = 0, ++k;
   }
   __device__ bool inside(const Correlation& g) const { return k < g.y.taps; }
+  __device__ int number(const Correlation& g) const { return (k * g.x.taps + l) * g.channels + c; }
+
+  // The same columns in another order: lots of so many channels, a divisor of all, through all taps after one another.
+  __device__ static Column of_lot(int lot, int size, int c, const Correlation& g) {
+    Column column(0, g);
+    int taps = g.y.taps * g.x.taps;
+    if (taps == 0) return column;
+    column.c = lot / taps * size + c;
+    column.l = lot % g.x.taps;
+    column.k = lot % taps / g.x.taps;
+    return column;
+  }
+  __device__ void advance_a_tap(int size, const Correlation& g) {
+    if (++l < g.x.taps) return;
+    l = 0;
+    if (++k == g.y.taps) k = 0, c += size;
+  }
 };

@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(BM / WM * (BN / WN) * 32, WARPS<WM, WN> / (BM 
 
   const Share share((g.depth() + BK - 1) / BK);
   const int steps = share.count;
-  StepCopies<T, BM, BN, BK, THREADS> copies(block, share.begin, g);
+  StepCopies<T, BM, BN, BK, THREADS, false> copies(block, share.begin, g);
   const int place = copies.r * L + copies.d / copies.CHUNK * 4;  // of its first row in a tile
   auto copy = [&](int step) {  // called for step = 0, 1, 2, ...
     uint32_t *to_x = tiles_x + step % STAGES * BM * L + place, *to_w = tiles_w + step % STAGES * BN * L + place;

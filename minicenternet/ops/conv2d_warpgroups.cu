@@ -7,6 +7,9 @@
 //
 // A block is two warpgroups; each has BM / 2 of its BM pixels and all of its BN outputs. A step takes 32 words of the
 // depth: rows of 128 bytes, as wgmma wants them (tensor_cores.cuh).
+// Beside these tensor cores the L2 cache is slow: what a tile of 256 x 128 copies in a step, 48 KB, is multiplied in
+// 1024 clocks, and the L2 cache is said to give each of an H200's processors about half of that. So x is copied by way
+// of the L1 cache (conv2d_copies.cuh).
 // float is cut off to tf32, which the tensor cores do by themselves; the taps were rounded when they were arranged.
 #include "conv2d_copies.cuh"
 #include "conv2d_tile.cuh"
@@ -38,7 +41,7 @@ __global__ void __launch_bounds__(THREADS, BLOCKS<BM, BN, STAGES>)
 
   const Share share((g.depth() + BK - 1) / BK);
   const int steps = share.count;
-  StepCopies<T, BM, BN, BK, THREADS> copies(block, share.begin, g);
+  StepCopies<T, BM, BN, BK, THREADS, true> copies(block, share.begin, g);
   const int place = copies.r * ROW_WORDS + swizzled(copies.r, threadIdx.x % CHUNKS) * 4;  // of its first row in a tile
   auto copy = [&](int step) {  // called for step = 0, 1, 2, ...
     uint32_t* to_x = tiles_x + step % STAGES * BM * ROW_WORDS + place;
@@ -132,7 +135,7 @@ __global__ void __launch_bounds__(THREADS, BLOCKS<BM, BN, STAGES>)
 #pragma unroll
         for (int j = 0; j < BN / SIDE; j++) {
           int at_x = row.at(away[j], g);
-          cp_async(to_x + (j * BK + i * ROWS) * ROW_WORDS, x + max(at_x, 0), at_x >= 0);
+          cp_async_cached(to_x + (j * BK + i * ROWS) * ROW_WORDS, x + max(at_x, 0), at_x >= 0);
         }
 #pragma unroll
         for (int j = 0; j < BM / SIDE; j++) {

@@ -34,6 +34,12 @@ __device__ __forceinline__ void cp_async(void* shared, const void* global, bool 
                :: "r"(shared_address(shared)), "l"(global), "r"(inside ? 16 : 0) : "memory");
 }
 
+// The same by way of the L1 cache, for what neighbouring threads or steps copy again.
+__device__ __forceinline__ void cp_async_cached(void* shared, const void* global, bool inside) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;"
+               :: "r"(shared_address(shared)), "l"(global), "r"(inside ? 16 : 0) : "memory");
+}
+
 // The copies begun since the last commit are a group.
 __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 

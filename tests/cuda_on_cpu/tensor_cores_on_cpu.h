@@ -8,6 +8,9 @@
 inline void cp_async(void* shared, const void* global, bool inside, int line = __builtin_LINE()) {
   simulator::async_copy(shared, global, 16, inside ? 16 : 0, line);
 }
+inline void cp_async_cached(void* shared, const void* global, bool inside, int line = __builtin_LINE()) {
+  cp_async(shared, global, inside, line);
+}
 inline void cp_async_commit() { simulator::async_commit(); }
 template <int N> inline void cp_async_wait() { simulator::async_wait(N); }
 

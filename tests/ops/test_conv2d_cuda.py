@@ -41,6 +41,7 @@ CASES = {
     "one row": dict(kernel=(1, 3), size=(1, 127)),
     "one column": dict(kernel=(3, 1), size=(33, 1), batch=3),
     "more than a tile": dict(kernel=(3, 3), padding=1, size=(13, 11), channels=20, outputs=67),
+    "lots of channels": dict(kernel=(3, 3), stride=2, padding=1, size=(5, 7), channels=128, outputs=128),
     "nothing": dict(kernel=(3, 3), padding=1, batch=0),
 }
 ON = [
