@@ -111,12 +111,20 @@ __global__ void __launch_bounds__(THREADS, BLOCKS<BM, BN, STAGES>)
   const int begin = split * share, end = min(pixels, begin + share);
   const int steps = max(0, (end - begin + BK - 1) / BK);
 
+  // Column d, or with all taps of 64 channels one after another, so that what one tap saw is in the L1 cache for the next.
+  auto column = [&](int d) {
+    return g.channels % SIDE == 0 ? Column::of_lot(d / SIDE, SIDE, d % SIDE, g) : Column(d, g);
+  };
   // This thread copies a chunk of rows r, r + ROWS, ... of every 64 outputs, from o on, and of every 64 columns.
   const int r = threadIdx.x / CHUNKS, o = o0 + threadIdx.x % CHUNKS * CHUNK;
   const int place = r * ROW_WORDS + swizzled(r, threadIdx.x % CHUNKS) * 4;
   Away away[BN / SIDE];  // below every map where the column is none of the depth
 #pragma unroll
-  for (int j = 0; j < BN / SIDE; j++) away[j] = Away(Column(d0 + j * SIDE + threadIdx.x % CHUNKS * CHUNK, g), g);
+  for (int j = 0; j < BN / SIDE; j++) {
+    const int d = d0 + j * SIDE + threadIdx.x % CHUNKS * CHUNK;
+    away[j] = Away(column(d), g);
+    if (d >= depth) away[j].y = BELOW;
+  }
   // What pixels the rows of a step are is found by one thread for each, a step ahead.
   __shared__ Row rows[2][BK];
   auto find_rows = [&](int step) {
@@ -178,14 +186,18 @@ __global__ void __launch_bounds__(THREADS, BLOCKS<BM, BN, STAGES>)
   warpgroup_finish(sum);
   float* to = partial + ((size_t)split * g.groups + group) * g.outputs * depth;
 #pragma unroll
-  for (int i = 0; i < 2 * TILES; i++) {
-    int row = o0 + (side_dy + i / 2) * 64 + warp % 4 * 16 + i % 2 * 8 + lane / 4;
-    if (row >= g.outputs) continue;
+  for (int q = 0; q < N / SIDE; q++) {
+    const int first = d0 + (side_x + q) * SIDE, number = column(first).number(g);  // of 64 columns, as x has them
 #pragma unroll
-    for (int j = 0; j < N / 8; j++) {  // the depth is a multiple of what a copy takes, and so is even
-      int col = d0 + side_x * SIDE + 8 * j + lane % 4 * 2;
-      const float* pair = &sum[i / 2][4 * j + i % 2 * 2];
-      if (col < depth) *(Pack<float, 2>*)(to + (size_t)row * depth + col) = {pair[0], pair[1]};
+    for (int i = 0; i < 2 * TILES; i++) {
+      int row = o0 + (side_dy + i / 2) * 64 + warp % 4 * 16 + i % 2 * 8 + lane / 4;
+      if (row >= g.outputs) continue;
+#pragma unroll
+      for (int j = 0; j < SIDE / 8; j++) {  // the depth is a multiple of what a copy takes, and so is even
+        int beyond = 8 * j + lane % 4 * 2;
+        const float* pair = &sum[i / 2][4 * (q * SIDE / 8 + j) + i % 2 * 2];
+        if (first + beyond < depth) *(Pack<float, 2>*)(to + (size_t)row * depth + number + beyond) = {pair[0], pair[1]};
+      }
     }
   }
 }
