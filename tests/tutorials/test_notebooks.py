@@ -19,13 +19,14 @@ import socket
 from pathlib import Path
 
 import matplotlib
-import nbformat
 import numpy as np
 import pytest
 from matplotlib import pyplot as plt
 
 from minicenternet import backend, course, draw
 from minicenternet.autograd import Tensor
+
+nbformat = pytest.importorskip("nbformat", reason="tutorials are read by jupytext, which brings nbformat")
 
 TUTORIALS = Path(__file__).resolve().parents[2] / "tutorials"
 SCRIPTS = sorted(TUTORIALS.glob("[0-9][0-9]_*.py"))
