@@ -273,8 +273,6 @@ def hand_out(folder: str | os.PathLike, tutorials: str | os.PathLike | None = No
     tutorials: the folder of the scripts, by default this clone's.
     Raises InputError as find_tutorials and read, and when a copy cannot be read or written.
     """
-    import nbformat
-
     for script in find_tutorials(tutorials):
         path = Path(folder) / f"{script.stem}.ipynb"
         copy = readers_copy(read(script))
@@ -284,6 +282,8 @@ def hand_out(folder: str | os.PathLike, tutorials: str | os.PathLike | None = No
         elif there is not None and _digest(there) == _digest(copy):
             yield f"{path.name:<32}there"
         else:
+            import nbformat  # which came with jupytext
+
             with replacing(path) as temporary:
                 nbformat.write(copy, temporary)
             yield f"{path.name:<32}{'new' if there is None else 'brought up to date'}"
@@ -341,7 +341,7 @@ def check(
     """Judge the answers in each copy in a folder, one after another, each in a process of its own with a time limit.
 
     Each exercise is judged by itself, by the tutorial's own check: later cells run with the solution, in FAST mode.
-    Raises InputError where there are no copies.
+    Raises InputError as find_tutorials and read, where there are no copies, and for a damaged one.
     """
     copies = {script: Path(folder).resolve() / f"{script.stem}.ipynb" for script in find_tutorials(tutorials)}
     copies = {script: copy for script, copy in copies.items() if copy.exists()}
@@ -353,6 +353,7 @@ def check(
     environment = os.environ | {"MINICENTERNET_FAST": "1", "MPLBACKEND": "agg", "PYTHONPATH": path}
     run = "import sys; from minicenternet.course import write_verdicts; write_verdicts(*sys.argv[1:])"
     for script, copy in copies.items():
+        names = [exercise.name for exercise, _ in exercises(read(script))]
         read_copy(copy)  # a damaged one is refused here
         with tempfile.TemporaryDirectory() as temporary:
             results, fault = Path(temporary) / "verdicts", ""
@@ -366,7 +367,6 @@ def check(
                 fault = f"stopped after {seconds:.0f} s: is there a loop without end in the next exercise?"
             lines = results.read_text(encoding="utf-8").splitlines() if results.exists() else []
             verdicts = {name: Verdict(*verdict) for name, *verdict in map(json.loads, lines)}
-        names = [exercise.name for exercise, _ in exercises(read(script))]
         unseen = Verdict("not yet", "not reached")
         yield Progress(script.stem, {name: verdicts.get(name, unseen) for name in names}, fault)
 

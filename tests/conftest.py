@@ -63,11 +63,28 @@ def torch():
     return module
 
 
+@pytest.fixture(scope="session", autouse=True)
+def real_cupy():
+    """CuPy itself with MINICENTERNET_DEVICE=cuda, else None.
+
+    A GPU is met by the tests that ask for the fixture `cupy`, and by no others: there, and in all processes that tests
+    start, device "auto" is the CPU on every machine.
+    """
+    module = importlib.import_module("cupy") if os.environ.get("MINICENTERNET_DEVICE") == "cuda" else None
+    with pytest.MonkeyPatch.context() as patch:
+        if module is not None:
+            module.cuda.runtime.getDeviceCount()  # CUDA reads the variable now, and never again in this process
+            patch.setitem(sys.modules, "cupy", None)
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        yield module
+
+
 @pytest.fixture
-def cupy(monkeypatch):
+def cupy(real_cupy, monkeypatch):
     """CuPy's strict stand-in, which runs kernels on the CPU; with MINICENTERNET_DEVICE=cuda CuPy itself."""
-    if os.environ.get("MINICENTERNET_DEVICE") == "cuda":
-        return importlib.import_module("cupy")
+    if real_cupy is not None:
+        monkeypatch.setitem(sys.modules, "cupy", real_cupy)
+        return real_cupy
     if shutil.which("g++") is None or platform.machine() != "x86_64":
         pytest.skip("CUDA kernels run on the CPU only with g++ on x86-64 (apt-get install g++)")
     from cuda_on_cpu import stand_in

@@ -78,12 +78,10 @@ def test_bad_options_are_refused_before_anything_is_measured(options):
 
 
 def test_on_a_gpu_every_run_is_waited_for_and_may_be_a_graph(cupy, clock, monkeypatch):
-    if not hasattr(cupy, "host_reads"):
-        pytest.skip("CuPy itself does not count")
     monkeypatch.setattr(bench, "GEMM_SIDE", 100)
     monkeypatch.setattr(bench, "_maps", lambda cells, classes, maps=bench._maps: maps(8, 2))
     clock(0, 0.5)
-    lines, graphs = [], cupy.cuda.Graph.launched
+    lines, graphs = [], getattr(cupy.cuda.Graph, "launched", 0)
     figures = bench.bench(["small"], 32, 2, 0.1, say=lines.append, device="cuda", graph=True)
     assert [figure.name for figure in figures] == [
         "matrix product",
@@ -91,8 +89,10 @@ def test_on_a_gpu_every_run_is_waited_for_and_may_be_a_graph(cupy, clock, monkey
         "small, 32 px, folded inference, batch 1",
         "decoding, 128 x 128 cells, 80 classes",
     ]
-    assert lines[0].startswith("device cuda:0") and cupy.cuda.Graph.launched - graphs == 6
-    assert cupy.host_reads >= sum(figure.runs + 1 for figure in figures)
+    assert lines[0].startswith("device cuda:0")
+    if hasattr(cupy, "host_reads"):  # CuPy itself does not count
+        assert cupy.cuda.Graph.launched - graphs == 6
+        assert cupy.host_reads >= sum(figure.runs + 1 for figure in figures)
 
 
 def test_what_is_saved(tmp_path):

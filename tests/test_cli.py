@@ -648,6 +648,7 @@ def test_doctor_and_bench_from_the_command_line(run, monkeypatch):
 
 
 def test_the_course_is_handed_out_and_checked(run, monkeypatch, tmp_path):
+    pytest.importorskip("jupytext")
     monkeypatch.setattr(course, "TUTORIALS", tmp_path)
     (tmp_path / "07_halves.py").write_text(TUTORIAL, encoding="utf-8")
     code, said, _ = run("tutorial", "mine", "--no-jupyter")
@@ -655,6 +656,17 @@ def test_the_course_is_handed_out_and_checked(run, monkeypatch, tmp_path):
     assert os.listdir("mine") == ["07_halves.ipynb"]
     code, said, _ = run("tutorial", "check", "--folder", "mine")
     assert code == 0 and "not yet: divide" in said and said.splitlines()[-1] == f"{'in all':<32}0 of 1 solved"
+
+
+def test_without_jupytext_the_course_says_what_to_type(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(course, "TUTORIALS", tmp_path)
+    (tmp_path / "07_halves.py").write_text(TUTORIAL, encoding="utf-8")
+    Path("mine").mkdir()
+    Path("mine", "07_halves.ipynb").touch()
+    for absent in ("jupytext", "nbformat"):
+        monkeypatch.setitem(sys.modules, absent, None)
+    assert_refused(run("tutorial"), "reading the tutorials needs jupytext", 'pip install -e ".[notebooks]"')
+    assert_refused(run("tutorial", "check", "--folder", "mine"), "reading the tutorials needs jupytext")
 
 
 def test_an_installed_package_has_no_tutorials(run, monkeypatch, tmp_path):

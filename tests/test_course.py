@@ -7,12 +7,13 @@ import subprocess
 import sys
 import textwrap
 
-import nbformat
 import pytest
 from tiny_tutorial import CHECK, EXERCISE, TUTORIAL
 
 from minicenternet import course
 from minicenternet.errors import InputError
+
+nbformat = pytest.importorskip("nbformat", reason="tutorials are read by jupytext, which brings nbformat")
 
 
 @pytest.fixture

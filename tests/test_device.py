@@ -1,5 +1,6 @@
 """Which device is chosen and why, moving a network there and back, and what is said when memory runs out."""
 
+import subprocess
 import sys
 
 import numpy as np
@@ -62,6 +63,13 @@ def test_a_cupy_that_does_not_fit_the_driver_is_named(cupy, monkeypatch):
     monkeypatch.setattr(doctor, "cupy_wheels", lambda: ["cupy-cuda13x"])
     with pytest.raises(InputError, match="too new for the driver; the one that fits: pip uninstall -y cupy-cuda13x &&"):
         choose("cuda")
+
+
+def test_without_the_fixture_no_test_meets_a_gpu():
+    """Nor does a program that it starts, whatever the machine has."""
+    program = "from minicenternet.device import choose; print(choose('auto')[0])"
+    started = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert choose("auto")[0] == "cpu" and started.stdout == "cpu\n"
 
 
 def test_a_gpu_that_works_is_taken(cupy):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from on_gpu import nothing_read
 from test_train_gpu import first_batch, start, upload
 
 from minicenternet import CenterNet, graph
@@ -14,15 +15,15 @@ from minicenternet.train import Run
 
 
 @pytest.fixture
-def launched(cupy):
+def launched(monkeypatch):
     """A function that returns how many graphs were launched since it was called last."""
-    if not hasattr(cupy, "host_reads"):
-        pytest.skip("CuPy itself does not count")
-    seen = [cupy.cuda.Graph.launched]
+    launches, launch = [], graph._Graph.launch
+    monkeypatch.setattr(graph._Graph, "launch", lambda *given: launches.append(1) or launch(*given))
 
     def count() -> int:
-        before, seen[0] = seen[0], cupy.cuda.Graph.launched
-        return seen[0] - before
+        number = len(launches)
+        launches.clear()
+        return number
 
     return count
 
@@ -165,14 +166,15 @@ def test_steps_as_a_graph_equal_eager_ones_to_the_last_bit(cupy, tmp_path, launc
         assert state["scaling.skipped"] == 1 and state["scaling.scale"] == 2.0**39
 
 
-def test_a_step_as_a_graph_reads_nothing_and_runs_no_kernel_by_itself(cupy, tmp_path, launched):
+def test_a_step_as_a_graph_reads_nothing_and_copies_two_numbers(cupy, tmp_path):
     run = start(tmp_path, graph=True, average=0.9)
     batch = first_batch(run)
     for _ in range(2):
         run.step(batch)
-    cupy.reset()
-    run.step(batch)
-    assert cupy.host_reads == 0 and cupy.uploads == 2  # the rates of the optimiser and of the average
+    uploads = getattr(cupy, "uploads", None)  # which the stand-in counts
+    with nothing_read(cupy):
+        run.step(batch)
+    assert uploads is None or cupy.uploads == uploads + 2  # the rates of the optimiser and of the average
     used, held = run.step_on_gpu.memory()
     assert 0 < used < held and run._gpu_memory()[1] >= held
 

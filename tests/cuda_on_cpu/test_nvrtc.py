@@ -1,6 +1,7 @@
 """Every instantiation compiles for real GPUs, spills nothing and leaves room for its block."""
 
 import importlib
+import sys
 
 import pytest
 from cuda_on_cpu.instantiations import INSTANTIATIONS
@@ -17,15 +18,18 @@ MORE_REGISTERS = {  # of kernels that are meant to take more, to keep a tile of 
 
 
 @pytest.fixture(scope="module")
-def nvrtc():
-    try:
-        module = importlib.import_module("cuda_on_cpu.nvrtc")
-        module.nvrtc.getVersion()
-    except Exception as error:  # what the loader raises depends on which library is absent
-        pytest.skip(f"NVRTC is not installed, so nothing is compiled for real GPUs ({error})")
-    if not module.header_folders():
-        pytest.skip("cuda_fp16.h is not installed (pip install nvidia-cuda-runtime)")
-    return module
+def nvrtc(real_cupy):
+    with pytest.MonkeyPatch.context() as patch:
+        if real_cupy is not None:
+            patch.setitem(sys.modules, "cupy", real_cupy)
+        try:
+            module = importlib.import_module("cuda_on_cpu.nvrtc")
+            module.nvrtc.getVersion()
+        except Exception as error:  # what the loader raises depends on which library is absent
+            pytest.skip(f"NVRTC is not installed, so nothing is compiled for real GPUs ({error})")
+        if not module.header_folders():
+            pytest.skip("cuda_fp16.h is not installed (pip install nvidia-cuda-runtime)")
+        yield module
 
 
 def test_the_stand_in_offers_only_what_cupy_has(nvrtc):

@@ -29,11 +29,17 @@ def on_the_cpu():
 
 def test_a_kernel_runs_in_three_orders():
     results = workbench.run(SCALE, *GIVEN, output=(64,))
-    assert [where for where in results if where != "GPU"] == [f"CPU, {order} order" for order in build.ORDERS]
+    assert list(results) == [f"CPU, {order} order" for order in build.ORDERS]
     workbench.assert_agree(results, 3 * X)
     with pytest.raises(AssertionError, match=r"64 of 64 numbers are wrong, the first at \(0,\): 0, expected 1. Look"):
         workbench.assert_agree(results, 3 * X + 1, hint="Look")
     workbench.assert_agree(results, 3 * X + 1, atol=1)
+
+
+def test_a_kernel_runs_on_a_gpu_that_is_there(cupy):
+    results = workbench.run(SCALE.replace("scale", "test_scale"), "test_scale", *GIVEN[1:], output=(64,))
+    assert list(results)[-1] == "GPU"
+    workbench.assert_agree(results, 3 * X)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 
@@ -128,9 +129,8 @@ def test_the_command(small, monkeypatch, capsys):
 
 
 def test_steps_on_a_gpu(small, cupy, monkeypatch):
-    pool = cupy.get_default_memory_pool()
-    pool.total_bytes = lambda: 123_456_789
-    monkeypatch.setattr(cupy, "get_default_memory_pool", lambda: pool, raising=False)
+    pool = SimpleNamespace(free_all_blocks=lambda: None, total_bytes=lambda: 123_456_789)
+    monkeypatch.setattr(cupy, "get_default_memory_pool", lambda: pool)
     monkeypatch.setattr(measure, "STEPS", 1)
     monkeypatch.setattr(measure, "WARM_UP", 0)
     recipe = small(RECIPE)

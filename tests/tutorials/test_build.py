@@ -5,12 +5,12 @@ from __future__ import annotations
 import runpy
 from pathlib import Path
 
-import nbformat
 import pytest
 from tiny_tutorial import TUTORIAL
 
 from minicenternet.errors import InputError
 
+nbformat = pytest.importorskip("nbformat", reason="tutorials are read by jupytext, which brings nbformat")
 pytest.importorskip("nbclient")
 build = runpy.run_path(str(Path(__file__).resolve().parents[2] / "tutorials" / "build.py"), run_name="build")
 

@@ -10,6 +10,8 @@ import pytest
 
 from minicenternet import course
 
+pytest.importorskip("jupytext", reason="tutorials are read by jupytext")
+
 ROOT = Path(__file__).resolve().parents[2]
 index = runpy.run_path(str(ROOT / "tutorials" / "index.py"), run_name="index")
 

@@ -15,8 +15,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urljoin
 
-import nbformat
 import pytest
+
+nbformat = pytest.importorskip("nbformat", reason="the site is made of notebooks")
 
 TUTORIALS = Path(__file__).resolve().parents[2] / "tutorials"
 NAMES = [script.stem for script in sorted(TUTORIALS.glob("[0-9][0-9]_*.py"))]
