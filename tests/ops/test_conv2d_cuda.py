@@ -439,7 +439,7 @@ FAULTS = {  # name: (rung, text of its kernels, what is planted in its place)
         "cp_async_wait<STAGES - 1>();  // this",
     ),
     "a missing barrier": ("tiled", "__syncthreads();  // the tiles are filled", ""),
-    "a column too few": ("tensor_cores", "+ step * BK < depth;", "+ step * BK < depth - CHUNK;"),
+    "a column too few": ("tensor_cores", "number < depth &&", "number < depth - CHUNK &&"),
     "a row too many": ("tiled", "< (unsigned)g.height", "<= (unsigned)g.height"),
     "cut off instead of rounded": ("tensor_cores", "to_operand<T>(a[now][i]);  // the taps", ";  // the taps"),
     "copies waited for too late": (
