@@ -76,6 +76,14 @@ def test_a_gpu_that_is_not_there_is_refused(cupy):
         choose(f"cuda:{count}")
 
 
+def test_of_several_gpus_the_one_that_is_named_is_taken(two_gpus):
+    for wanted, number in (("auto", 0), ("cuda", 0), ("cuda:0", 0), ("cuda:1", 1)):
+        assert choose(wanted)[0] == f"cuda:{number}"
+        assert two_gpus.cuda.runtime.getDevice() == 0  # a small kernel that ran on another one leaves no trace
+    with pytest.raises(InputError, match="device is cuda:2, but there are 2 GPUs, from cuda:0 on"):
+        choose("cuda:2")
+
+
 # ---- moving ----------------------------------------------------------------------------------------------------------
 
 
@@ -88,6 +96,16 @@ def test_a_module_moves_there_and_back(cupy):
     assert module.to("cuda").parameters()[0].shape == (3, 2, 3, 3)
     for key, array in module.to("cpu").state_dict().items():
         assert type(array) is np.ndarray and array.dtype == before[key].dtype and np.array_equal(array, before[key])
+
+
+def test_a_network_computes_on_the_gpu_that_it_was_moved_to(two_gpus):
+    image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
+    model, scores = CenterNet("small", class_names=["a"], input_size=(64, 64), seed=1), []
+    for number in (1, 0, 1):
+        model.to(f"cuda:{number}")
+        assert {array.device.id for array in model.state_dict().values()} == {number}
+        scores.append(model.predict(image, min_score=0, k=5).scores)
+    assert np.array_equal(scores[0], scores[1]) and np.array_equal(scores[0], scores[2])
 
 
 def test_weights_are_loaded_and_saved_on_either_device(cupy, tmp_path):

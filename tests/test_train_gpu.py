@@ -72,6 +72,18 @@ def test_a_run_on_a_gpu_does_what_the_cpus_does(cupy, on_cpu, tmp_path):
 
 
 @pytest.mark.usefixtures("without_pictures")
+def test_a_run_keeps_to_the_gpu_that_it_was_given(two_gpus, tmp_path):
+    """Its steps, the graph of them and the measuring of AP, then another run on the first one."""
+    run = start(tmp_path / "second", "cuda:1", epochs=1, graph=True, average=0.9)
+    run.train()
+    assert list(run.step_on_gpu.graphs.values()) != [None]
+    assert {array.device.id for array in (run.model.state_dict() | run.average.arrays).values()} == {1}
+    start(tmp_path / "first", "cuda:0", epochs=1, graph=True, average=0.9).train()
+    for key, array in weights(tmp_path / "first", "state").items():
+        assert np.array_equal(array, weights(tmp_path / "second", "state")[key]), key
+
+
+@pytest.mark.usefixtures("without_pictures")
 @pytest.mark.parametrize("first, then", [("cuda", "cpu"), ("cpu", "cuda")])
 def test_a_run_goes_on_on_another_device(cupy, on_cpu, tmp_path, first, then):
     run = start(tmp_path, first)
