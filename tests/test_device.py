@@ -13,7 +13,7 @@ from minicenternet.errors import InputError
 from minicenternet.nn.layers import BatchNorm2d, Conv2d, Sequential
 from minicenternet.nn.weights import load_weights
 from minicenternet.optim import SGD, Adam
-from minicenternet.predict import run
+from minicenternet.predict import Predictor, explain, run
 
 
 @pytest.fixture
@@ -98,9 +98,11 @@ def test_a_module_moves_there_and_back(cupy):
         assert type(array) is np.ndarray and array.dtype == before[key].dtype and np.array_equal(array, before[key])
 
 
-def test_a_network_computes_on_the_gpu_that_it_was_moved_to(two_gpus):
+@pytest.mark.parametrize("folded", [False, True])
+def test_a_network_computes_on_the_gpu_that_it_was_moved_to(two_gpus, folded):
     image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
     model, scores = CenterNet("small", class_names=["a"], input_size=(64, 64), seed=1), []
+    model = model.fold() if folded else model
     for number in (1, 0, 1):
         model.to(f"cuda:{number}")
         assert {array.device.id for array in model.state_dict().values()} == {number}
@@ -160,6 +162,21 @@ def test_detections_on_a_gpu_are_the_cpus(cupy, options):
     np.testing.assert_allclose(gpu.scores, cpu.scores, rtol=1e-4)
     np.testing.assert_allclose(gpu.boxes, cpu.boxes, atol=1e-2)
     assert np.array_equal(gpu.labels, cpu.labels)
+
+
+@pytest.mark.parametrize("graph", [False, True])
+@pytest.mark.parametrize("precision, message", [("float32", "NaN in the weights$"), ("fp16", "too large for fp16, of")])
+def test_a_heatmap_with_nan_is_refused_as_on_the_cpu(cupy, precision, message, graph):
+    image = np.zeros((32, 32, 3), np.uint8)
+    model = CenterNet("small", class_names=["a"], input_size=(32, 32), seed=1)
+    model.parameters()[0].data[...] = np.nan
+    with pytest.raises(InputError, match="the heatmap holds NaN, .* look for NaN in the weights$"):
+        model.predict(image)
+    model.to("cuda").set_precision(precision)
+    with pytest.raises(InputError, match=f"the heatmap holds NaN, .*{message}"):
+        next(Predictor(model, graph=graph).stream([image]))
+    with pytest.raises(InputError, match=f"the heatmap holds NaN, .*{message}"):
+        explain(model, image)
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bf16", "fp16"])
