@@ -181,6 +181,23 @@ def test_out_of_memory_says_which_batch_size_should_fit(cupy, tmp_path, monkeypa
     assert "Not even one image should fit" in run._fitting(0)
 
 
+@pytest.mark.parametrize("of", ["pixels", "heatmap"])
+def test_too_little_memory_for_a_batch_itself_is_explained_too(cupy, tmp_path, monkeypatch, of):
+    """For what is uploaded, and for what is made of it."""
+    if not hasattr(cupy, "host_reads"):
+        pytest.skip("CuPy itself cannot be made to fail")
+    run, empty = start(tmp_path), cupy.empty
+
+    def little(shape, dtype=float, order="C"):
+        if (np.dtype(dtype) == np.uint8 and len(shape) == 2) if of == "pixels" else shape[-1] == 5:
+            raise cupy.cuda.memory.OutOfMemoryError("Out of memory allocating 1,024 bytes (allocated so far: 0 bytes).")
+        return empty(shape, dtype, order)
+
+    monkeypatch.setattr(cupy, "empty", little)
+    with pytest.raises(InputError, match="too small for a batch of 4: 0.00 GB more .* A batch size of"):
+        next(run.prepared_on_gpu(run.loader.epoch(0)))
+
+
 def test_auto_says_which_device_and_why(cupy, tmp_path):
     said = []
     start(tmp_path, "auto", said.append)
