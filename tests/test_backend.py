@@ -7,6 +7,7 @@ from cuda_on_cpu.instantiations import INSTANTIATIONS
 
 from minicenternet import backend
 from minicenternet.backend import get_xp, kernel, to_cpu, to_gpu
+from minicenternet.errors import InputError
 
 
 class GpuArray:
@@ -174,7 +175,7 @@ def test_more_elements_than_an_int_counts_are_refused():
         shape, size, dtype, flags = (2**31,), 2**31, np.dtype("float32"), types.SimpleNamespace(c_contiguous=True)
 
     launch = backend.Kernel(None, "scale", [("x", "float32", True)])
-    with pytest.raises(OverflowError, match="x .* has 2147483648 elements, and kernels count to 2147479552; take"):
+    with pytest.raises(InputError, match="x .* has 2147483648 elements, and kernels count to 2147479552; take"):
         launch(1, 1, Large([]))
 
 
