@@ -150,7 +150,8 @@ class Predictor:
     scales         sizes at which the image is looked at; the boxes of several are merged by `nms`, or "soft"
     nms            None, "soft" (Gaussian) or "hard" suppression of overlapping boxes of a class
     batch_size     images read at a time; those of equal input size go through the network together
-    graph          on a GPU, launch the kernels of a batch as a CUDA graph, from the second batch of a size on
+    graph          on a GPU, launch the kernels of a batch as a CUDA graph, from the second batch of a size on; the
+                   network must then stay where it lies, and keep its precision
 
     Raises InputError for an option out of range, and where the heatmap holds NaN.  Source: paper section 4.1, released
     code.
@@ -170,6 +171,7 @@ class Predictor:
     def __post_init__(self):
         check_graph(self.graph, "cpu" if get_xp(self.model.parameters()[0].data) is np else "cuda")
         self.captured = Captured(lambda arrays: self.model.task.decode(self._maps(arrays["image"]), self.k))
+        self.captured_of = self._of_graph() if self.graph else None
         requirements = {
             f"min_score is {self.min_score}, expected 0 to 1": 0 <= self.min_score <= 1,
             f"k is {self.k}, expected at least 1": self.k >= 1,
@@ -221,12 +223,20 @@ class Predictor:
     def _in_input(self, batch: np.ndarray) -> list[np.ndarray]:
         """Boxes in pixels of the network input, scores and labels of a batch."""
         if self.graph:
+            if self._of_graph() != self.captured_of:
+                raise InputError(
+                    "the network was moved, or given another precision; a graph needs a Predictor made anew"
+                )
             with self._timed("network and decode"):
                 return _on_cpu(self.captured({"image": to_gpu(batch)}), self.model)
         with self._timed("network"):
             outputs = self._maps(batch)
         with self._timed("decode"):
             return _on_cpu(self.model.task.decode(outputs, self.k), self.model)
+
+    def _of_graph(self) -> tuple[str, object]:
+        """Return what graphs have taken for granted: the precision, and where the weights lie."""
+        return self.model.precision, getattr(self.model.parameters()[0].data.data, "ptr", None)
 
     def _halved(self, room: float) -> str:
         if self.batch_size == 1:

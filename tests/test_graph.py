@@ -247,6 +247,18 @@ def test_detections_by_a_graph_equal_eager_ones_to_the_last_bit(cupy, launched, 
             assert np.array_equal(getattr(ours, name), getattr(theirs, name)), name
 
 
+@pytest.mark.parametrize("change", [lambda model: model.set_precision("tf32"), lambda model: model.to("cpu")])
+def test_a_graph_of_a_network_that_is_no_longer_as_it_was_is_refused(cupy, change):
+    """It would compute as before, or from memory that was freed."""
+    model = CenterNet("small", class_names=["a"], input_size=(32, 32)).to("cuda").fold()
+    images = [np.zeros((32, 32, 3), np.uint8)] * 3
+    predictor = Predictor(model, batch_size=1, graph=True)
+    assert len(list(predictor.stream(images))) == 3
+    change(model)
+    with pytest.raises(InputError, match="moved, or given another precision; a graph needs a Predictor made anew"):
+        list(predictor.stream(images))
+
+
 def test_kept_resolution_has_no_graphs(cupy):
     model = CenterNet("small", class_names=["a"], input_size=(32, 32)).to("cuda")
     with pytest.raises(InputError, match="each would have a graph of its own"):
