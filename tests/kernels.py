@@ -7,6 +7,7 @@ the package is needed, for the exercises under sanitizers and for the benchmark 
 from __future__ import annotations
 
 from collections.abc import Callable
+from unittest.mock import patch
 
 import numpy as np
 from on_gpu import DTYPES, as_dtype, assert_close, check, elsewhere
@@ -115,9 +116,10 @@ def best_cells(cupy, dtype: str) -> None:
 def encode(cupy, dtype: str) -> None:
     boxes = np.float32([[[4, 4, 40, 30], [0, 0, 0, 9], [10, 20, 50, 60], [11, 20, 50, 60], [70, 0, 99, 12]]])
     labels = np.array([[0, 1, 1, 1, -1]])
-    for classes in (2, 4):
-        found = targets_cuda.encode(cupy.asarray(boxes), cupy.asarray(labels), classes, 17, 19)
-        expected = targets.encode(boxes[0, :4], labels[0, :4], classes, 17, 19)
+    for classes, blocks, most in ((2, 1, 2), (4, targets_cuda.BLOCKS, 128)):  # one block draws all; not all have a slot
+        with patch.object(targets_cuda, "BLOCKS", blocks):
+            found = targets_cuda.encode(cupy.asarray(boxes), cupy.asarray(labels), classes, 17, 19, max_objects=most)
+        expected = targets.encode(boxes[0, :4], labels[0, :4], classes, 17, 19, max_objects=most)
         for gpu, cpu in zip(found, expected, strict=True):
             np.testing.assert_allclose(gpu.get()[0], cpu, rtol=1e-6)
 

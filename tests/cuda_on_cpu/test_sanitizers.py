@@ -41,6 +41,9 @@ FAULTS = {
     "a warp that does not wait for the others": Fault(
         "best_cells", "(distance == 32 && length > 64)", "false", "thread", r"data race .*decode\.cu:\d+"
     ),
+    "a tile that is drawn while the last one is written": Fault(
+        "encode", "next tile\n    }\n    __syncthreads();", "next tile\n    }", "thread", r"data race .*targets\.cu:\d+"
+    ),
     "two threads of a block that write to one place": Fault(
         "gather_points", "== cell) return;", "== cell) continue;", "thread", r"data race .*gather_points\.cu:\d+"
     ),
