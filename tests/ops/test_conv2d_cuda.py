@@ -365,8 +365,11 @@ def test_a_plan_is_kept_and_can_only_be_read(cupy):
     "rung, precision",
     [("im2col", "float32"), ("tiled", "float32"), ("tensor_cores", "bf16"), ("warpgroups", "bf16")],
 )
-def test_the_order_of_threads_does_not_change_a_bit(cupy, rung, precision, monkeypatch):
-    layer = Layer(cupy, precision, **CASES["more than a tile"] | dict(stride=2))
+@pytest.mark.parametrize("options", [dict(stride=2), dict(batch=3)])
+def test_the_order_of_threads_does_not_change_a_bit(cupy, rung, precision, monkeypatch, options):
+    """Nor when copies land and products are added; in the second case buffers are filled again in every pass."""
+    monkeypatch.setattr(conv2d_choice, "BLOCKS", 1)
+    layer = Layer(cupy, precision, **CASES["more than a tile"] | options)
     results = []
     for order in ("forward", "reverse", "random"):
         monkeypatch.setenv("CUDA_ON_CPU_ORDER", order)
