@@ -50,6 +50,25 @@ def test_each_shape_runs_once_is_captured_and_then_launched(cupy, launched):
     assert calls == [(2, 3), (2, 3), (4, 3), (4, 3)]
 
 
+def test_each_dtype_has_a_graph_of_its_own(cupy):
+    captured = Captured(lambda inputs: inputs["x"] / 2)
+    for dtype in ("float32", "float32", "float64", "float64", "float32"):
+        found = captured({"x": cupy.full(3, 1 + 2**-40, dtype)})
+        assert found.dtype == dtype and (found.get() == np.full(3, 1 + 2**-40, dtype) / 2).all()
+
+
+def test_a_capture_begins_with_what_the_first_call_held_given_back(cupy, monkeypatch):
+    """The graph needs as much again, which a large network has not beside it."""
+    if not hasattr(cupy, "host_reads"):
+        pytest.skip("CuPy's pool cannot be watched")
+    given_back = []
+    monkeypatch.setattr(cupy.get_default_memory_pool(), "free_all_blocks", lambda: given_back.append(1))
+    captured = Captured(lambda inputs: inputs["x"] + 1)
+    for times in (0, 1, 1):
+        captured({"x": cupy.ones(3)})
+        assert len(given_back) == times
+
+
 def test_tables_have_their_values_when_the_graph_is_launched(cupy):
     captured = Captured(lambda inputs: inputs["x"] + graph.table(np.float32([1, 2])))
     for _ in range(3):
