@@ -89,3 +89,19 @@ def test_inference_equals_the_cpus_and_reads_nothing_on_the_host(cupy):
         found[device] = [getattr(array, "get", lambda array=array: array)() for array in decoded]
     for gpu, cpu in zip(found["gpu"], found["cpu"], strict=True):
         np.testing.assert_allclose(gpu, cpu, rtol=1e-4, atol=1e-3)
+
+
+def test_a_step_that_computes_again_gives_the_same_bits_and_reads_nothing_on_the_host(cupy):
+    """With checkpointing; batch norm takes the batch into its running averages once."""
+    states = []
+    for checkpointing in (False, True):
+        model = CenterNet(
+            "small", class_names=["a", "b", "c"], input_size=(32, 32), seed=1, checkpointing=checkpointing
+        )
+        arrays = {name: cupy.asarray(array) for name, array in batch(model, 32).items()}
+        optimiser = SGD(move(model, cupy.asarray).named_parameters(), 0.1)
+        with nothing_read(cupy):
+            step(model, optimiser, arrays)
+        states.append({key: to_cpu(array) for key, array in model.state_dict().items()})
+    for key, array in states[0].items():
+        assert np.array_equal(array, states[1][key]), key
