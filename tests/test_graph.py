@@ -9,6 +9,8 @@ from minicenternet.backend import cupy_module, to_cpu
 from minicenternet.config import TrainConfig
 from minicenternet.errors import InputError
 from minicenternet.graph import Captured
+from minicenternet.nn.module import Parameter
+from minicenternet.optim import SGD
 from minicenternet.predict import Predictor
 from minicenternet.train import Run
 
@@ -48,6 +50,28 @@ def test_each_shape_runs_once_is_captured_and_then_launched(cupy, launched):
         assert np.array_equal(found["doubled"].get(), 2 * x)
         assert np.array_equal(total.get(), expected)
     assert calls == [(2, 3), (2, 3), (4, 3), (4, 3)]
+
+
+def test_a_graph_keeps_the_tables_of_its_optimiser(cupy):
+    """Also where a step without a graph, of fewer parameters, comes between its launches."""
+    made = {name: Parameter(cupy.ones(5, np.float32)) for name in ("a", "b")}
+    optimiser = SGD(made.items(), lr=1.0, momentum=0.0)
+
+    gradients = {name: cupy.ones(5, np.float32) for name in made}  # that lie where they lay when nothing was captured
+
+    def step(names) -> None:
+        for name, parameter in made.items():
+            parameter.grad = gradients[name] if name in names else None
+        optimiser.apply()
+
+    captured = Captured(lambda inputs: step("ab"))
+    for number in range(4):
+        optimiser.advance()
+        captured({})
+        if number == 1:
+            optimiser.advance()
+            step("b")
+    assert [parameter.numpy()[0] for parameter in made.values()] == [1 - 4, 1 - 5]
 
 
 def test_each_dtype_has_a_graph_of_its_own(cupy):
