@@ -128,7 +128,7 @@ def test_shared_memory_above_48_kb_is_asked_for(cupy, scale):
 def test_the_current_gpu_is_asked_once(another_gpu):
     another_gpu("120", 101376)
     gpu = backend.current_gpu()
-    assert gpu == ("stand-in", (12, 0), 101376, (13, 0)) and backend.current_gpu() is gpu
+    assert gpu == ("stand-in 0", (12, 0), 101376, (13, 0)) and backend.current_gpu() is gpu
 
 
 def test_a_kernel_names_the_architecture_that_it_needs(cupy, monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 from on_gpu import nothing_read
 
 from minicenternet import CenterNet, device, doctor
-from minicenternet.backend import beside, get_xp, is_out_of_gpu_memory, mover
+from minicenternet.backend import beside, current_gpu, get_xp, is_out_of_gpu_memory, mover
 from minicenternet.device import choose, memory_explained
 from minicenternet.errors import InputError
 from minicenternet.nn.layers import BatchNorm2d, Conv2d, Sequential
@@ -76,10 +76,15 @@ def test_a_gpu_that_is_not_there_is_refused(cupy):
         choose(f"cuda:{count}")
 
 
-def test_of_several_gpus_the_one_that_is_named_is_taken(two_gpus):
+def test_of_several_gpus_the_one_that_is_named_is_taken(two_gpus, monkeypatch):
+    tried, add = [], two_gpus.add
+    monkeypatch.setattr(two_gpus, "add", lambda *numbers: tried.append(current_gpu().name) or add(*numbers))
     for wanted, number in (("auto", 0), ("cuda", 0), ("cuda:0", 0), ("cuda:1", 1)):
-        assert choose(wanted)[0] == f"cuda:{number}"
+        assert choose(wanted) == (f"cuda:{number}", f"device cuda:{number}: stand-in {number}")
         assert two_gpus.cuda.runtime.getDevice() == 0  # a small kernel that ran on another one leaves no trace
+        assert tried.pop() == f"stand-in {number}"
+        with two_gpus.cuda.Device(number):
+            assert current_gpu().name == f"stand-in {number}"
     with pytest.raises(InputError, match="device is cuda:2, but there are 2 GPUs, from cuda:0 on"):
         choose("cuda:2")
 

@@ -255,6 +255,7 @@ def test_a_step_of_16_bits_keeps_maps_in_16_bits_and_reads_nothing(cupy, tmp_pat
         run.step(batch)
     assert {seen[layer].dtype.name for layer in ("Conv2d", "BatchNorm2d", "BasicBlock", "Merge")} == {name}
     assert {array.dtype.name for array in run.model.state_dict().values()} == {"float32", "int64"}
+    assert run._averaged_model().precision == precision  # of which AP is measured
 
 
 def test_an_overflow_in_fp16_is_skipped_said_and_recovered_from(cupy, tmp_path):
@@ -274,6 +275,7 @@ def test_an_overflow_in_fp16_is_skipped_said_and_recovered_from(cupy, tmp_path):
     resumed = resume(tmp_path, "cuda")
     for name, number in {"scale": 2.0**10, "good": 1, "skipped": 1}.items():
         assert getattr(resumed.scaling, name).get() == number
+    assert resumed.skipped == 1  # of which was said that it was
 
 
 def test_a_forward_pass_that_overflows_in_fp16_is_skipped_too(cupy, tmp_path):

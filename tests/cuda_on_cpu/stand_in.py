@@ -363,7 +363,7 @@ class Function:
     """A kernel.  More than 48 KB of dynamic shared memory must be allowed first, as much as the GPU has."""
 
     def __init__(self, library: build.Library, name: str):
-        self._library, self.name, self._allowed = library, name, 48 << 10
+        self._library, self.name, self._gpu, self._allowed = library, name, _current.gpu, 48 << 10
 
     @property
     def max_dynamic_shared_size_bytes(self) -> int:
@@ -376,6 +376,8 @@ class Function:
         self._allowed = size
 
     def __call__(self, grid, block, arguments, *, shared_mem: int = 0) -> None:
+        if self._gpu != _current.gpu:
+            raise CUDARuntimeError(f"{self.name} was loaded on GPU {self._gpu}, and the current one is {_current.gpu}")
         if shared_mem > self.max_dynamic_shared_size_bytes:
             raise RuntimeError(
                 f"{self.name}: {shared_mem} bytes of dynamic shared memory, but max_dynamic_shared_size_bytes is"
@@ -545,7 +547,7 @@ cuda = types.SimpleNamespace(
         CUDARuntimeError=CUDARuntimeError,
         getDevice=lambda: _current.gpu,
         getDeviceCount=lambda: gpus,
-        getDeviceProperties=lambda device: {"name": b"stand-in"},
+        getDeviceProperties=lambda device: {"name": b"stand-in %d" % device},
         deviceSynchronize=_wait,
         memGetInfo=lambda: (MEMORY, MEMORY),
     ),
