@@ -343,7 +343,14 @@ class Kernel:
         return tuple([check(argument, dtype, where) for (check, dtype, where), argument in pairs])
 
     def each(self, count: int, *arguments: Array | float | None, threads: int = 256) -> None:
-        """Launch one thread for each of `count` outputs, `threads` to a block."""
+        """Launch one thread for each of `count` outputs, `threads` to a block.
+
+        Raises InputError for more than a kernel can count.
+        """
+        if count > LARGEST:
+            raise InputError(
+                f"{self.expression} needs {count} threads, and kernels count to {LARGEST}; take a smaller batch"
+            )
         self(-(-count // threads), threads, *arguments)
 
 

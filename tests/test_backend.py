@@ -179,6 +179,12 @@ def test_more_elements_than_an_int_counts_are_refused():
         launch(1, 1, Large([]))
 
 
+def test_more_threads_than_an_int_counts_are_refused():
+    """Several may have to do with one number: none of the arrays need be that large."""
+    with pytest.raises(InputError, match="scale needs 2147483648 threads, and kernels count to 2147479552; take"):
+        backend.Kernel(None, "scale", []).each(2**31)
+
+
 def test_a_struct_is_given_as_bytes_without_fields():
     """Asked for its address, an array with fields describes them all."""
     given, struct = [], np.array([(3, (4, 5))], [("n", np.int32), ("of", np.int32, 2)])
