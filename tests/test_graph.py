@@ -294,6 +294,26 @@ def test_detections_by_a_graph_equal_eager_ones_to_the_last_bit(cupy, launched, 
             assert np.array_equal(getattr(ours, name), getattr(theirs, name)), name
 
 
+def test_out_of_memory_in_detecting_counts_what_the_graph_holds(cupy, monkeypatch):
+    if not hasattr(cupy, "host_reads"):
+        pytest.skip("CuPy itself cannot be made to fail")
+    model = CenterNet("small", class_names=["a"], input_size=(32, 32)).to("cuda")
+    images, rooms = [np.zeros((32, 32, 3), np.uint8)] * 4, []
+    predictor = Predictor(model, batch_size=2, graph=True)
+    assert len(list(predictor.stream(images))) == 4
+
+    def fail(*arguments):
+        raise cupy.cuda.memory.OutOfMemoryError("Out of memory allocating 1,024 bytes (allocated so far: 512 bytes).")
+
+    monkeypatch.setattr(cupy, "empty", fail)
+    monkeypatch.setattr(cupy.cuda.runtime, "memGetInfo", lambda: (1000, 10000))
+    monkeypatch.setattr(predictor, "_halved", lambda room: rooms.append(room) or "Try 1")
+    with pytest.raises(InputError, match="too small for a batch of 2: .* Try 1"):
+        list(predictor.stream(images[:1]))  # a size of which there is no graph
+    assert rooms == [1000 + cupy.get_default_memory_pool().used_bytes() + predictor.captured.memory()[1]]
+    assert predictor.captured.memory()[1] > 0
+
+
 @pytest.mark.parametrize("change", [lambda model: model.set_precision("tf32"), lambda model: model.to("cpu")])
 def test_a_graph_of_a_network_that_is_no_longer_as_it_was_is_refused(cupy, change):
     """It would compute as before, or from memory that was freed."""

@@ -83,10 +83,8 @@ def test_a_run_keeps_to_the_gpu_that_it_was_given(two_gpus, tmp_path):
         assert np.array_equal(array, weights(tmp_path / "second", "state")[key]), key
 
 
-@pytest.mark.usefixtures("without_pictures")
-@pytest.mark.parametrize("first, then", [("cuda", "cpu"), ("cpu", "cuda")])
-def test_a_run_goes_on_on_another_device(cupy, on_cpu, tmp_path, first, then):
-    run = start(tmp_path, first)
+def stop_after_three_steps(run: Run) -> None:
+    """Train so far, then save the state."""
     step, done = run.step, []
 
     def three_steps(batch):
@@ -99,6 +97,26 @@ def test_a_run_goes_on_on_another_device(cupy, on_cpu, tmp_path, first, then):
     run.step = three_steps
     with pytest.raises(KeyboardInterrupt):
         run.train()
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_a_stopped_run_goes_on_by_graphs_to_the_bits_of_a_whole_one_without(cupy, tmp_path):
+    """Stopped within an epoch; the first step after it is no graph yet, and the loss scale is what it was."""
+    options = dict(precision="fp16", optimiser="adam", average=0.9, augment=True)
+    start(tmp_path / "whole", **options).train()
+    stop_after_three_steps(start(tmp_path / "stopped", graph=True, **options))
+    resumed = resume(tmp_path / "stopped", "cuda")
+    assert resumed.config.graph
+    resumed.train()
+    for key, array in weights(tmp_path / "whole", "state").items():
+        assert np.array_equal(array, weights(tmp_path / "stopped", "state")[key]), key
+
+
+@pytest.mark.usefixtures("without_pictures")
+@pytest.mark.parametrize("first, then", [("cuda", "cpu"), ("cpu", "cuda")])
+def test_a_run_goes_on_on_another_device(cupy, on_cpu, tmp_path, first, then):
+    run = start(tmp_path, first)
+    stop_after_three_steps(run)
     resumed = resume(tmp_path, then)
     assert resumed.device.partition(":")[0] == then and resumed.optimiser.steps == 3
     resumed.train()
