@@ -64,24 +64,6 @@ def test_a_cupy_that_does_not_fit_the_driver_is_named(cupy, monkeypatch):
         choose("cuda")
 
 
-@pytest.mark.parametrize("number", [0, 1])
-def test_a_gpu_that_is_full_is_no_reason_to_install_cupy_again(two_gpus, monkeypatch, number):
-    """Nor is it passed over in silence where another one works."""
-
-    def full(shape, dtype=float):
-        if two_gpus.cuda.runtime.getDevice() == number:
-            raise RuntimeError("cudaErrorMemoryAllocation: out of memory")
-        return two_gpus.full(shape, 1.0)
-
-    monkeypatch.setattr(two_gpus, "ones", full)
-    monkeypatch.setattr(doctor, "find_driver", lambda: doctor.Driver((13, 0), "NVIDIA H200"))
-    monkeypatch.setattr(doctor, "cupy_wheels", lambda: ["cupy-cuda13x"])
-    message = rf"GPU {number} is taken \(cudaErrorMemoryAllocation: out of memory\): see nvidia-smi by whom"
-    with pytest.raises(InputError, match=rf"device cuda:{number} cannot be used: NVIDIA H200, .*{message}"):
-        choose(f"cuda:{number}")
-    assert choose(f"cuda:{1 - number}")[0] == f"cuda:{1 - number}"
-
-
 def test_a_gpu_that_works_is_taken(cupy):
     for wanted in ("auto", "cuda", "cuda:0"):
         found, why = choose(wanted)
@@ -105,6 +87,24 @@ def test_of_several_gpus_the_one_that_is_named_is_taken(two_gpus, monkeypatch):
             assert current_gpu().name == f"stand-in {number}"
     with pytest.raises(InputError, match="device is cuda:2, but there are 2 GPUs, from cuda:0 on"):
         choose("cuda:2")
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_gpu_that_is_full_is_no_reason_to_install_cupy_again(two_gpus, monkeypatch, number):
+    """Nor is it passed over in silence where another one works."""
+
+    def full(shape, dtype=float):
+        if two_gpus.cuda.runtime.getDevice() == number:
+            raise RuntimeError("cudaErrorMemoryAllocation: out of memory")
+        return two_gpus.full(shape, 1.0)
+
+    monkeypatch.setattr(two_gpus, "ones", full)
+    monkeypatch.setattr(doctor, "find_driver", lambda: doctor.Driver((13, 0), "NVIDIA H200"))
+    monkeypatch.setattr(doctor, "cupy_wheels", lambda: ["cupy-cuda13x"])
+    message = rf"GPU {number} is taken \(cudaErrorMemoryAllocation: out of memory\): see nvidia-smi by whom"
+    with pytest.raises(InputError, match=rf"device cuda:{number} cannot be used: NVIDIA H200, .*{message}"):
+        choose(f"cuda:{number}")
+    assert choose(f"cuda:{1 - number}")[0] == f"cuda:{1 - number}"
 
 
 # ---- moving ----------------------------------------------------------------------------------------------------------
