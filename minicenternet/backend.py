@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .errors import InputError
+
 Array = Any  # numpy.ndarray or cupy.ndarray
 
 
@@ -314,7 +316,8 @@ class Kernel:
         grid, block: a number, or up to three.  arguments: for a pointer a contiguous array of the declared dtype, or
         None; for a scalar a Python number, or a NumPy scalar of that dtype; for a struct a NumPy array of one element
         with the same fields.  shared: bytes of dynamic shared memory.
-        Raises TypeError, ValueError and OverflowError for arguments that the kernel would misread.
+        Raises TypeError, ValueError and OverflowError for arguments that the kernel would misread, InputError for an
+        array of more elements than it can count.
         """
         count = len(self.arrays)
         if len(arguments) != count + len(self.others):
@@ -340,7 +343,14 @@ class Kernel:
         return tuple([check(argument, dtype, where) for (check, dtype, where), argument in pairs])
 
     def each(self, count: int, *arguments: Array | float | None, threads: int = 256) -> None:
-        """Launch one thread for each of `count` outputs, `threads` to a block."""
+        """Launch one thread for each of `count` outputs, `threads` to a block.
+
+        Raises InputError for more than a kernel can count.
+        """
+        if count > LARGEST:
+            raise InputError(
+                f"{self.expression} needs {count} threads, and kernels count to {LARGEST}; take a smaller batch"
+            )
         self(-(-count // threads), threads, *arguments)
 
 
@@ -357,7 +367,7 @@ def _pointer(argument: Array | None, dtype: str, where: str) -> Array | None:
     if not is_contiguous(argument):
         raise ValueError(f"{where} {argument.shape} must be contiguous; copy it before")
     if argument.size > LARGEST:
-        raise OverflowError(
+        raise InputError(
             f"{where} {argument.shape} has {argument.size} elements, and kernels count to {LARGEST};"
             " take a smaller batch"
         )

@@ -38,7 +38,7 @@ def choose(wanted: str) -> tuple[str, str]:
         if number < count:
             return f"cuda:{number}", f"device cuda:{number}: {try_gpu(number)}"
     except Exception:  # whatever CuPy raises, or that it is absent; the doctor finds out which
-        _, reason, _, advice, command = doctor.gpu(doctor.find_driver(), doctor.cupy_wheels())
+        _, reason, _, advice, command = doctor.gpu(doctor.find_driver(), doctor.cupy_wheels(), number)
         reason = " ".join(part for part in (f"{reason}.", advice, command) if part)
         if wanted == "auto":
             return "cpu", f"device cpu: {reason}"

@@ -176,8 +176,8 @@ def cupy_wheels() -> list[str]:
     return sorted(name for name in names if re.fullmatch(r"cupy(-cuda.*|-rocm.*)?", name))
 
 
-def gpu(driver: Driver | None, wheels: Sequence[str]) -> Finding:
-    """Whether a GPU can be used: its driver and the CuPy installed must fit together."""
+def gpu(driver: Driver | None, wheels: Sequence[str], number: int = 0) -> Finding:
+    """Whether a GPU can be used: its driver and the CuPy installed must fit together, and it have memory left."""
     if driver is None:
         spare = f"; {', '.join(wheels)} is installed but of no use here" if wheels else ""
         return Finding("GPU", f"no NVIDIA driver: everything runs on the CPU{spare}")
@@ -197,9 +197,12 @@ def gpu(driver: Driver | None, wheels: Sequence[str]) -> Finding:
     if any(wheels[0] == wheel for major, wheel in WHEEL_OF_CUDA.items() if major > driver.cuda[0]):
         return Finding("GPU", value, "note", "this CuPy is too new for the driver; the one that fits:", install)
     try:
-        try_gpu()
+        try_gpu(number)
     except Exception as error:  # whatever CuPy raises: a missing library, an old GPU, no memory left
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        if re.search("out of memory|busy", reason, re.IGNORECASE):
+            advice = f"GPU {number} is taken ({reason}): see nvidia-smi by whom, or choose another one of several"
+            return Finding("GPU", value, "note", advice)
         return Finding("GPU", value, "note", f"CuPy does not work ({reason}); with all that it needs:", install)
     return Finding("GPU", value)
 

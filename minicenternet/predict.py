@@ -150,9 +150,11 @@ class Predictor:
     scales         sizes at which the image is looked at; the boxes of several are merged by `nms`, or "soft"
     nms            None, "soft" (Gaussian) or "hard" suppression of overlapping boxes of a class
     batch_size     images read at a time; those of equal input size go through the network together
-    graph          on a GPU, launch the kernels of a batch as a CUDA graph, from the second batch of a size on
+    graph          on a GPU, launch the kernels of a batch as a CUDA graph, from the second batch of a size on; the
+                   network must then stay where it lies, and keep its precision
 
-    Raises InputError for an option out of range.  Source: paper section 4.1, released code.
+    Raises InputError for an option out of range, and where the heatmap holds NaN.  Source: paper section 4.1, released
+    code.
     """
 
     model: CenterNet
@@ -169,6 +171,7 @@ class Predictor:
     def __post_init__(self):
         check_graph(self.graph, "cpu" if get_xp(self.model.parameters()[0].data) is np else "cuda")
         self.captured = Captured(lambda arrays: self.model.task.decode(self._maps(arrays["image"]), self.k))
+        self.captured_of = self._of_graph() if self.graph else None
         requirements = {
             f"min_score is {self.min_score}, expected 0 to 1": 0 <= self.min_score <= 1,
             f"k is {self.k}, expected at least 1": self.k >= 1,
@@ -220,12 +223,20 @@ class Predictor:
     def _in_input(self, batch: np.ndarray) -> list[np.ndarray]:
         """Boxes in pixels of the network input, scores and labels of a batch."""
         if self.graph:
+            if self._of_graph() != self.captured_of:
+                raise InputError(
+                    "the network was moved, or given another precision; a graph needs a Predictor made anew"
+                )
             with self._timed("network and decode"):
-                return [to_cpu(array) for array in self.captured({"image": to_gpu(batch)})]
+                return _on_cpu(self.captured({"image": to_gpu(batch)}), self.model)
         with self._timed("network"):
             outputs = self._maps(batch)
         with self._timed("decode"):
-            return [to_cpu(array) for array in self.model.task.decode(outputs, self.k)]
+            return _on_cpu(self.model.task.decode(outputs, self.k), self.model)
+
+    def _of_graph(self) -> tuple[str, object]:
+        """Return what graphs have taken for granted: the precision, and where the weights lie."""
+        return self.model.precision, getattr(self.model.parameters()[0].data.data, "ptr", None)
 
     def _halved(self, room: float) -> str:
         if self.batch_size == 1:
@@ -263,6 +274,20 @@ class Predictor:
         start = time.perf_counter()
         yield
         self.seconds[stage] += time.perf_counter() - start
+
+
+def _on_cpu(decoded: Iterable[Array], model: CenterNet) -> list[np.ndarray]:
+    """Return boxes, scores and labels on the CPU.
+
+    Raises InputError for scores of NaN, which is how a GPU, that waits for nothing, tells of a heatmap with NaN.
+    """
+    boxes, scores, labels = (to_cpu(array) for array in decoded)
+    if np.isnan(scores).any():
+        overflow = ", or for numbers too large for fp16, of which bf16 takes more" if model.precision == "fp16" else ""
+        raise InputError(
+            f"the heatmap holds NaN, so that its best cells are unknown; look for NaN in the weights{overflow}"
+        )
+    return [boxes, scores, labels]
 
 
 class View(NamedTuple):
@@ -372,7 +397,7 @@ def explain(model: CenterNet, image: ImageLike, *, k: int = 100) -> Explanation:
     fixed = view(*pixels.shape[:2], model.input_size)
     canvas = warp(pixels, fixed.to_input, fixed.size)
     outputs = run(model, normalised(canvas, model)[None])
-    boxes, scores, labels = (to_cpu(array)[0] for array in model.task.decode(outputs, k))
+    boxes, scores, labels = (array[0] for array in _on_cpu(model.task.decode(outputs, k), model))
     maps = {name: to_cpu(tensor.data)[0] for name, tensor in outputs.items()}
     detections = Detections(boxes, scores, labels, model.class_names, canvas, file_name)
     return Explanation(canvas, sigmoid.raw(maps["hm"])[0], maps["reg"], maps["wh"], detections)

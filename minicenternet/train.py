@@ -458,10 +458,9 @@ class Run:
 
     def prepared_on_gpu(self, batches: Iterable[Mapping[str, np.ndarray]]) -> Iterator[dict[str, Array]]:
         """Yield images and targets of the batches; a GPU too small for them is an InputError, as in `step`."""
-        for batch in upload_ahead(batches):
-            with self._memory_explained():
-                prepared = self.preparation(batch)
-            yield prepared
+        with self._memory_explained():
+            for batch in upload_ahead(batches):
+                yield self.preparation(batch)
 
     def _end_epoch(self, progress: Progress) -> None:
         """Measure AP where it is due, write the epoch's files, then the state."""

@@ -110,6 +110,16 @@ def another_gpu(cupy, monkeypatch):
 
 
 @pytest.fixture
+def two_gpus(cupy, monkeypatch):
+    """The stand-in with two GPUs, of which neither takes the other's arrays."""
+    if not hasattr(cupy, "launches"):
+        pytest.skip("CuPy itself has the GPUs that are there")
+    monkeypatch.setattr(cupy, "gpus", 2)
+    yield cupy
+    cupy.cuda.Device(0).use()
+
+
+@pytest.fixture
 def zero_weights(monkeypatch):
     """Networks begin with zeros, for tests of names and shapes alone: to draw 10^8 random numbers takes seconds."""
     from minicenternet.nn import init

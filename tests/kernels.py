@@ -7,6 +7,7 @@ the package is needed, for the exercises under sanitizers and for the benchmark 
 from __future__ import annotations
 
 from collections.abc import Callable
+from unittest.mock import patch
 
 import numpy as np
 from on_gpu import DTYPES, as_dtype, assert_close, check, elsewhere
@@ -29,13 +30,16 @@ def batch_norm(cupy, dtype: str) -> None:
     for channels in (33, 8):
         vectors = np.abs(normal(4, channels)).astype(np.float32)
         for training in (True, False):
-            check(cupy, ops.batch_norm, normal(1, 9, 9, channels), *vectors, normal(1, 9, 9, channels), relu=True,
-                  training=training, dtype=dtype, scale=8)  # fmt: skip
+            for residual in ([normal(1, 9, 9, channels)], []):
+                check(cupy, ops.batch_norm, normal(1, 9, 9, channels), *vectors, *residual, relu=True,
+                      training=training, dtype=dtype, scale=8)  # fmt: skip
 
 
 def pooling(cupy, dtype: str) -> None:
     for channels in (5, 8):
-        check(cupy, ops.max_pool2d, normal(1, 7, 9, channels), dtype=dtype)
+        for size, stride, padding in ((3, 2, 1), (2, 2, 0), (3, 1, 1)):  # two that are compiled, and any other
+            check(cupy, ops.max_pool2d, normal(1, 7, 9, channels), size=size, stride=stride, padding=padding,
+                  dtype=dtype, scale=2)  # fmt: skip
     check(cupy, ops.avg_pool2d, normal(1, 7, 9, 5), dtype=dtype)
 
 
@@ -94,7 +98,8 @@ def channel_sum(cupy, dtype: str) -> None:
 def focal_loss(cupy, dtype: str) -> None:
     for classes in (3, 24):  # two blocks of numbers
         heatmap = np.maximum(normal(1, 9, 11, classes), 0).clip(0, 1).astype(np.float32)
-        check(cupy, losses.focal_loss, normal(1, 9, 11, classes), heatmap, dtype=dtype, scale=4)
+        for alpha, beta in ((2, 4), (1.5, 3)):  # the paper's, whose powers are products, and any other
+            check(cupy, losses.focal_loss, normal(1, 9, 11, classes), heatmap, alpha, beta, dtype=dtype, scale=4)
 
 
 def l1_loss(cupy, dtype: str) -> None:
@@ -115,9 +120,10 @@ def best_cells(cupy, dtype: str) -> None:
 def encode(cupy, dtype: str) -> None:
     boxes = np.float32([[[4, 4, 40, 30], [0, 0, 0, 9], [10, 20, 50, 60], [11, 20, 50, 60], [70, 0, 99, 12]]])
     labels = np.array([[0, 1, 1, 1, -1]])
-    for classes in (2, 4):
-        found = targets_cuda.encode(cupy.asarray(boxes), cupy.asarray(labels), classes, 17, 19)
-        expected = targets.encode(boxes[0, :4], labels[0, :4], classes, 17, 19)
+    for classes, blocks, most in ((2, 1, 2), (4, targets_cuda.BLOCKS, 128)):  # one block draws all; not all have a slot
+        with patch.object(targets_cuda, "BLOCKS", blocks):
+            found = targets_cuda.encode(cupy.asarray(boxes), cupy.asarray(labels), classes, 17, 19, max_objects=most)
+        expected = targets.encode(boxes[0, :4], labels[0, :4], classes, 17, 19, max_objects=most)
         for gpu, cpu in zip(found, expected, strict=True):
             np.testing.assert_allclose(gpu.get()[0], cpu, rtol=1e-6)
 

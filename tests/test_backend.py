@@ -7,6 +7,7 @@ from cuda_on_cpu.instantiations import INSTANTIATIONS
 
 from minicenternet import backend
 from minicenternet.backend import get_xp, kernel, to_cpu, to_gpu
+from minicenternet.errors import InputError
 
 
 class GpuArray:
@@ -127,7 +128,7 @@ def test_shared_memory_above_48_kb_is_asked_for(cupy, scale):
 def test_the_current_gpu_is_asked_once(another_gpu):
     another_gpu("120", 101376)
     gpu = backend.current_gpu()
-    assert gpu == ("stand-in", (12, 0), 101376, (13, 0)) and backend.current_gpu() is gpu
+    assert gpu == ("stand-in 0", (12, 0), 101376, (13, 0)) and backend.current_gpu() is gpu
 
 
 def test_a_kernel_names_the_architecture_that_it_needs(cupy, monkeypatch):
@@ -174,8 +175,14 @@ def test_more_elements_than_an_int_counts_are_refused():
         shape, size, dtype, flags = (2**31,), 2**31, np.dtype("float32"), types.SimpleNamespace(c_contiguous=True)
 
     launch = backend.Kernel(None, "scale", [("x", "float32", True)])
-    with pytest.raises(OverflowError, match="x .* has 2147483648 elements, and kernels count to 2147479552; take"):
+    with pytest.raises(InputError, match="x .* has 2147483648 elements, and kernels count to 2147479552; take"):
         launch(1, 1, Large([]))
+
+
+def test_more_threads_than_an_int_counts_are_refused():
+    """Several may have to do with one number: none of the arrays need be that large."""
+    with pytest.raises(InputError, match="scale needs 2147483648 threads, and kernels count to 2147479552; take"):
+        backend.Kernel(None, "scale", []).each(2**31)
 
 
 def test_a_struct_is_given_as_bytes_without_fields():

@@ -8,13 +8,13 @@ import pytest
 from on_gpu import nothing_read
 
 from minicenternet import CenterNet, device, doctor
-from minicenternet.backend import beside, get_xp, is_out_of_gpu_memory, mover
+from minicenternet.backend import beside, current_gpu, get_xp, is_out_of_gpu_memory, mover
 from minicenternet.device import choose, memory_explained
 from minicenternet.errors import InputError
 from minicenternet.nn.layers import BatchNorm2d, Conv2d, Sequential
 from minicenternet.nn.weights import load_weights
 from minicenternet.optim import SGD, Adam
-from minicenternet.predict import run
+from minicenternet.predict import Predictor, explain, run
 
 
 @pytest.fixture
@@ -84,6 +84,37 @@ def test_a_gpu_that_is_not_there_is_refused(cupy):
         choose(f"cuda:{count}")
 
 
+def test_of_several_gpus_the_one_that_is_named_is_taken(two_gpus, monkeypatch):
+    tried, add = [], two_gpus.add
+    monkeypatch.setattr(two_gpus, "add", lambda *numbers: tried.append(current_gpu().name) or add(*numbers))
+    for wanted, number in (("auto", 0), ("cuda", 0), ("cuda:0", 0), ("cuda:1", 1)):
+        assert choose(wanted) == (f"cuda:{number}", f"device cuda:{number}: stand-in {number}")
+        assert two_gpus.cuda.runtime.getDevice() == 0  # a small kernel that ran on another one leaves no trace
+        assert tried.pop() == f"stand-in {number}"
+        with two_gpus.cuda.Device(number):
+            assert current_gpu().name == f"stand-in {number}"
+    with pytest.raises(InputError, match="device is cuda:2, but there are 2 GPUs, from cuda:0 on"):
+        choose("cuda:2")
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_gpu_that_is_full_is_no_reason_to_install_cupy_again(two_gpus, monkeypatch, number):
+    """Nor is it passed over in silence where another one works."""
+
+    def full(shape, dtype=float):
+        if two_gpus.cuda.runtime.getDevice() == number:
+            raise RuntimeError("cudaErrorMemoryAllocation: out of memory")
+        return two_gpus.full(shape, 1.0)
+
+    monkeypatch.setattr(two_gpus, "ones", full)
+    monkeypatch.setattr(doctor, "find_driver", lambda: doctor.Driver((13, 0), "NVIDIA H200"))
+    monkeypatch.setattr(doctor, "cupy_wheels", lambda: ["cupy-cuda13x"])
+    message = rf"GPU {number} is taken \(cudaErrorMemoryAllocation: out of memory\): see nvidia-smi by whom"
+    with pytest.raises(InputError, match=rf"device cuda:{number} cannot be used: NVIDIA H200, .*{message}"):
+        choose(f"cuda:{number}")
+    assert choose(f"cuda:{1 - number}")[0] == f"cuda:{1 - number}"
+
+
 # ---- moving ----------------------------------------------------------------------------------------------------------
 
 
@@ -96,6 +127,18 @@ def test_a_module_moves_there_and_back(cupy):
     assert module.to("cuda").parameters()[0].shape == (3, 2, 3, 3)
     for key, array in module.to("cpu").state_dict().items():
         assert type(array) is np.ndarray and array.dtype == before[key].dtype and np.array_equal(array, before[key])
+
+
+@pytest.mark.parametrize("folded", [False, True])
+def test_a_network_computes_on_the_gpu_that_it_was_moved_to(two_gpus, folded):
+    image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
+    model, scores = CenterNet("small", class_names=["a"], input_size=(64, 64), seed=1), []
+    model = model.fold() if folded else model
+    for number in (1, 0, 1):
+        model.to(f"cuda:{number}")
+        assert {array.device.id for array in model.state_dict().values()} == {number}
+        scores.append(model.predict(image, min_score=0, k=5).scores)
+    assert np.array_equal(scores[0], scores[1]) and np.array_equal(scores[0], scores[2])
 
 
 def test_weights_are_loaded_and_saved_on_either_device(cupy, tmp_path):
@@ -150,6 +193,21 @@ def test_detections_on_a_gpu_are_the_cpus(cupy, options):
     np.testing.assert_allclose(gpu.scores, cpu.scores, rtol=1e-4)
     np.testing.assert_allclose(gpu.boxes, cpu.boxes, atol=1e-2)
     assert np.array_equal(gpu.labels, cpu.labels)
+
+
+@pytest.mark.parametrize("graph", [False, True])
+@pytest.mark.parametrize("precision, message", [("float32", "NaN in the weights$"), ("fp16", "too large for fp16, of")])
+def test_a_heatmap_with_nan_is_refused_as_on_the_cpu(cupy, precision, message, graph):
+    image = np.zeros((32, 32, 3), np.uint8)
+    model = CenterNet("small", class_names=["a"], input_size=(32, 32), seed=1)
+    model.parameters()[0].data[...] = np.nan
+    with pytest.raises(InputError, match="the heatmap holds NaN, .* look for NaN in the weights$"):
+        model.predict(image)
+    model.to("cuda").set_precision(precision)
+    with pytest.raises(InputError, match=f"the heatmap holds NaN, .*{message}"):
+        next(Predictor(model, graph=graph).stream([image]))
+    with pytest.raises(InputError, match=f"the heatmap holds NaN, .*{message}"):
+        explain(model, image)
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bf16", "fp16"])

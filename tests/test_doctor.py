@@ -154,14 +154,14 @@ def test_a_senseless_number_of_threads_is_a_problem(monkeypatch, fresh_threads):
     ],
 )
 def test_driver_and_cupy_must_fit(monkeypatch, driver, wheels, verdict, says, command):
-    monkeypatch.setattr(doctor, "try_gpu", lambda: "NVIDIA H200")
+    monkeypatch.setattr(doctor, "try_gpu", lambda number: "NVIDIA H200")
     found = doctor.gpu(driver, wheels)
     assert found.verdict == verdict and says in found.value + found.advice
     assert command in found.command and bool(command) == bool(found.command)
 
 
 def test_a_cupy_that_does_not_work_is_noticed(monkeypatch):
-    def fail():
+    def fail(number):
         raise RuntimeError("CUDA headers not found\nlong explanation")
 
     monkeypatch.setattr(doctor, "try_gpu", fail)

@@ -10,6 +10,8 @@ from minicenternet.backend import cupy_module, to_cpu
 from minicenternet.config import TrainConfig
 from minicenternet.errors import InputError
 from minicenternet.graph import Captured
+from minicenternet.nn.module import Parameter
+from minicenternet.optim import SGD
 from minicenternet.predict import Predictor
 from minicenternet.train import Run
 
@@ -49,6 +51,47 @@ def test_each_shape_runs_once_is_captured_and_then_launched(cupy, launched):
         assert np.array_equal(found["doubled"].get(), 2 * x)
         assert np.array_equal(total.get(), expected)
     assert calls == [(2, 3), (2, 3), (4, 3), (4, 3)]
+
+
+def test_a_graph_keeps_the_tables_of_its_optimiser(cupy):
+    """Also where a step without a graph, of fewer parameters, comes between its launches."""
+    made = {name: Parameter(cupy.ones(5, np.float32)) for name in ("a", "b")}
+    optimiser = SGD(made.items(), lr=1.0, momentum=0.0)
+
+    gradients = {name: cupy.ones(5, np.float32) for name in made}  # that lie where they lay when nothing was captured
+
+    def step(names) -> None:
+        for name, parameter in made.items():
+            parameter.grad = gradients[name] if name in names else None
+        optimiser.apply()
+
+    captured = Captured(lambda inputs: step("ab"))
+    for number in range(4):
+        optimiser.advance()
+        captured({})
+        if number == 1:
+            optimiser.advance()
+            step("b")
+    assert [parameter.numpy()[0] for parameter in made.values()] == [1 - 4, 1 - 5]
+
+
+def test_each_dtype_has_a_graph_of_its_own(cupy):
+    captured = Captured(lambda inputs: inputs["x"] / 2)
+    for dtype in ("float32", "float32", "float64", "float64", "float32"):
+        found = captured({"x": cupy.full(3, 1 + 2**-40, dtype)})
+        assert found.dtype == dtype and (found.get() == np.full(3, 1 + 2**-40, dtype) / 2).all()
+
+
+def test_a_capture_begins_with_what_the_first_call_held_given_back(cupy, monkeypatch):
+    """The graph needs as much again, which a large network has not beside it."""
+    if not hasattr(cupy, "host_reads"):
+        pytest.skip("CuPy's pool cannot be watched")
+    given_back = []
+    monkeypatch.setattr(cupy.get_default_memory_pool(), "free_all_blocks", lambda: given_back.append(1))
+    captured = Captured(lambda inputs: inputs["x"] + 1)
+    for times in (0, 1, 1):
+        captured({"x": cupy.ones(3)})
+        assert len(given_back) == times
 
 
 def test_tables_have_their_values_when_the_graph_is_launched(cupy):
@@ -130,7 +173,9 @@ def test_too_little_memory_is_told_as_such(cupy, monkeypatch):
 STEPS = 3
 CASES = {
     "float32": dict(optimiser="adam", schedule="cosine", warm_up=2, average=0.9, clip_norm=1.0),
+    "bf16": dict(optimiser="adam", schedule="cosine", warm_up=0, average=0.9, precision="bf16"),
     "fp16": dict(optimiser="sgd", schedule="step", drops=(1,), weight_decay=1e-3, average=0.0, precision="fp16"),
+    "fp16 clipped": dict(optimiser="adam", schedule="constant", average=0.9, clip_norm=1.0, precision="fp16"),
 }
 
 
@@ -153,7 +198,9 @@ def trained(folder, overflow_at=None, **options) -> tuple[list[list[float]], dic
 
 @pytest.mark.parametrize("case", CASES)
 def test_steps_as_a_graph_equal_eager_ones_to_the_last_bit(cupy, tmp_path, launched, case):
-    options = CASES[case] | {"overflow_at": STEPS - 1 if case == "fp16" else None}
+    if case == "bf16":
+        pytest.importorskip("ml_dtypes")
+    options = CASES[case] | {"overflow_at": STEPS - 1 if "fp16" in case else None}
     eager_losses, eager = trained(tmp_path / "eager", **options)
     assert launched() == 0
     losses, state = trained(tmp_path / "graph", **options, graph=True)
@@ -162,7 +209,7 @@ def test_steps_as_a_graph_equal_eager_ones_to_the_last_bit(cupy, tmp_path, launc
     assert state.keys() == eager.keys()
     for key, array in eager.items():
         assert np.array_equal(state[key], array), key
-    if case == "fp16":
+    if "fp16" in case:
         assert state["scaling.skipped"] == 1 and state["scaling.scale"] == 2.0**39
 
 
@@ -247,6 +294,38 @@ def test_detections_by_a_graph_equal_eager_ones_to_the_last_bit(cupy, launched, 
         assert len(ours) > 9
         for name in ("boxes", "scores", "labels"):
             assert np.array_equal(getattr(ours, name), getattr(theirs, name)), name
+
+
+def test_out_of_memory_in_detecting_counts_what_the_graph_holds(cupy, monkeypatch):
+    if not hasattr(cupy, "host_reads"):
+        pytest.skip("CuPy itself cannot be made to fail")
+    model = CenterNet("small", class_names=["a"], input_size=(32, 32)).to("cuda")
+    images, rooms = [np.zeros((32, 32, 3), np.uint8)] * 4, []
+    predictor = Predictor(model, batch_size=2, graph=True)
+    assert len(list(predictor.stream(images))) == 4
+
+    def fail(*arguments):
+        raise cupy.cuda.memory.OutOfMemoryError("Out of memory allocating 1,024 bytes (allocated so far: 512 bytes).")
+
+    monkeypatch.setattr(cupy, "empty", fail)
+    monkeypatch.setattr(cupy.cuda.runtime, "memGetInfo", lambda: (1000, 10000))
+    monkeypatch.setattr(predictor, "_halved", lambda room: rooms.append(room) or "Try 1")
+    with pytest.raises(InputError, match="too small for a batch of 2: .* Try 1"):
+        list(predictor.stream(images[:1]))  # a size of which there is no graph
+    assert rooms == [1000 + cupy.get_default_memory_pool().used_bytes() + predictor.captured.memory()[1]]
+    assert predictor.captured.memory()[1] > 0
+
+
+@pytest.mark.parametrize("change", [lambda model: model.set_precision("tf32"), lambda model: model.to("cpu")])
+def test_a_graph_of_a_network_that_is_no_longer_as_it_was_is_refused(cupy, change):
+    """It would compute as before, or from memory that was freed."""
+    model = CenterNet("small", class_names=["a"], input_size=(32, 32)).to("cuda").fold()
+    images = [np.zeros((32, 32, 3), np.uint8)] * 3
+    predictor = Predictor(model, batch_size=1, graph=True)
+    assert len(list(predictor.stream(images))) == 3
+    change(model)
+    with pytest.raises(InputError, match="moved, or given another precision; a graph needs a Predictor made anew"):
+        list(predictor.stream(images))
 
 
 def test_kept_resolution_has_no_graphs(cupy):

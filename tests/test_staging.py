@@ -77,3 +77,11 @@ def test_a_copy_waits_until_its_place_on_the_gpu_is_free(cupy):
     for _ in slot.use():
         noted.append("compute")
     assert noted == ["wait", "copy", "compute", "free"]
+
+
+def test_the_first_copy_waits_for_those_who_had_its_memory_before(cupy):
+    """An array is dropped once all is asked that reads it: the kernels that do may still be in the queue."""
+    if not hasattr(cupy, "host_reads"):
+        pytest.skip("only the stand-in tells where an event was recorded")
+    slot = staging._Slot({"x": np.zeros(1)})
+    assert slot.free.stream is cupy.cuda.get_current_stream()

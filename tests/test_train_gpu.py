@@ -72,9 +72,19 @@ def test_a_run_on_a_gpu_does_what_the_cpus_does(cupy, on_cpu, tmp_path):
 
 
 @pytest.mark.usefixtures("without_pictures")
-@pytest.mark.parametrize("first, then", [("cuda", "cpu"), ("cpu", "cuda")])
-def test_a_run_goes_on_on_another_device(cupy, on_cpu, tmp_path, first, then):
-    run = start(tmp_path, first)
+def test_a_run_keeps_to_the_gpu_that_it_was_given(two_gpus, tmp_path):
+    """Steps by a graph, AP measured between epochs: to the last bit what a run on the first does without a graph."""
+    run = start(tmp_path / "second", "cuda:1", graph=True, average=0.9, evaluate_every=1)
+    run.train()
+    assert list(run.step_on_gpu.graphs.values()) != [None]
+    assert {array.device.id for array in (run.model.state_dict() | run.average.arrays).values()} == {1}
+    start(tmp_path / "first", "cuda:0", average=0.9, evaluate_every=1).train()
+    for key, array in weights(tmp_path / "first", "state").items():
+        assert np.array_equal(array, weights(tmp_path / "second", "state")[key]), key
+
+
+def stop_after_three_steps(run: Run) -> None:
+    """Train so far, then save the state."""
     step, done = run.step, []
 
     def three_steps(batch):
@@ -87,6 +97,26 @@ def test_a_run_goes_on_on_another_device(cupy, on_cpu, tmp_path, first, then):
     run.step = three_steps
     with pytest.raises(KeyboardInterrupt):
         run.train()
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_a_stopped_run_goes_on_by_graphs_to_the_bits_of_a_whole_one_without(cupy, tmp_path):
+    """Stopped within an epoch; the first step after it is no graph yet, and the loss scale is what it was."""
+    options = dict(precision="fp16", optimiser="adam", average=0.9, augment=True)
+    start(tmp_path / "whole", **options).train()
+    stop_after_three_steps(start(tmp_path / "stopped", graph=True, **options))
+    resumed = resume(tmp_path / "stopped", "cuda")
+    assert resumed.config.graph
+    resumed.train()
+    for key, array in weights(tmp_path / "whole", "state").items():
+        assert np.array_equal(array, weights(tmp_path / "stopped", "state")[key]), key
+
+
+@pytest.mark.usefixtures("without_pictures")
+@pytest.mark.parametrize("first, then", [("cuda", "cpu"), ("cpu", "cuda")])
+def test_a_run_goes_on_on_another_device(cupy, on_cpu, tmp_path, first, then):
+    run = start(tmp_path, first)
+    stop_after_three_steps(run)
     resumed = resume(tmp_path, then)
     assert resumed.device.partition(":")[0] == then and resumed.optimiser.steps == 3
     resumed.train()
@@ -169,6 +199,23 @@ def test_out_of_memory_says_which_batch_size_should_fit(cupy, tmp_path, monkeypa
     assert "Not even one image should fit" in run._fitting(0)
 
 
+@pytest.mark.parametrize("of", ["pixels", "heatmap"])
+def test_too_little_memory_for_a_batch_itself_is_explained_too(cupy, tmp_path, monkeypatch, of):
+    """For what is uploaded, and for what is made of it."""
+    if not hasattr(cupy, "host_reads"):
+        pytest.skip("CuPy itself cannot be made to fail")
+    run, empty = start(tmp_path), cupy.empty
+
+    def little(shape, dtype=float, order="C"):
+        if (np.dtype(dtype) == np.uint8 and len(shape) == 2) if of == "pixels" else shape[-1] == 5:
+            raise cupy.cuda.memory.OutOfMemoryError("Out of memory allocating 1,024 bytes (allocated so far: 0 bytes).")
+        return empty(shape, dtype, order)
+
+    monkeypatch.setattr(cupy, "empty", little)
+    with pytest.raises(InputError, match="too small for a batch of 4: 0.00 GB more .* A batch size of"):
+        next(run.prepared_on_gpu(run.loader.epoch(0)))
+
+
 def test_auto_says_which_device_and_why(cupy, tmp_path):
     said = []
     start(tmp_path, "auto", said.append)
@@ -219,13 +266,14 @@ def test_gradients_are_clipped_at_their_own_size_not_the_scaled_ones(cupy, step_
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_a_step_of_16_bits_keeps_maps_in_16_bits_and_reads_nothing(cupy, tmp_path, precision):
     name = {"bf16": pytest.importorskip("ml_dtypes") and "bfloat16", "fp16": "float16"}[precision]
-    run = start(tmp_path, precision=precision, average=0.9)
+    run = start(tmp_path, precision=precision, average=0.9, clip_norm=1.0)
     batch, seen = first_batch(run), {}
     run.step(batch)
     with nothing_read(cupy), watching(lambda module, inputs, output: seen.setdefault(type(module).__name__, output)):
         run.step(batch)
     assert {seen[layer].dtype.name for layer in ("Conv2d", "BatchNorm2d", "BasicBlock", "Merge")} == {name}
     assert {array.dtype.name for array in run.model.state_dict().values()} == {"float32", "int64"}
+    assert run._averaged_model().precision == precision  # of which AP is measured
 
 
 def test_an_overflow_in_fp16_is_skipped_said_and_recovered_from(cupy, tmp_path):
@@ -245,6 +293,7 @@ def test_an_overflow_in_fp16_is_skipped_said_and_recovered_from(cupy, tmp_path):
     resumed = resume(tmp_path, "cuda")
     for name, number in {"scale": 2.0**10, "good": 1, "skipped": 1}.items():
         assert getattr(resumed.scaling, name).get() == number
+    assert resumed.skipped == 1  # of which was said that it was
 
 
 def test_a_forward_pass_that_overflows_in_fp16_is_skipped_too(cupy, tmp_path):

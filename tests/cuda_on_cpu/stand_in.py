@@ -6,6 +6,7 @@ more, and it is stricter than CuPy where CuPy is silent:
     NumPy arrays in device code        refused, and so is NumPy's silent conversion of a device array
     a scalar of another dtype          refused (CuPy passes it on, and the kernel reads other bytes)
     an array that is not contiguous    refused as a kernel's argument
+    an array of another GPU            refused (CuPy passes it on where one GPU can read the other's memory)
     `empty`                            full of 0xff bytes: NaN
     reading a value on the host        counted, in `host_reads`, also where it hides: bool(), a boolean mask
     copying to the device              counted, in `uploads`
@@ -36,6 +37,7 @@ from .instantiations import INSTANTIATIONS
 __version__ = "14.0.0 (stand-in)"
 
 host_reads = uploads = 0
+gpus = 1  # that there are; tests may have more
 
 
 class Launched(NamedTuple):
@@ -104,7 +106,7 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
     __array_priority__ = 100
 
     def __init__(self, host: np.ndarray):
-        self._host = host
+        self._host, self._gpu = host, _current.gpu
 
     dtype = property(lambda self: self._host.dtype)
     shape = property(lambda self: self._host.shape)
@@ -115,8 +117,8 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
     strides = property(lambda self: self._host.strides)
     flags = property(lambda self: self._host.flags)
     _c_contiguous = property(lambda self: self._host.flags.c_contiguous)
-    T = property(lambda self: ndarray(self._host.T))
-    device = property(lambda self: cuda.Device())
+    T = property(lambda self: ndarray(_host(self).T))
+    device = property(lambda self: cuda.Device(self._gpu))
     data = property(lambda self: types.SimpleNamespace(ptr=self._host.ctypes.data))
 
     @property
@@ -138,10 +140,10 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
 
     def __getitem__(self, key):
         _count_masks(key)
-        return _device(_do(operator.getitem, self._host, _host(key)))
+        return _device(_do(operator.getitem, _host(self), _host(key)))
 
     def __setitem__(self, key, value) -> None:
-        _do(operator.setitem, self._host, _host(key), _host(value), into=self._host)
+        _do(operator.setitem, _host(self), _host(key), _host(value), into=self._host)
 
     def __iter__(self):
         return (self[i] for i in range(len(self)))
@@ -169,12 +171,17 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
 
     def fill(self, value) -> None:
         """Set every element."""
-        _do(np.ndarray.fill, self._host, _host(value), into=self._host)
+        _do(np.ndarray.fill, _host(self), _host(value), into=self._host)
 
 
 def _host(value):
-    """Return a value as NumPy takes it.  Raises TypeError for a NumPy array, which is not on the device."""
+    """Return a value as NumPy takes it.
+
+    Raises TypeError for a NumPy array, which is not on the device, ValueError for an array of another GPU.
+    """
     if isinstance(value, ndarray):
+        if value._gpu != _current.gpu:
+            raise ValueError(f"an array of GPU {value._gpu}, where the current one is {_current.gpu}")
         return value._host
     if isinstance(value, np.ndarray) and not (build.is_struct(value) and value.size == 1):  # one struct goes by value
         raise TypeError("Unsupported type <class 'numpy.ndarray'>: a NumPy array in device code; use cupy.asarray")
@@ -356,7 +363,7 @@ class Function:
     """A kernel.  More than 48 KB of dynamic shared memory must be allowed first, as much as the GPU has."""
 
     def __init__(self, library: build.Library, name: str):
-        self._library, self.name, self._allowed = library, name, 48 << 10
+        self._library, self.name, self._gpu, self._allowed = library, name, _current.gpu, 48 << 10
 
     @property
     def max_dynamic_shared_size_bytes(self) -> int:
@@ -369,6 +376,8 @@ class Function:
         self._allowed = size
 
     def __call__(self, grid, block, arguments, *, shared_mem: int = 0) -> None:
+        if self._gpu != _current.gpu:
+            raise CUDARuntimeError(f"{self.name} was loaded on GPU {self._gpu}, and the current one is {_current.gpu}")
         if shared_mem > self.max_dynamic_shared_size_bytes:
             raise RuntimeError(
                 f"{self.name}: {shared_mem} bytes of dynamic shared memory, but max_dynamic_shared_size_bytes is"
@@ -418,24 +427,26 @@ def _using_allocator(allocator: Callable[[int], MemoryPointer]) -> Iterator[None
 
 
 class _Device:
-    """The only one."""
+    """One of the GPUs, the current one unless its number is given."""
 
     compute_capability = "90"
     attributes = {"MultiProcessorCount": 132, "MaxSharedMemoryPerBlockOptin": 227 << 10}
 
-    def __init__(self, number: int = 0):
-        if number != 0:
-            raise RuntimeError("cudaErrorInvalidDevice: invalid device ordinal")
-        self.id = number
+    def __init__(self, number: int | None = None):
+        self.id = _current.gpu if number is None else number
+        if not 0 <= self.id < gpus:
+            raise CUDARuntimeError("cudaErrorInvalidDevice: invalid device ordinal")
 
     def use(self) -> None:
-        pass
+        _current.gpu = self.id
 
     def __enter__(self) -> _Device:
+        self.before = _current.gpu
+        self.use()
         return self
 
     def __exit__(self, *error) -> None:
-        pass
+        _current.gpu = self.before
 
     def synchronize(self) -> None:
         _wait()
@@ -508,10 +519,10 @@ class _Event:
 
 
 class _Current(threading.local):
-    """Each thread's streams: the default one, and on top of it those of `with`."""
+    """Each thread's GPU, and its streams: the default one, and on top of it those of `with`."""
 
     def __init__(self):
-        self.streams = [_default]
+        self.gpu, self.streams = 0, [_default]
 
 
 _default = _Stream(null=True)
@@ -534,9 +545,9 @@ cuda = types.SimpleNamespace(
     nvrtc=types.SimpleNamespace(getVersion=lambda: (13, 0)),
     runtime=types.SimpleNamespace(
         CUDARuntimeError=CUDARuntimeError,
-        getDevice=lambda: 0,
-        getDeviceCount=lambda: 1,
-        getDeviceProperties=lambda device: {"name": b"stand-in"},
+        getDevice=lambda: _current.gpu,
+        getDeviceCount=lambda: gpus,
+        getDeviceProperties=lambda device: {"name": b"stand-in %d" % device},
         deviceSynchronize=_wait,
         memGetInfo=lambda: (MEMORY, MEMORY),
     ),

@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import pytest
 from cuda_on_cpu import build
+from cuda_on_cpu.instantiations import INSTANTIATIONS
+from kernels import EXERCISES
 
 TESTS = Path(__file__).resolve().parents[1]
 LIBRARIES = {"address,undefined": "libasan.so", "thread": "libtsan.so"}
@@ -40,6 +42,9 @@ FAULTS = {
     ),
     "a warp that does not wait for the others": Fault(
         "best_cells", "(distance == 32 && length > 64)", "false", "thread", r"data race .*decode\.cu:\d+"
+    ),
+    "a tile that is drawn while the last one is written": Fault(
+        "encode", "next tile\n    }\n    __syncthreads();", "next tile\n    }", "thread", r"data race .*targets\.cu:\d+"
     ),
     "two threads of a block that write to one place": Fault(
         "gather_points", "== cell) return;", "== cell) continue;", "thread", r"data race .*gather_points\.cu:\d+"
@@ -107,6 +112,17 @@ def all_started(cupy, children):
         children(sanitizer)
     for fault in FAULTS.values():
         children(fault.sanitizer, fault.exercise, "--replace", fault.old, fault.new)
+
+
+def test_the_exercises_launch_every_kernel(cupy):
+    """But those of the convolution, whose tests run them under the sanitizers themselves."""
+    pytest.importorskip("ml_dtypes")
+    for exercise, dtypes in EXERCISES.items():
+        for dtype in dtypes:
+            exercise(cupy, dtype)
+    launched = {launch.name for launch in cupy.launches}
+    listed = [name for file, names in INSTANTIATIONS.items() if not file.startswith("ops/conv2d") for name in names]
+    assert [name for name in listed if name not in launched] == []
 
 
 @pytest.mark.parametrize("sanitizer", LIBRARIES)

@@ -65,6 +65,7 @@ def test_the_variable_takes_a_rung_wherever_it_can(monkeypatch):
     monkeypatch.setenv("MINICENTERNET_CUDA_CONV", "tensor_cores")
     assert conv2d_choice.choose("dweight", "tf32", 2, 8, 8, 10**6).rung == "tensor_cores"
     assert conv2d_choice.choose("dweight", "tf32", 2, 6, 8, 10**6).rung != "tensor_cores"  # copies of 4 numbers
+    assert conv2d_choice.choose("dweight", "tf32", 2, 8, 6, 10**6).rung != "tensor_cores"  # also of dy
     assert conv2d_choice.choose("dweight", "float32", 1, 64, 64, 10**6).rung == "tiled"
     monkeypatch.setenv("MINICENTERNET_CUDA_CONV", "tiled")
     assert conv2d_choice.choose("correlate", "fp16", 1, 64, 64, 10**6).rung in conv2d_choice.ON_TENSOR_CORES

@@ -391,8 +391,11 @@ def test_an_image_is_padded_for_tensor_cores_alone(cupy, rung, monkeypatch):
     "rung, precision",
     [("im2col", "float32"), ("tiled", "float32"), ("tensor_cores", "bf16"), ("warpgroups", "bf16")],
 )
-def test_the_order_of_threads_does_not_change_a_bit(cupy, rung, precision, monkeypatch):
-    layer = Layer(cupy, precision, **CASES["more than a tile"] | dict(stride=2))
+@pytest.mark.parametrize("options", [dict(stride=2), dict(batch=3)])
+def test_the_order_of_threads_does_not_change_a_bit(cupy, rung, precision, monkeypatch, options):
+    """Nor when copies land and products are added; in the second case buffers are filled again in every pass."""
+    monkeypatch.setattr(conv2d_choice, "BLOCKS", 1)
+    layer = Layer(cupy, precision, **CASES["more than a tile"] | options)
     results = []
     for order in ("forward", "reverse", "random"):
         monkeypatch.setenv("CUDA_ON_CPU_ORDER", order)
@@ -663,14 +666,22 @@ def test_a_gpu_with_less_shared_memory_takes_smaller_tiles(cupy, another_gpu, mo
 
 
 @pytest.mark.parametrize("rung, precision", ON)
-def test_relu_lets_nan_through(cupy, rung, precision):
-    """As the CPU's and PyTorch's: a NaN that became 0 would let a broken network go on in silence."""
-    x, weight = (cupy.ones(shape, dtype_of(precision)) for shape in ((1, 4, 4, 8), (8, 8, 1, 1)))
+@pytest.mark.parametrize("shared", [False, True])
+def test_relu_lets_nan_through(cupy, monkeypatch, rung, precision, shared):
+    """As the CPU's and PyTorch's: a NaN that became 0 would let a broken network go on in silence.
+
+    shared: as in test_bias_relu_and_statistics.
+    """
+    if shared and rung not in conv2d_choice.TILES:
+        pytest.skip(f"{rung} has no tiles")
+    monkeypatch.setattr(conv2d_choice, "LEAST_STEPS", 1 if shared else 10**6)
+    channels = 136 if shared else 8
+    x, weight = (cupy.ones(shape, dtype_of(precision)) for shape in ((1, 4, 4, channels), (channels, channels, 1, 1)))
     x[0, 1, 2, 0] = np.nan
     choice = conv2d_choice.candidates(rung, "correlate", "small")[0]
     y = conv2d_cuda.forward(x, weight, Geometry.of(1, 0, 1, 1), precision=precision, relu=True, choice=choice).get()
-    assert np.isnan(y[0, 1, 2]).all() and np.count_nonzero(np.isnan(y)) == 8
+    assert np.isnan(y[0, 1, 2]).all() and np.count_nonzero(np.isnan(y)) == channels
     dx = conv2d_cuda.input_gradient(
         x, weight, (4, 4), Geometry.of(1, 0, 1, 1), precision=precision, relu=True, choice=choice
     ).get()
-    assert np.isnan(dx[0, 1, 2]).all() and np.count_nonzero(np.isnan(dx)) == 8
+    assert np.isnan(dx[0, 1, 2]).all() and np.count_nonzero(np.isnan(dx)) == channels

@@ -73,6 +73,13 @@ def test_l1_loss_equals_the_cpu(cupy, dtype, shape, denominator):
         check(cupy, l1_loss, prediction, Constant(target), Constant(of), denominator, dtype=dtype, scale=2)
 
 
+def test_l1_loss_hides_no_nan(cupy):
+    x, target, mask = (np.ones(shape, np.float32) for shape in ((1, 3, 2), (1, 3, 2), (1, 3)))
+    x[0, 1, 0] = np.nan
+    loss, backward = l1_loss.raw(cupy.asarray(x), cupy.asarray(target), cupy.asarray(mask), "paper")
+    assert np.isnan(loss.get()) and np.array_equal(np.isnan(backward(cupy.ones((), "float32"))[0].get()), np.isnan(x))
+
+
 def test_the_whole_loss_reads_nothing_on_the_host(cupy):
     rng = np.random.default_rng(1)
     boxes = np.array([[4, 4, 40, 30], [10, 20, 50, 60.0], [11, 20, 50, 60]])
