@@ -11,8 +11,7 @@ goes through by itself, as often as it is launched. All in a graph is as it was 
     numbers      what changes from step to step, such as the learning rate, is read by kernels from memory; a table of
                  addresses, which a capture makes anew, is written when it is done: see `table`
 
-Nothing in a graph may wait for the GPU, read from it or copy to it. CuPy refuses to capture cuBLAS, and a sort where
-its Thrust waits for the stream: that of CuPy 14 no longer asks to, but no GPU has shown yet that it is captured then.
+Nothing in a graph may wait for the GPU, read from it or copy to it. CuPy refuses to capture cuBLAS.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from minicenternet import ops
 from minicenternet.backend import to_cpu
 from minicenternet.nn.layers import Conv2d
 from minicenternet.nn.module import Parameter
-from minicenternet.ops import pointwise_cuda, reduce
+from minicenternet.ops import pointwise_cuda, reduce, sort_cuda
 from minicenternet.ops.prepare_images_cuda import prepare_images
 from minicenternet.optim import SGD, Adam, Average
 from minicenternet.points import decode, losses, targets, targets_cuda
@@ -86,6 +86,14 @@ def slices(cupy, dtype: str) -> None:
     assert_close(y, expected, dtype)
     dy = normal(*expected.shape).astype(as_dtype(dtype))
     assert_close(*backward(cupy.asarray(dy)), *expected_backward(dy.astype(np.float64)), dtype)
+
+
+def sorting(cupy, dtype: str) -> None:
+    for count, size in ((2100, 40), (7, 1)):  # two blocks, two digits
+        keys = np.random.default_rng(count).integers(0, size, count, np.int32)
+        order, first = sort_cuda.by_key(cupy.asarray(keys), size)
+        assert np.array_equal(order.get(), np.argsort(keys, kind="stable"))
+        assert np.array_equal(first.get(), np.searchsorted(np.sort(keys), np.arange(size + 1)))
 
 
 def channel_sum(cupy, dtype: str) -> None:
@@ -173,6 +181,7 @@ EXERCISES: dict[Callable, tuple[str, ...]] = {  # and the dtypes that its kernel
     pointwise: DTYPES,
     splits: DTYPES,
     slices: DTYPES,
+    sorting: FLOAT32,
     channel_sum: DTYPES,
     deform_conv2d: DTYPES,
     focal_loss: DTYPES,

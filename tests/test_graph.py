@@ -5,7 +5,7 @@ import pytest
 from on_gpu import nothing_read
 from test_train_gpu import first_batch, start, upload
 
-from minicenternet import CenterNet, graph
+from minicenternet import CenterNet, graph, ops
 from minicenternet.backend import cupy_module, to_cpu
 from minicenternet.config import TrainConfig
 from minicenternet.errors import InputError
@@ -127,16 +127,28 @@ def test_what_cannot_be_captured_is_an_input_error_and_leaves_the_stream_usable(
     assert np.array_equal(graph.table(np.ones(2)).get(), [1, 1])
 
 
-def test_sorting_is_refused_or_captured_right(cupy):
-    """Which of the two is a matter of CuPy's version: its Thrust waited for the stream, and no longer asks to."""
-    captured = Captured(lambda inputs: cupy.argsort(inputs["x"], kind="stable"))
-    for numbers in ([2, 0, 1], [1, 0, 2], [0, 2, 1]):
-        try:
-            found = captured({"x": cupy.asarray(np.float32(numbers))})
-        except InputError as error:
-            assert "cannot be captured as a CUDA graph" in str(error)
-        else:
-            assert np.array_equal(found.get(), np.argsort(numbers))
+def test_gradients_that_sort_are_captured(cupy):
+    """Those of a deformable convolution, and of a slice by index arrays."""
+    rng, calls = np.random.default_rng(0), []
+    shapes = {"x": (1, 5, 4, 3), "offset": (1, 5, 4, 18), "mask": (1, 5, 4, 9), "weight": (2, 3, 3, 3)}
+
+    def gradients(inputs):
+        calls.append(None)
+        y, backward = ops.deform_conv2d.raw(*(inputs[name] for name in shapes), padding=1)
+        _, backward_of_slice = ops.slice.raw(y, (slice(None), inputs["rows"]))
+        return backward(backward_of_slice(inputs["dy"])[0])[:4]  # no bias
+
+    captured = Captured(gradients)
+    for _ in range(4):
+        inputs = {name: cupy.asarray(rng.standard_normal(shape, np.float32)) for name, shape in shapes.items()}
+        inputs["rows"] = cupy.asarray(rng.integers(0, 5, 6))
+        inputs["dy"] = cupy.asarray(rng.standard_normal((1, 6, 4, 2), np.float32))
+        found = [array.get() for array in captured(inputs)]
+        times = len(calls)
+        for ours, eager in zip(found, gradients(inputs), strict=True):
+            assert np.array_equal(ours, eager.get())
+        calls.pop()
+    assert times == 2  # the first call, and the capture
 
 
 def test_errors_of_the_function_itself_come_out_as_they_are(cupy):

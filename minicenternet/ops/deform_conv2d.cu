@@ -98,9 +98,8 @@ __global__ void deform_conv2d_corners(const T* __restrict__ offset, int* __restr
 // order: the points, sorted by corner;  first[k]: where corner k begins in it, one more than there are corners.
 template <class T>
 __global__ void deform_conv2d_dinput(const T* __restrict__ offset, const T* __restrict__ mask,
-                                     const T* __restrict__ dcolumns, const long long* __restrict__ order,
-                                     const long long* __restrict__ first, T* __restrict__ dx, Convolution g,
-                                     int count) {
+                                     const T* __restrict__ dcolumns, const int* __restrict__ order,
+                                     const int* __restrict__ first, T* __restrict__ dx, Convolution g, int count) {
   int i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i >= count) return;
   int channel = i % g.channels, column = i / g.channels % g.width, row = i / g.channels / g.width % g.height;
@@ -108,7 +107,7 @@ __global__ void deform_conv2d_dinput(const T* __restrict__ offset, const T* __re
   float sum = 0.f;
   for (int q = 0; q < 4; q++) {  // this pixel is neighbour q of that corner's points
     int corner = (image * (g.height + 1) + row + 1 - q / 2) * (g.width + 1) + column + 1 - q % 2;
-    for (long long k = first[corner]; k < first[corner + 1]; k++) {
+    for (int k = first[corner]; k < first[corner + 1]; k++) {
       int n = order[k];
       sum += Point(offset, n, g).share(q) * (float)mask[n] * (float)dcolumns[(size_t)n * g.channels + channel];
     }

@@ -13,6 +13,7 @@ import numpy as np
 from ..backend import Array, c_type, get_xp, kernel
 from . import conv2d_cuda
 from .geometry import PLAIN, Geometry
+from .sort_cuda import by_key
 
 COLUMN_BYTES = 1 << 30  # as many images are taken at a time as have so many bytes of columns
 
@@ -87,7 +88,5 @@ def _gather(offset: Array, mask: Array, dcolumns: Array, dx: Array, shapes: np.n
     xp, (batch, height, width, _) = get_xp(dx), dx.shape
     corner = xp.empty(mask.size, np.int32)
     _launch("corners", dx).each(mask.size, offset, corner, shapes, mask.size)
-    order = xp.argsort(corner, kind="stable")
-    corners = xp.arange(batch * (height + 1) * (width + 1) + 1, dtype=np.int32)
-    first = xp.searchsorted(corner[order], corners)
+    order, first = by_key(corner, batch * (height + 1) * (width + 1))
     _launch("dinput", dx).each(dx.size, offset, mask, dcolumns, order, first, dx, shapes, dx.size)

@@ -21,11 +21,11 @@ __global__ void copy_channels(const T* __restrict__ from, T* __restrict__ to, in
 }
 
 template <class T>
-__global__ void slice_backward(const T* __restrict__ dy, const long long* __restrict__ order,
-                               const long long* __restrict__ first, T* __restrict__ dx, int count) {
+__global__ void slice_backward(const T* __restrict__ dy, const int* __restrict__ order, const int* __restrict__ first,
+                               T* __restrict__ dx, int count) {
   int i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i >= count) return;
   float sum = 0;
-  for (long long k = first[i]; k < first[i + 1]; k++) sum += (float)dy[order[k]];
+  for (int k = first[i]; k < first[i + 1]; k++) sum += (float)dy[order[k]];
   dx[i] = (T)sum;
 }

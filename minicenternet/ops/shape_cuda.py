@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 
 from ..backend import Array, c_type, contiguous, get_xp, kernel, neighbours
+from .sort_cuda import by_key
 
 FILE = "ops/shape.cu"
 
@@ -42,9 +43,8 @@ def _copy_channels(source: Array, source_first: int, target: Array, target_first
 def slice_gradient(dy: Array, index, shape: tuple[int, ...]) -> Array:
     """Return dx of `shape`, each element the sum of dy where x[index] took it, in the order of dy."""
     xp, size = get_xp(dy), math.prod(shape)
-    taken = xp.arange(size).reshape(shape)[index].ravel()
-    order = xp.argsort(taken, kind="stable")
-    first = xp.searchsorted(taken[order], xp.arange(size + 1))
+    taken = xp.arange(size, dtype="int32").reshape(shape)[index].ravel()
+    order, first = by_key(taken, size)
     dx = xp.empty(shape, dy.dtype)
     kernel(FILE, f"slice_backward<{c_type(dy.dtype)}>").each(size, xp.ascontiguousarray(dy), order, first, dx, size)
     return dx

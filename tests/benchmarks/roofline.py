@@ -52,6 +52,8 @@ KINDS = {  # what the sums are by, by how a kernel's name begins
     "relu": "ReLU",
     "add": "gradients added",
     "copy_channels": "heads split",
+    "deform_conv2d": "deformation",
+    "sort": "deformation",
     "channel_sum": "bias gradient",
     "prepare_images": "preparation",
     "targets": "preparation",

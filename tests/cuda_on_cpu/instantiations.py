@@ -80,6 +80,7 @@ INSTANTIATIONS: dict[str, list[str]] = {
     "ops/prepare_images.cu": ["prepare_images_warp", *for_floats("prepare_images_colour")],
     "ops/reduce.cu": [*for_neighbours("channel_sum_parts"), "channel_sum_total"],
     "ops/shape.cu": [*for_neighbours("copy_channels"), *for_floats("slice_backward")],
+    "ops/sort.cu": ["sort_count", "sort_scan", "sort_move", "sort_first"],
     "ops/upsample2d.cu": for_floats(
         "upsample2d_nearest_forward",
         "upsample2d_nearest_backward",

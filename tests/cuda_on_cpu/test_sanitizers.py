@@ -46,6 +46,13 @@ FAULTS = {
     "a tile that is drawn while the last one is written": Fault(
         "encode", "next tile\n    }\n    __syncthreads();", "next tile\n    }", "thread", r"data race .*targets\.cu:\d+"
     ),
+    "digits counted while others still set them to zero": Fault(
+        "sorting", "= 0;\n  __syncthreads();\n  int first", "= 0;\n  int first", "thread", r"data race .*sort\.cu:\d+"
+    ),
+    "a key too many": Fault(
+        "sorting", "min(first + EACH, count); i++) found", "min(first + EACH, count + 1); i++) found",
+        "address,undefined", r"heap-buffer-overflow .*sort\.cu:\d+"
+    ),
     "two threads of a block that write to one place": Fault(
         "gather_points", "== cell) return;", "== cell) continue;", "thread", r"data race .*gather_points\.cu:\d+"
     ),

@@ -40,7 +40,7 @@ def test_the_order_of_threads_does_not_change_a_bit(cupy, monkeypatch):
         found.append(backward(cupy.asarray(dy))[0].get().tobytes())
     assert found[0] == found[1] == found[2]
     if hasattr(cupy, "launches"):
-        assert [launch.name for launch in cupy.launches] == ["slice_backward<float>"] * 3
+        assert [launch.name for launch in cupy.launches].count("slice_backward<float>") == 3
 
 
 @pytest.mark.parametrize("sizes", [(3, 1, 7), (16, 8, 40), (16, 4, 12), (24,), (8, 0, 8)])
