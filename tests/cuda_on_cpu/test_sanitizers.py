@@ -138,6 +138,16 @@ def test_all_kernels_are_clean_in_three_orders(children, sanitizer):
     assert done.returncode == 0, done.stderr[-4000:]
 
 
+def test_a_whole_training_step_is_clean():
+    """In float32 and bf16: the test that compares it with the CPU's, again under a sanitizer."""
+    test = "tests/test_train_gpu.py::test_a_step_in_each_precision_is_the_cpus"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test, "-k", "float32 or bf16"]
+    sanitizer = {"CUDA_ON_CPU_SANITIZER": "address,undefined", "LD_PRELOAD": _library("libasan.so")}
+    environment = os.environ | sanitizer | {"ASAN_OPTIONS": "detect_leaks=0", "MINICENTERNET_THREADS": "1"}
+    done = subprocess.run(command, env=environment, cwd=TESTS.parent, capture_output=True, text=True)
+    assert done.returncode == 0 and " passed" in done.stdout, done.stdout[-4000:] + done.stderr[-4000:]
+
+
 @pytest.mark.parametrize("name", FAULTS)
 def test_planted_faults_are_caught(children, name):
     fault = FAULTS[name]
