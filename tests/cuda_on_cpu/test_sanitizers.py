@@ -141,7 +141,7 @@ def test_all_kernels_are_clean_in_three_orders(children, sanitizer):
 def test_a_whole_training_step_is_clean():
     """In float32 and bf16: the test that compares it with the CPU's, again under a sanitizer."""
     test = "tests/test_train_gpu.py::test_a_step_in_each_precision_is_the_cpus"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test, "-k", "float32 or bf16"]
+    command = [sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", test, "-k", "float32 or bf16"]
     sanitizer = {"CUDA_ON_CPU_SANITIZER": "address,undefined", "LD_PRELOAD": _library("libasan.so")}
     environment = os.environ | sanitizer | {"ASAN_OPTIONS": "detect_leaks=0", "MINICENTERNET_THREADS": "1"}
     done = subprocess.run(command, env=environment, cwd=TESTS.parent, capture_output=True, text=True)
