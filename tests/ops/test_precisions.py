@@ -33,7 +33,7 @@ def test_what_bf16_needs_is_named(cupy, monkeypatch, lacking, message):
 def test_a_gpu_too_old_for_a_precision_is_named(cupy, another_gpu, op, precision):
     another_gpu("75", 64 << 10)
     x, weight = cupy.ones((1, 4, 4, 8), np.float32), cupy.ones((8, 8, 1, 1), np.float32)
-    message = f"precision {precision} needs compute capability 8.0, and this GPU, stand-in, has 7.5; use float32"
+    message = f"precision {precision} needs compute capability 8.0, and this GPU, stand-in 0, has 7.5; use float32"
     with pytest.raises(InputError, match=message):
         op.raw(x, weight, precision=precision)
     y, _ = op.raw(cupy.ones((1, 4, 4, 8), np.float32), weight)
