@@ -177,7 +177,7 @@ def cupy_wheels() -> list[str]:
 
 
 def gpu(driver: Driver | None, wheels: Sequence[str], number: int = 0) -> Finding:
-    """Whether a GPU can be used: its driver and the CuPy installed must fit together, and it have memory left."""
+    """Whether a GPU can be used: its driver and the CuPy installed must fit together, and it must not be taken."""
     if driver is None:
         spare = f"; {', '.join(wheels)} is installed but of no use here" if wheels else ""
         return Finding("GPU", f"no NVIDIA driver: everything runs on the CPU{spare}")

@@ -127,7 +127,8 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
 
 def _number(text: str) -> float:
     """Return the number; an integer as one, so that it is written again as it was."""
-    return int(text) if text.isdigit() else float(text)
+    number = float(text)
+    return int(text) if text.isdigit() else number
 
 
 def write_metrics(folder: Path, rows: Sequence[Mapping[str, float]]) -> None:

@@ -124,9 +124,10 @@ def test_rows_that_were_read_are_written_as_they_were(tmp_path):
 
 
 def test_damaged_metrics_are_named(tmp_path):
-    (tmp_path / "metrics.csv").write_text("epoch,loss\n1,oh\n")
-    with pytest.raises(InputError, match=r"metrics\.csv is damaged"):
-        read_metrics(tmp_path)
+    for row in ("1,oh", "1", "1,2,3"):  # no number, one too few, one too many
+        (tmp_path / "metrics.csv").write_text(f"epoch,loss\n{row}\n")
+        with pytest.raises(InputError, match=r"metrics\.csv is damaged"):
+            read_metrics(tmp_path)
     write_metrics(tmp_path, [{"epoch": 1, "loss": 2}])
     with pytest.raises(InputError, match=r"metrics\.csv is damaged \(it has no ap, ap50, images_per_second\)"):
         read_metrics(tmp_path)

@@ -40,6 +40,7 @@ from ..strips import PLANS
 from .conv2d_choice import ON_TENSOR_CORES, Choice, chosen, depth_splits, shared_bytes, split_count
 from .geometry import Geometry, gradient_correlations
 from .precisions import storage
+from .reduce_cuda import over_parts
 
 COLUMN_BYTES = 1 << 28  # im2col takes as many images at a time as have so many bytes of columns
 WARPGROUP_THREADS = 256  # of a block, as in the kernels
@@ -413,8 +414,8 @@ def _correlate(parts, x, weight, geometry, seen, out, choice, bias, relu, kernel
         return
     mean, variance = (xp.empty(groups * outputs, np.float32) for _ in range(2))
     merge = kernel("ops/conv2d_statistics.cu", "conv2d_merge_statistics")
-    blocks = -(-groups * outputs // 8)
-    merge(blocks, (8, 128), means, squares, mean, variance, phases, tiles, bm, groups * outputs)
+    sizes = phases, tiles, bm, groups * outputs
+    merge(*over_parts(groups * outputs), means, squares, mean, variance, *sizes)
     statistics |= {"mean": mean, "variance": variance}
 
 

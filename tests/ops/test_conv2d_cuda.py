@@ -19,6 +19,7 @@ from on_gpu import RTX, elsewhere
 
 from minicenternet import backend
 from minicenternet.ops import conv2d_choice, conv2d_cuda, conv_transpose2d, precisions
+from minicenternet.ops.reduce_cuda import over_parts
 
 definition = importlib.import_module("minicenternet.ops.conv2d")  # the package's name conv2d is the op
 Geometry = definition.Geometry
@@ -287,7 +288,7 @@ def test_statistics_of_many_tiles(cupy, sizes):
             means[number * parts + part], squares[number * parts + part] = some.mean(0), some.var(0) * len(some)
     mean, variance = cupy.zeros(channels, np.float32), cupy.zeros(channels, np.float32)
     backend.kernel("ops/conv2d_statistics.cu", "conv2d_merge_statistics")(
-        2, (8, 128), cupy.asarray(means), cupy.asarray(squares), mean, variance, phases, parts, tile, channels
+        *over_parts(channels), cupy.asarray(means), cupy.asarray(squares), mean, variance, phases, parts, tile, channels
     )
     everything = np.concatenate(pixels)
     np.testing.assert_allclose(mean.get(), everything.mean(0), rtol=1e-6)
