@@ -122,7 +122,7 @@ def test_a_file_of_another_version_is_named(tmp_path, change):
     [
         ({"schedule": "step"}, "--schedule is step and --drops is empty"),
         ({"drops": (3, 5)}, "--schedule is cosine and --drops is 3 5"),
-        ({"schedule": "step", "drops": (3, -1)}, "--drops is 3 -1, expected epochs from 1 on"),
+        ({"schedule": "step", "drops": (3, 0)}, "--drops is 3 0, expected epochs from 1 on"),
         ({"val_images": "photos"}, "--val-images photos belongs to a file named by --val"),
     ],
 )

@@ -1,5 +1,6 @@
 """Which device is chosen and why, moving a network there and back, and what is said when memory runs out."""
 
+import re
 import subprocess
 import sys
 
@@ -97,19 +98,22 @@ def test_of_several_gpus_the_one_that_is_named_is_taken(two_gpus, monkeypatch):
         choose("cuda:2")
 
 
-@pytest.mark.parametrize("number", [0, 1])
-def test_a_gpu_that_is_full_is_no_reason_to_install_cupy_again(two_gpus, monkeypatch, number):
+BUSY = "cudaErrorDevicesUnavailable: CUDA-capable device(s) is/are busy or unavailable"
+
+
+@pytest.mark.parametrize("number, error", [(0, "cudaErrorMemoryAllocation: out of memory"), (1, BUSY)])
+def test_a_gpu_that_is_taken_is_no_reason_to_install_cupy_again(two_gpus, monkeypatch, number, error):
     """Nor is it passed over in silence where another one works."""
 
     def full(shape, dtype=float):
         if two_gpus.cuda.runtime.getDevice() == number:
-            raise RuntimeError("cudaErrorMemoryAllocation: out of memory")
+            raise RuntimeError(error)
         return two_gpus.full(shape, 1.0)
 
     monkeypatch.setattr(two_gpus, "ones", full)
     monkeypatch.setattr(doctor, "find_driver", lambda: doctor.Driver((13, 0), "NVIDIA H200"))
     monkeypatch.setattr(doctor, "cupy_wheels", lambda: ["cupy-cuda13x"])
-    message = rf"GPU {number} is taken \(cudaErrorMemoryAllocation: out of memory\): see nvidia-smi by whom"
+    message = re.escape(f"GPU {number} is taken ({error}): see nvidia-smi by whom")
     with pytest.raises(InputError, match=rf"device cuda:{number} cannot be used: NVIDIA H200, .*{message}"):
         choose(f"cuda:{number}")
     assert choose(f"cuda:{1 - number}")[0] == f"cuda:{1 - number}"

@@ -48,6 +48,14 @@ def test_a_convolution_by_hand():
     assert "channels padded" not in rest
 
 
+def test_phases_in_several_launches_share_the_operations():
+    """Stride 3: nine phases of the input gradient, of which a launch takes four."""
+    works = convolution((2, 9, 12, 8), (8, 8, 3, 3), "tf32", stride=3)
+    forward, *backward = (work for work in works if work.kind == "product")
+    assert forward.operations == 2 * (2 * 3 * 4) * (8 * 8 * 9)
+    assert len(backward) == 3 and sum(work.operations for work in backward) == forward.operations
+
+
 def test_odd_channels_are_converted_and_padded():
     works = convolution((1, 4, 4, 3), (2, 3, 1, 1), "fp16")
     padded = [work.bytes for work in works if work.kind == "channels padded"]

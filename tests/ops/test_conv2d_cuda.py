@@ -43,6 +43,7 @@ CASES = {
     "one column": dict(kernel=(3, 1), size=(33, 1), batch=3),
     "more than a tile": dict(kernel=(3, 3), padding=1, size=(13, 11), channels=20, outputs=67),
     "lots of channels": dict(kernel=(3, 3), stride=2, padding=1, size=(5, 7), channels=128, outputs=128),
+    "a lot and a rest": dict(kernel=(3, 3), padding=1, size=(5, 6), channels=72, outputs=8),
     "nothing": dict(kernel=(3, 3), padding=1, batch=0),
 }
 ON = [
@@ -383,6 +384,22 @@ def test_an_image_is_padded_for_tensor_cores_alone(cupy, rung, monkeypatch):
     monkeypatch.setenv("MINICENTERNET_CUDA_CONV", rung)
     x = cupy.zeros((1, 5, 5, 3), np.float32)
     assert conv2d_cuda.prepared(x, (8, 3, 3, 3), Geometry.of(1, 1, 1, 1), "tf32") is x
+
+
+@pytest.mark.parametrize("kind", ["correlate", "dweight"])
+def test_an_image_is_padded_where_both_passes_want_it(cupy, kind, monkeypatch):
+    chosen = conv2d_cuda.chosen
+    monkeypatch.setattr(
+        conv2d_cuda, "chosen", lambda of, *shape: conv2d_choice.Choice("naive") if of == kind else chosen(of, *shape)
+    )
+    x = cupy.zeros((1, 5, 5, 3), np.float32)
+    assert conv2d_cuda.prepared(x, (8, 3, 3, 3), Geometry.of(1, 1, 1, 1), "tf32") is x
+
+
+def test_groups_are_not_padded(cupy):
+    """The channels of one would become the next one's."""
+    x = cupy.zeros((1, 5, 5, 6), np.float32)
+    assert conv2d_cuda.prepared(x, (8, 3, 3, 3), Geometry.of(1, 1, 1, 2), "tf32") is x
 
 
 # --- reproducible, and without waiting -------------------------------------------------------------------------------
