@@ -94,10 +94,10 @@ def test_what_is_noted_is_what_a_step_launches(cupy, precision):
 
 
 def test_nothing_of_the_model_stays_behind(cupy):
-    kernels, modules = backend._kernel, sys.modules["cupy"]
+    kernels, modules, gpus = backend._kernel, sys.modules["cupy"], backend._gpu.cache_info()
     roofline.step("small", precision="tf32", **SMALL)
     assert (backend._kernel, sys.modules["cupy"]) == (kernels, modules)
-    assert backend.Kernel.__call__.__name__ == "__call__"
+    assert backend.Kernel.__call__.__name__ == "__call__" and backend._gpu.cache_info() == gpus
 
 
 def test_the_operations_are_those_of_the_summary():
