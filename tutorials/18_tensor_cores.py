@@ -602,7 +602,7 @@ assert moved == 6400, f"128 + 1024 + 2048 numbers of 2 bytes: 6400, got {moved}"
 roofline = importlib.import_module("benchmarks.roofline")
 side, number = 256 if FAST else 512, 32
 works = roofline.step("resnet18", size=side, classes=80, batch=number, precision="tf32")
-layers = {}  # one of each kind: the last, which has the largest map of those with one kernel size
+layers = {}  # one of each kind: the last, which has the largest map
 for work in works:
     if work.kind != "forward":
         continue
