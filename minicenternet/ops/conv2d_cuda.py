@@ -161,6 +161,8 @@ def weight_gradient(
     choice = choice or chosen("dweight", precision, groups, channels, outputs // groups, _pixels(dy))
     if dy.size == 0:
         return get_xp(x).zeros(shape, np.float32)
+    if choice.rung not in ON_TENSOR_CORES:  # for which x may have been prepared, when another rung was asked for
+        x = contiguous(x[..., : channels * groups])
     if choice.rung == "im2col":
         return _im2col_weight_gradient(x, dy, geometry, shape)
     dweight = get_xp(x).empty(shape, np.float32)

@@ -34,10 +34,11 @@ __device__ __forceinline__ Sums<V> sums_of_parts(const float* const (&values)[V]
   for (int first = threadIdx.y; channel < channels && first < parts; first += PART_THREADS * PARTS_AT_ONCE) {
     float some[PARTS_AT_ONCE][V];
     #pragma unroll
-    for (int i = 0; i < PARTS_AT_ONCE; i++)
+    for (int i = 0; i < PARTS_AT_ONCE; i++) {
+      int part = first + i * PART_THREADS;
       #pragma unroll
-      for (int v = 0, part = first + i * PART_THREADS; v < V; v++)
-        some[i][v] = part < parts ? values[v][part * channels + channel] : 0;
+      for (int v = 0; v < V; v++) some[i][v] = part < parts ? values[v][part * channels + channel] : 0;
+    }
     #pragma unroll
     for (int i = 0; i < PARTS_AT_ONCE; i++)
       #pragma unroll

@@ -404,6 +404,21 @@ def test_groups_are_not_padded(cupy):
     assert conv2d_cuda.prepared(x, (8, 3, 3, 3), Geometry.of(1, 1, 1, 2), "tf32") is x
 
 
+@pytest.mark.parametrize("rung", ["naive", "im2col", "tiled"])
+def test_another_rung_may_be_asked_for_before_the_backward_pass(cupy, rung, monkeypatch):
+    """Which then is given an image that was padded for tensor cores."""
+    rng = np.random.default_rng(0)
+    x, weight, dy = (rng.standard_normal(shape, np.float32) for shape in ((1, 5, 5, 3), (8, 3, 3, 3), (1, 5, 5, 8)))
+    monkeypatch.setenv("MINICENTERNET_CUDA_CONV", "tensor_cores")
+    _, backward = definition.conv2d.raw(
+        cupy.asarray(x), cupy.asarray(weight), padding=1, want_dx=False, precision="tf32"
+    )
+    monkeypatch.setenv("MINICENTERNET_CUDA_CONV", rung)
+    _, dweight, _ = backward(cupy.asarray(dy))
+    wanted = definition.reference_weight_gradient(x.astype(float), dy.astype(float), (3, 3), Geometry.of(1, 1, 1, 1))
+    np.testing.assert_allclose(dweight.get(), wanted, rtol=1e-5, atol=1e-5)
+
+
 # --- reproducible, and without waiting -------------------------------------------------------------------------------
 
 
