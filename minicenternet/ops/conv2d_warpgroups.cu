@@ -7,10 +7,8 @@
 //
 // A block is two warpgroups; each has BM / 2 of its BM pixels and all of its BN outputs. A step takes 32 words of the
 // depth: rows of 128 bytes, as wgmma wants them (tensor_cores.cuh).
-// Beside these tensor cores the L2 cache is slow: what a tile of 256 x 128 copies in a step, 48 KB, is multiplied in
-// 1024 clocks, and the L2 cache is said to give each of an H200's processors about half of that. So x is copied by way
-// of the L1 cache (conv2d_copies.cuh).
-// float is cut off to tf32, which the tensor cores do by themselves; the taps were rounded when they were arranged.
+// These tensor cores must be fed: what a tile of 256 x 128 copies in a step, 48 KB, they multiply in 1024 clocks at their
+// peak. So as not to wait for the L2 cache, x is copied by way of the L1 cache (conv2d_copies.cuh).
 #include "conv2d_copies.cuh"
 #include "conv2d_tile.cuh"
 #include "numbers.cuh"
