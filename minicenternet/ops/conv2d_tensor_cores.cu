@@ -166,34 +166,26 @@ __global__ void __launch_bounds__(BM / WM * (BN / WN) * 32, WARPS<WM, WN> / (BM 
   extern __shared__ __align__(16) uint32_t shared[];
   uint32_t* tiles_dy = shared;                     // [STAGES][BK][DYL]
   uint32_t* tiles_x = shared + STAGES * BK * DYL;  // [STAGES][BK][XL]
-  const int group = blockIdx.z / splits, split = blockIdx.z % splits, depth = g.depth(), pixels = g.pixels();
-  const int o0 = blockIdx.x * BM, d0 = blockIdx.y * BN;
-  const int share = ((pixels + BK - 1) / BK + splits - 1) / splits * BK;  // pixels of a split, a multiple of BK
-  const int begin = split * share, end = min(pixels, begin + share);
-  const int steps = max(0, (end - begin + BK - 1) / BK);
+  const PixelShare<BK> share(splits, g);
+  const int o0 = blockIdx.x * BM, d0 = blockIdx.y * BN, depth = g.depth();
 
   // This thread copies the chunk at output o of rows dy_r, dy_r + DY_ROWS, ..., and at column d of rows x_r, ...
   const int dy_r = threadIdx.x / (BM / CHUNK), o = o0 + threadIdx.x % (BM / CHUNK) * CHUNK;
   const int x_r = threadIdx.x / (BN / CHUNK), d = d0 + threadIdx.x % (BN / CHUNK) * CHUNK;
   const Away away(Column(d, g), g);  // below every map where d >= depth
-  // What pixels the rows of a step are is found by one thread for each, a step ahead.
-  __shared__ Row rows[2][BK];
-  auto find_rows = [&](int step) {
-    int m = begin + step * BK + threadIdx.x;
-    if (threadIdx.x < BK) rows[step % 2][threadIdx.x] = Row(m < end ? m : pixels, group, g);
-  };
+  __shared__ Row rows[2][BK];  // of a step, found a step ahead
   auto copy = [&](int step) {  // called for step = 0, 1, 2, ...
-    if (step < steps) {
+    if (step < share.steps) {
       int at_x[BK / X_ROWS];  // found first, so that the copies do not wait for one another's loads
 #pragma unroll
       for (int i = 0; i < BK / X_ROWS; i++) at_x[i] = rows[step % 2][x_r + i * X_ROWS].at(away, g);
       uint32_t* to_dy = tiles_dy + (step % STAGES * BK + dy_r) * DYL + (o - o0) / CHUNK * 4;
       uint32_t* to_x = tiles_x + (step % STAGES * BK + x_r) * XL + (d - d0) / CHUNK * 4;
-      const unsigned m = begin + step * BK + dy_r, channels = g.groups * g.outputs;
-      const unsigned at = m * channels + group * g.outputs + o;  // may be beyond the array's end, and is not used then
+      const unsigned m = share.begin + step * BK + dy_r, channels = g.groups * g.outputs;
+      const unsigned at = m * channels + share.group * g.outputs + o;  // may be beyond the array's end, and is not used then
 #pragma unroll
       for (int i = 0; i < BK / DY_ROWS; i++) {
-        bool inside = m + i * DY_ROWS < end && o < g.outputs;
+        bool inside = m + i * DY_ROWS < share.end && o < g.outputs;
         cp_async(to_dy + i * DY_ROWS * DYL, dy + (inside ? at + i * DY_ROWS * channels : 0), inside);
       }
 #pragma unroll
@@ -202,7 +194,7 @@ __global__ void __launch_bounds__(BM / WM * (BN / WN) * 32, WARPS<WM, WN> / (BM 
     cp_async_commit();
   };
   for (int s = 0; s < STAGES; s++) {  // the last round finds rows alone
-    find_rows(s);
+    share.find_rows(s, rows[s % 2], g);
     __syncthreads();
     if (s < STAGES - 1) copy(s);
   }
@@ -221,15 +213,15 @@ __global__ void __launch_bounds__(BM / WM * (BN / WN) * 32, WARPS<WM, WN> / (BM 
   cp_async_wait<STAGES - 2>();
   __syncthreads();
   load(0, 0, 0);
-  for (int step = 0; step < steps; step++) {
+  for (int step = 0; step < share.steps; step++) {
     copy(step + STAGES - 1);
-    find_rows(step + STAGES);
+    share.find_rows(step + STAGES, rows[(step + STAGES) % 2], g);
 #pragma unroll
     for (int k = 0; k < BK; k += SLICE) {
       const int now = k / SLICE % 2;
       if (k + SLICE < BK) {
         load(step, k + SLICE, 1 - now);
-      } else if (step + 1 < steps) {
+      } else if (step + 1 < share.steps) {
         cp_async_wait<STAGES - 2>();
         __syncthreads();
         load(step + 1, 0, 1 - now);
@@ -237,7 +229,7 @@ __global__ void __launch_bounds__(BM / WM * (BN / WN) * 32, WARPS<WM, WN> / (BM 
       multiply<T>(sum, a[now], b[now]);
     }
   }
-  float* to = partial + ((size_t)split * g.groups + group) * g.outputs * depth;
+  float* to = partial + ((size_t)share.split * g.groups + share.group) * g.outputs * depth;
 #pragma unroll
   for (int i = 0; i < WM / 8; i++) {
     int row = o0 + wm + output_of_row<T>(i);

@@ -66,6 +66,24 @@ struct alignas(16) Row {
   }
 };
 
+// A block's share of the pixels of a weight gradient, one of `splits`, BK pixels a step.
+template <int BK>
+struct PixelShare {
+  int group, split, begin, end, steps;
+
+  __device__ PixelShare(int splits, const Correlation& g) : group(blockIdx.z / splits), split(blockIdx.z % splits) {
+    const int pixels = g.pixels(), most = ((pixels + BK - 1) / BK + splits - 1) / splits * BK;  // a multiple of BK
+    begin = split * most;
+    end = min(pixels, begin + most);
+    steps = max(0, (end - begin + BK - 1) / BK);
+  }
+  // Find where the pixels of a step begin to look, one thread for each; beyond the share, below every map.
+  __device__ __forceinline__ void find_rows(int step, Row (&rows)[BK], const Correlation& g) const {
+    int m = begin + step * BK + threadIdx.x;
+    if (threadIdx.x < BK) rows[threadIdx.x] = Row(m < end ? m : g.pixels(), group, g);
+  }
+};
+
 // What is done to a tile before it leaves the registers.
 struct Epilogue {
   const float* bias;  // (groups * outputs) or nullptr

@@ -97,22 +97,21 @@ __global__ void __launch_bounds__(BM / TM * (BN / TN), 512 / (BM / TM * (BN / TN
   constexpr int THREADS = BM / TM * (BN / TN), DYL = BM + 4, XL = BN + 4;
   __shared__ __align__(16) float tile_dy[BK * DYL];
   __shared__ __align__(16) float tile_x[BK * XL];
-  const int group = blockIdx.z / splits, split = blockIdx.z % splits, depth = g.depth(), pixels = g.pixels();
-  const int o0 = blockIdx.x * BM, d0 = blockIdx.y * BN;
-  const int share = ((pixels + BK - 1) / BK + splits - 1) / splits * BK;  // pixels of a split, a multiple of BK
-  const int begin = split * share, end = min(pixels, begin + share);
+  const PixelShare<BK> share(splits, g);
+  const int o0 = blockIdx.x * BM, d0 = blockIdx.y * BN, depth = g.depth();
 
   const int ty = threadIdx.x / (BN / TN), tx = threadIdx.x % (BN / TN);
   float sum[TM][TN] = {};
-  for (int m0 = begin; m0 < end; m0 += BK) {
+  for (int m0 = share.begin; m0 < share.end; m0 += BK) {
     for (int n = threadIdx.x; n < BK * BM; n += THREADS) {
       int o = o0 + n % BM, m = m0 + n / BM;
-      bool inside = o < g.outputs && m < end;
-      tile_dy[n / BM * DYL + n % BM] = inside ? dy[(size_t)m * g.groups * g.outputs + group * g.outputs + o] : 0.f;
+      bool inside = o < g.outputs && m < share.end;
+      size_t at = ((size_t)m * g.groups + share.group) * g.outputs + o;
+      tile_dy[n / BM * DYL + n % BM] = inside ? dy[at] : 0.f;
     }
     for (int n = threadIdx.x; n < BK * BN; n += THREADS) {
       int m = m0 + n / BN;
-      int at = Row(m < end ? m : pixels, group, g).at(Away(Column(d0 + n % BN, g), g), g);
+      int at = Row(m < share.end ? m : g.pixels(), share.group, g).at(Away(Column(d0 + n % BN, g), g), g);
       tile_x[n / BN * XL + n % BN] = at < 0 ? 0.f : x[at];
     }
     __syncthreads();  // the tiles are filled
@@ -130,7 +129,7 @@ __global__ void __launch_bounds__(BM / TM * (BN / TN), 512 / (BM / TM * (BN / TN
     }
     __syncthreads();  // nobody reads them any more
   }
-  float* to = partial + ((size_t)split * g.groups + group) * g.outputs * depth;
+  float* to = partial + ((size_t)share.split * g.groups + share.group) * g.outputs * depth;
 #pragma unroll
   for (int i = 0; i < TM; i++)
 #pragma unroll

@@ -103,11 +103,8 @@ __global__ void __launch_bounds__(THREADS, BLOCKS<BM, BN, STAGES>)
   extern __shared__ __align__(1024) uint32_t shared[];
   uint32_t* tiles_dy = shared;                                       // [STAGES][BM / SIDE][BK][ROW_WORDS]
   uint32_t* tiles_x = shared + STAGES * BM / SIDE * BK * ROW_WORDS;  // [STAGES][BN / SIDE][BK][ROW_WORDS]
-  const int group = blockIdx.z / splits, split = blockIdx.z % splits, depth = g.depth(), pixels = g.pixels();
-  const int o0 = blockIdx.x * BM, d0 = blockIdx.y * BN;
-  const int share = ((pixels + BK - 1) / BK + splits - 1) / splits * BK;  // pixels of a split, a multiple of BK
-  const int begin = split * share, end = min(pixels, begin + share);
-  const int steps = max(0, (end - begin + BK - 1) / BK);
+  const PixelShare<BK> share(splits, g);
+  const int o0 = blockIdx.x * BM, d0 = blockIdx.y * BN, depth = g.depth();
 
   // Column d, or with all taps of 64 channels one after another, so that what one tap saw is in the L1 cache for the next.
   auto column = [&](int d) {
@@ -123,18 +120,13 @@ __global__ void __launch_bounds__(THREADS, BLOCKS<BM, BN, STAGES>)
     away[j] = Away(column(d), g);
     if (d >= depth) away[j].y = BELOW;
   }
-  // What pixels the rows of a step are is found by one thread for each, a step ahead.
-  __shared__ Row rows[2][BK];
-  auto find_rows = [&](int step) {
-    int m = begin + step * BK + threadIdx.x;
-    if (threadIdx.x < BK) rows[step % 2][threadIdx.x] = Row(m < end ? m : pixels, group, g);
-  };
+  __shared__ Row rows[2][BK];  // of a step, found a step ahead
   auto copy = [&](int step) {  // called for step = 0, 1, 2, ...
-    if (step < steps) {
+    if (step < share.steps) {
       uint32_t* to_dy = tiles_dy + step % STAGES * (BM / SIDE) * BK * ROW_WORDS + place;
       uint32_t* to_x = tiles_x + step % STAGES * (BN / SIDE) * BK * ROW_WORDS + place;
-      const unsigned m = begin + step * BK + r, channels = g.groups * g.outputs;
-      const unsigned at = m * channels + group * g.outputs + o;  // may be beyond the array's end, and is not used then
+      const unsigned m = share.begin + step * BK + r, channels = g.groups * g.outputs;
+      const unsigned at = m * channels + share.group * g.outputs + o;  // may be beyond the array's end, and is not used then
 #pragma unroll
       for (int i = 0; i < BK / ROWS; i++) {
         const Row row = rows[step % 2][r + i * ROWS];
@@ -145,7 +137,7 @@ __global__ void __launch_bounds__(THREADS, BLOCKS<BM, BN, STAGES>)
         }
 #pragma unroll
         for (int j = 0; j < BM / SIDE; j++) {
-          bool inside = m + i * ROWS < end && o + j * SIDE < g.outputs;
+          bool inside = m + i * ROWS < share.end && o + j * SIDE < g.outputs;
           cp_async(to_dy + (j * BK + i * ROWS) * ROW_WORDS, dy + (inside ? at + i * ROWS * channels + j * SIDE : 0),
                    inside);
         }
@@ -155,7 +147,7 @@ __global__ void __launch_bounds__(THREADS, BLOCKS<BM, BN, STAGES>)
   };
 #pragma unroll
   for (int s = 0; s < STAGES - 1; s++) {  // the last round finds rows alone
-    find_rows(s);
+    share.find_rows(s, rows[s % 2], g);
     __syncthreads();
     if (s < STAGES - 2) copy(s);
   }
@@ -163,7 +155,7 @@ __global__ void __launch_bounds__(THREADS, BLOCKS<BM, BN, STAGES>)
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warpgroup = warp / 4;
   const int side_dy = warpgroup % DOWN * TILES, side_x = warpgroup / DOWN * (N / SIDE);
   float sum[TILES][N / 2] = {};
-  for (int step = 0; step < steps; step++) {
+  for (int step = 0; step < share.steps; step++) {
     cp_async_wait<STAGES - 3>();
     fence_copies();
     __syncthreads();
@@ -178,11 +170,11 @@ __global__ void __launch_bounds__(THREADS, BLOCKS<BM, BN, STAGES>)
                                     BK * ROW_WORDS * 4);
     warpgroup_commit();
     copy(step + STAGES - 2);
-    find_rows(step + STAGES - 1);
+    share.find_rows(step + STAGES - 1, rows[(step + STAGES - 1) % 2], g);
     warpgroup_wait<1>();
   }
   warpgroup_finish(sum);
-  float* to = partial + ((size_t)split * g.groups + group) * g.outputs * depth;
+  float* to = partial + ((size_t)share.split * g.groups + share.group) * g.outputs * depth;
 #pragma unroll
   for (int q = 0; q < N / SIDE; q++) {
     const int first = d0 + (side_x + q) * SIDE, number = column(first).number(g);  // of 64 columns, as x has them
