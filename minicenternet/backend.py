@@ -348,13 +348,15 @@ class Kernel:
         Raises InputError for more than a kernel can count.
         """
         if count > LARGEST:
-            raise InputError(
-                f"{self.expression} needs {count} threads, and kernels count to {LARGEST}; take a smaller batch"
-            )
+            raise _too_many(f"{self.expression} needs {count} threads")
         self(-(-count // threads), threads, *arguments)
 
 
 # Each returns an argument as CuPy must be given it: CuPy passes a Python float as a double and checks nothing.
+
+
+def _too_many(what: str) -> InputError:
+    return InputError(f"{what}, and kernels count to {LARGEST}; take a smaller batch")
 
 
 def _pointer(argument: Array | None, dtype: str, where: str) -> Array | None:
@@ -367,10 +369,7 @@ def _pointer(argument: Array | None, dtype: str, where: str) -> Array | None:
     if not is_contiguous(argument):
         raise ValueError(f"{where} {argument.shape} must be contiguous; copy it before")
     if argument.size > LARGEST:
-        raise InputError(
-            f"{where} {argument.shape} has {argument.size} elements, and kernels count to {LARGEST};"
-            " take a smaller batch"
-        )
+        raise _too_many(f"{where} {argument.shape} has {argument.size} elements")
     return argument
 
 

@@ -171,7 +171,7 @@ class Predictor:
     def __post_init__(self):
         check_graph(self.graph, "cpu" if get_xp(self.model.parameters()[0].data) is np else "cuda")
         self.captured = Captured(lambda arrays: self.model.task.decode(self._maps(arrays["image"]), self.k))
-        self.captured_of = self._of_graph() if self.graph else None
+        self.assumed = self._assumed() if self.graph else None
         requirements = {
             f"min_score is {self.min_score}, expected 0 to 1": 0 <= self.min_score <= 1,
             f"k is {self.k}, expected at least 1": self.k >= 1,
@@ -223,7 +223,7 @@ class Predictor:
     def _in_input(self, batch: np.ndarray) -> list[np.ndarray]:
         """Boxes in pixels of the network input, scores and labels of a batch."""
         if self.graph:
-            if self._of_graph() != self.captured_of:
+            if self._assumed() != self.assumed:
                 raise InputError(
                     "the network was moved, or given another precision; a graph needs a Predictor made anew"
                 )
@@ -234,8 +234,8 @@ class Predictor:
         with self._timed("decode"):
             return _on_cpu(self.model.task.decode(outputs, self.k), self.model)
 
-    def _of_graph(self) -> tuple[str, object]:
-        """Return what graphs have taken for granted: the precision, and where the weights lie."""
+    def _assumed(self) -> tuple[str, object]:
+        """Return what a graph takes for granted: the precision, and where the weights lie."""
         return self.model.precision, getattr(self.model.parameters()[0].data.data, "ptr", None)
 
     def _halved(self, room: float) -> str:

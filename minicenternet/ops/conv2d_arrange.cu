@@ -43,8 +43,8 @@ __global__ void conv2d_pad_channels(const From* __restrict__ x, T* __restrict__ 
   *(Pack<T, N>*)(padded + i) = wide;
 }
 
-// The sum of partial[0], partial[size], ... in their order. A small weight has many splits and few threads: so many loads
-// are under way at once.
+// The sum of partial[0], partial[size], ... in their order. A small weight has many splits and few threads, each of which
+// therefore has many loads under way.
 __device__ __forceinline__ float sum_of_splits(const float* __restrict__ partial, int splits, int size) {
   constexpr int AT_ONCE = 16;
   float sum = 0.f;

@@ -5,9 +5,8 @@
 
 // A block's copies of 16 bytes: BK columns of the implicit matrix for BM pixels, and of the taps for BN outputs. A thread
 // takes column d of rows r, r + ROWS, ... of both.
-// CACHED: x comes by way of the L1 cache, and in an order in which it is still there when it is wanted again: the same
-// channels through all taps, of which each sees most of the pixels that the one before saw. (Not so where the channels
-// are no multiple of BK.)
+// CACHED: x comes by way of the L1 cache, and, where the channels are a multiple of BK, in an order in which it is still
+// there when it is wanted again: the same channels through all taps, each of which sees most of the last one's pixels.
 template <class T, int BM, int BN, int BK, int THREADS, bool CACHED>
 struct StepCopies {
   static constexpr int CHUNK = 16 / sizeof(T), ROWS = THREADS / (BK / CHUNK);  // numbers of a copy; rows of one pass
@@ -34,13 +33,15 @@ struct StepCopies {
     for (int i = 0; i < BM / ROWS; i++) {
       const int at = row[i].at(away, g);
       const T* from = x + max(at, 0);
-      CACHED ? cp_async_cached(to_x + i * ROWS * L, from, at >= 0) : cp_async(to_x + i * ROWS * L, from, at >= 0);
+      if (CACHED) cp_async_cached(to_x + i * ROWS * L, from, at >= 0);
+      else cp_async(to_x + i * ROWS * L, from, at >= 0);
     }
 #pragma unroll
     for (int i = 0; i < BN / ROWS; i++) {
       const bool inside = number < depth && n + i * ROWS < g.outputs;
       cp_async(to_w + i * ROWS * L, taps + (inside ? weight + i * ROWS * depth + number : 0), inside);
     }
-    by_taps ? column.advance_a_tap(BK, g) : column.advance(BK, g);
+    if (by_taps) column.advance_a_tap(BK, g);
+    else column.advance(BK, g);
   }
 };

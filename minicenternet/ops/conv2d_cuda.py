@@ -47,13 +47,13 @@ WARPGROUP_THREADS = 256  # of a block, as in the kernels
 ARCHITECTURES = {"warpgroups": "sm_90a"}  # see backend.kernel
 
 
-# --- the three functions ---------------------------------------------------------------------------------------------
+# --- the three functions, and what two of them read ------------------------------------------------------------------
 
 
 def prepared(x: Array, weight_shape: tuple[int, int, int, int], geometry: Geometry, precision: str) -> Array:
-    """Return x as `forward` and `weight_gradient` read it: converted, contiguous and padded with channels of zeros.
+    """Return x as `forward` and `weight_gradient` read it, so that neither has to convert or to pad it again.
 
-    What they would do of this they need not do twice; an image is padded where both take a rung on tensor cores.
+    It is padded, with channels of zeros, where both take a rung on tensor cores.
     """
     outputs, channels, *kernel_size = weight_shape
     dtype = storage(precision)
@@ -64,7 +64,8 @@ def prepared(x: Array, weight_shape: tuple[int, int, int, int], geometry: Geomet
     choices = [chosen(kind, precision, 1, channels, outputs, pixels) for kind in ("correlate", "dweight")]
     if any(choice.rung not in ON_TENSOR_CORES for choice in choices):
         return _stored(x, precision)
-    return _padded(contiguous(x) if x.dtype == np.float32 else _stored(x, precision), wide, dtype)
+    x = contiguous(x) if x.dtype == np.float32 else _stored(x, precision)  # float32 is converted while it is padded
+    return _padded(x, wide, dtype)
 
 
 def forward(

@@ -182,7 +182,7 @@ __global__ void __launch_bounds__(BM / WM * (BN / WN) * 32, WARPS<WM, WN> / (BM 
       uint32_t* to_dy = tiles_dy + (step % STAGES * BK + dy_r) * DYL + (o - o0) / CHUNK * 4;
       uint32_t* to_x = tiles_x + (step % STAGES * BK + x_r) * XL + (d - d0) / CHUNK * 4;
       const unsigned m = share.begin + step * BK + dy_r, channels = g.groups * g.outputs;
-      const unsigned at = m * channels + share.group * g.outputs + o;  // may be beyond the array's end, and is not used then
+      const unsigned at = m * channels + share.group * g.outputs + o;  // not used where it is beyond the array's end
 #pragma unroll
       for (int i = 0; i < BK / DY_ROWS; i++) {
         bool inside = m + i * DY_ROWS < share.end && o < g.outputs;

@@ -7,8 +7,9 @@
 //
 // A block is two warpgroups; each has BM / 2 of its BM pixels and all of its BN outputs. A step takes 32 words of the
 // depth: rows of 128 bytes, as wgmma wants them (tensor_cores.cuh).
-// These tensor cores must be fed: what a tile of 256 x 128 copies in a step, 48 KB, they multiply in 1024 clocks at their
-// peak. So as not to wait for the L2 cache, x is copied by way of the L1 cache (conv2d_copies.cuh).
+// At their peak the tensor cores multiply what a tile of 256 x 128 copies in a step, 48 KB, in 1024 clocks. So as not to
+// wait for the L2 cache, x is copied by way of the L1 cache (conv2d_copies.cuh).
+// float is cut off to tf32, which the tensor cores do by themselves; the taps were rounded when they were arranged.
 #include "conv2d_copies.cuh"
 #include "conv2d_tile.cuh"
 #include "numbers.cuh"
@@ -106,7 +107,7 @@ __global__ void __launch_bounds__(THREADS, BLOCKS<BM, BN, STAGES>)
   const PixelShare<BK> share(splits, g);
   const int o0 = blockIdx.x * BM, d0 = blockIdx.y * BN, depth = g.depth();
 
-  // Column d, or with all taps of 64 channels one after another, so that what one tap saw is in the L1 cache for the next.
+  // Column d; where it can be, all taps of 64 channels one after another: what one tap saw the next finds in L1.
   auto column = [&](int d) {
     return g.channels % SIDE == 0 ? Column::of_lot(d / SIDE, SIDE, d % SIDE, g) : Column(d, g);
   };
@@ -126,7 +127,7 @@ __global__ void __launch_bounds__(THREADS, BLOCKS<BM, BN, STAGES>)
       uint32_t* to_dy = tiles_dy + step % STAGES * (BM / SIDE) * BK * ROW_WORDS + place;
       uint32_t* to_x = tiles_x + step % STAGES * (BN / SIDE) * BK * ROW_WORDS + place;
       const unsigned m = share.begin + step * BK + r, channels = g.groups * g.outputs;
-      const unsigned at = m * channels + share.group * g.outputs + o;  // may be beyond the array's end, and is not used then
+      const unsigned at = m * channels + share.group * g.outputs + o;  // not used where it is beyond the array's end
 #pragma unroll
       for (int i = 0; i < BK / ROWS; i++) {
         const Row row = rows[step % 2][r + i * ROWS];

@@ -1,6 +1,6 @@
-// A stable sort of small integers, as gradients need it that are sums over whatever was taken from one place: sorted by
-// place, they can be gathered, in a fixed order. Radix sort: by the lowest 5 bits of the keys, then the next 5, ... each
-// time in three launches, which leave equal digits in the order they had.
+// A stable sort of small integers. A gradient that sums whatever was taken from one place needs it: sorted by place, the
+// numbers can be gathered, in a fixed order. Radix sort: by the lowest 5 bits of the keys, then by the next 5, and so on,
+// each time in three launches, which leave equal digits in the order they had.
 //
 //   sort_count    counts[d, b] = how many keys of block b have digit d
 //   sort_scan     of all counts the sum of those before, by one block: where block b's keys with digit d go

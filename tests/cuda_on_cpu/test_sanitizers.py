@@ -78,13 +78,13 @@ FAULTS = {
 }  # fmt: skip
 
 
-def run(sanitizer: str, *arguments: str) -> subprocess.CompletedProcess:
-    """Run the exercises in a child process."""
+def run(sanitizer: str, *arguments: str, module: str = "cuda_on_cpu.exercise") -> subprocess.CompletedProcess:
+    """Run a module, by default the exercises, in a child process."""
     environment = os.environ | {"PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}", "CUDA_ON_CPU_SANITIZER": sanitizer}
     environment |= {"ASAN_OPTIONS": "detect_leaks=0", "TSAN_OPTIONS": "exitcode=66", "MINICENTERNET_THREADS": "1"}
     if sanitizer:
         environment["LD_PRELOAD"] = _library(LIBRARIES[sanitizer])
-    command = [sys.executable, "-m", "cuda_on_cpu.exercise", *arguments]
+    command = [sys.executable, "-m", module, *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
 
 
@@ -140,11 +140,9 @@ def test_all_kernels_are_clean_in_three_orders(children, sanitizer):
 
 def test_a_whole_training_step_is_clean():
     """In float32 and bf16: the test that compares it with the CPU's, again under a sanitizer."""
-    test = "tests/test_train_gpu.py::test_a_step_in_each_precision_is_the_cpus"
-    command = [sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", test, "-k", "float32 or bf16"]
-    sanitizer = {"CUDA_ON_CPU_SANITIZER": "address,undefined", "LD_PRELOAD": _library("libasan.so")}
-    environment = os.environ | sanitizer | {"ASAN_OPTIONS": "detect_leaks=0", "MINICENTERNET_THREADS": "1"}
-    done = subprocess.run(command, env=environment, cwd=TESTS.parent, capture_output=True, text=True)
+    test = f"{TESTS / 'test_train_gpu.py'}::test_a_step_in_each_precision_is_the_cpus"
+    options = ("-q", "-s", "-p", "no:cacheprovider", "-k", "float32 or bf16")
+    done = run("address,undefined", test, *options, module="pytest")
     assert done.returncode == 0 and " passed" in done.stdout, done.stdout[-4000:] + done.stderr[-4000:]
 
 
